@@ -1,0 +1,2 @@
+"""keras_vd"""
+from keras_vd import kl, layers, posteriors, priors

@@ -1,0 +1,53 @@
+"""The one home of everything taken from Keras' private side.
+
+`tests/test_keras_internals.py` pins what is used here, so that a Keras release
+that moves it fails there and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+from keras.src import backend
+
+
+def full_precision() -> Any:
+    """Context in which variables are read in their own dtype.
+
+    Inside the call of a layer with a mixed policy Keras hands out variables
+    cast to 16 bits; a KL divergence has to be computed from all their bits.
+    """
+    return backend.AutocastScope(None)
+
+
+def sublayers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """Layers that `layer` owns directly, in order of creation."""
+    return list(layer._layers)
+
+
+def flatten_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """`layer` and all layers below it, each once."""
+    return list(layer._flatten_layers())
+
+
+def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """Variables that belong to `layer` itself and to none of its sublayers."""
+    return [*layer._trainable_variables, *layer._non_trainable_variables]
+
+
+def exclude_from_weight_decay(
+    optimizer: keras.optimizers.Optimizer, variables: Iterable[keras.Variable]
+) -> None:
+    """Add to the variables that `optimizer` does not decay.
+
+    The public method of the same name replaces the user's own exclusions and
+    refuses a built optimizer; this one keeps them and also works on a run that
+    is resumed. Wrappers such as `LossScaleOptimizer` are looked through.
+    """
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    excluded = getattr(optimizer, "_exclude_from_weight_decay", set())
+    keys = {optimizer._var_key(variable) for variable in variables}
+    optimizer._exclude_from_weight_decay = excluded | keys
+    optimizer._exclude_from_weight_decay_cache = {}

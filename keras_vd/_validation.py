@@ -1,0 +1,80 @@
+"""Checks of user arguments: which argument, what is allowed, what came."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Iterable
+
+
+def check_number(
+    argument: str,
+    value: object,
+    minimum: float = -math.inf,
+    maximum: float = math.inf,
+    exclusive: bool = False,
+) -> float:
+    """Return `value` as a float if it is a finite number in the range.
+
+    Args:
+        argument: Name of the argument, for the message.
+        value: What the user passed. Booleans and strings are no numbers.
+        minimum: Smallest value allowed.
+        maximum: Largest value allowed.
+        exclusive: Whether `minimum` itself is refused.
+
+    Raises:
+        TypeError: if `value` is not a real number.
+        ValueError: if it is NaN, infinite or outside the range.
+    """
+    bound = "greater than" if exclusive else "at least"
+    allowed = "a finite number"
+    if math.isfinite(minimum):
+        allowed += f" {bound} {minimum:g}"
+    if math.isfinite(maximum):
+        allowed += f"{' and' if math.isfinite(minimum) else ''} at most "
+        allowed += f"{maximum:g}"
+    message = (
+        f"Argument `{argument}` must be {allowed}. Received: "
+        f"{argument}={value!r} (of type {type(value).__name__})."
+    )
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(message)
+    number = float(value)
+    too_small = number <= minimum if exclusive else number < minimum
+    if not math.isfinite(number) or too_small or number > maximum:
+        raise ValueError(message)
+    return number
+
+
+def check_integer(argument: str, value: object, minimum: int) -> int:
+    """Return `value` as an int if it is a whole number of at least `minimum`.
+
+    Raises:
+        TypeError: if `value` is not an integer.
+        ValueError: if it is smaller than `minimum`.
+    """
+    message = (
+        f"Argument `{argument}` must be an integer of at least {minimum}. "
+        f"Received: {argument}={value!r} (of type {type(value).__name__})."
+    )
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(message)
+    if value < minimum:
+        raise ValueError(message)
+    return int(value)
+
+
+def check_choice(argument: str, value: object, allowed: Iterable[str]) -> str:
+    """Return `value` if it is one of the strings in `allowed`.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    choices = list(allowed)
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(
+            f"Argument `{argument}` must be one of {choices}. "
+            f"Received: {argument}={value!r}."
+        )
+    return value

@@ -1,0 +1,86 @@
+"""Variational dense layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_vd.layers.base import VariationalLayer
+
+
+@keras.saving.register_keras_serializable(package="keras_vd")
+class VDDense(VariationalLayer, keras.layers.Dense):
+    """`keras.layers.Dense` with a posterior over its kernel.
+
+    Training: y ~ N(x @ theta, x^2 @ sigma2), independent for every example,
+    then bias and activation. Inference: x @ theta with pruned weights at zero.
+
+    Args:
+        posterior: `"sparse_vd"`, `"vd"`, `"ard"`, `"gaussian"` or an object
+            from `keras_vd.posteriors`.
+        kl_weight: Float or None: multiplier of the KL in nats, normally
+            1 / (number of training examples). None: set by `KLAnnealing`.
+        *args: Of `keras.layers.Dense`.
+        **kwargs: Of `keras.layers.Dense`.
+
+    Attributes:
+        kernel_posterior: `WeightPosterior` of the kernel.
+
+    Input shape:
+        `(batch, ..., input_dim)`
+
+    Output shape:
+        `(batch, ..., units)`
+
+    Losses:
+        One scalar in training: `kl_weight` times the KL divergence.
+
+    Raises:
+        ValueError: if an argument is not allowed; in training, if no KL
+            weight was set.
+
+    Example:
+
+    >>> layer = keras_vd.layers.VDDense(10, kl_weight=1 / 60000)
+    >>> layer(np.zeros((2, 784)), training=True).shape
+    (2, 10)
+    """
+
+    def _kernel_axes(self, weight: str) -> dict[str, Any]:
+        return {"input_axes": (0,), "output_axes": (1,)}
+
+    def _linear_op(self, inputs: Any, kernel: Any) -> Any:
+        return ops.matmul(inputs, kernel)
+
+
+@keras.saving.register_keras_serializable(package="keras_vd")
+class VDEinsumDense(VariationalLayer, keras.layers.EinsumDense):
+    """`keras.layers.EinsumDense` with a posterior over its kernel.
+
+    Arguments, losses and errors as for `VDDense`; axes of the kernel that the
+    equation sums over are its inputs, the others its output units.
+
+    Example:
+
+    >>> layer = keras_vd.layers.VDEinsumDense("abc,cd->abd", (None, 4))
+    >>> layer(np.zeros((2, 3, 5))).shape
+    (2, 3, 4)
+    """
+
+    def _kernel_axes(self, weight: str) -> dict[str, Any]:
+        operands, outputs = self.equation.replace(" ", "").split("->")
+        inputs, kernel = operands.split(",")
+        summed = [axis for axis in kernel if axis not in outputs]
+        last_summed = max((inputs.index(axis) for axis in summed), default=-1)
+        return {
+            "input_axes": [kernel.index(axis) for axis in summed],
+            "output_axes": [
+                i for i, axis in enumerate(kernel) if axis in outputs
+            ],
+            "channel_axis": last_summed - len(inputs),
+        }
+
+    def _linear_op(self, inputs: Any, kernel: Any) -> Any:
+        return ops.einsum(self.equation, inputs, kernel)

@@ -1,0 +1,104 @@
+"""Posteriors of weights. Start reading at `base.py`.
+
+| string | class | paper |
+|---|---|---|
+| `"vd"` | `VD` | Kingma et al. 2015, arXiv:1506.02557 |
+| `"sparse_vd"` | `SparseVD` | Molchanov et al. 2017, arXiv:1701.05369 |
+| `"ard"` | `ARD` | Kharitonov et al. 2018, arXiv:1811.00596 |
+| `"gaussian"` | `Gaussian` | Kingma and Welling 2014, arXiv:1312.6114 |
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from keras_vd.posteriors.additive import (
+    ARD,
+    AdditiveGaussian,
+    Gaussian,
+    SparseVD,
+)
+from keras_vd.posteriors.base import WeightPosterior
+from keras_vd.posteriors.multiplicative import VD
+
+__all__ = [
+    "ARD",
+    "VD",
+    "AdditiveGaussian",
+    "Gaussian",
+    "SparseVD",
+    "WeightPosterior",
+    "deserialize",
+    "get",
+    "instantiate",
+    "serialize",
+]
+
+_NAMES: dict[str, type[WeightPosterior]] = {
+    "vd": VD,
+    "sparse_vd": SparseVD,
+    "ard": ARD,
+    "gaussian": Gaussian,
+}
+
+
+def get(identifier: Any) -> WeightPosterior:
+    """The posterior that a string, a config or an object stands for.
+
+    Raises:
+        ValueError: if `identifier` is none of these.
+    """
+    if isinstance(identifier, WeightPosterior):
+        return identifier
+    if isinstance(identifier, dict):
+        return deserialize(identifier)
+    if not isinstance(identifier, str) or identifier not in _NAMES:
+        raise ValueError(
+            f"Argument `posterior` must be one of {list(_NAMES)} or an object "
+            "from `keras_vd.posteriors`. Received: "
+            f"posterior={identifier!r}."
+        )
+    return _NAMES[identifier]()
+
+
+def instantiate(
+    identifier: Any, name: str, kl_weight: float | None = None
+) -> WeightPosterior:
+    """A new, unbuilt posterior for one weight of one layer.
+
+    Args:
+        identifier: Whatever `get` takes; an object serves as a template.
+        name: Name of the new sub-layer.
+        kl_weight: Initial KL weight; None leaves the template's.
+    """
+    template = get(identifier)
+    if kl_weight is None:
+        kl_weight = template.initial_kl_weight
+    return type(template)(
+        **template.get_config(), kl_weight=kl_weight, name=name
+    )
+
+
+def serialize(posterior: WeightPosterior) -> dict[str, Any]:
+    """A JSON-ready description of the options of `posterior`."""
+    config = keras.saving.serialize_keras_object(posterior)
+    # A template has no shape of its own.
+    config.pop("build_config", None)
+    return config
+
+
+def deserialize(config: dict[str, Any]) -> WeightPosterior:
+    """The posterior that `serialize` described.
+
+    Raises:
+        ValueError: if `config` describes something else.
+    """
+    posterior = keras.saving.deserialize_keras_object(config)
+    if not isinstance(posterior, WeightPosterior):
+        raise ValueError(
+            "Argument `posterior` must describe a "
+            f"`keras_vd.posteriors.WeightPosterior`. Received: {config!r}."
+        )
+    return posterior

@@ -1,0 +1,114 @@
+"""Additive noise: w = theta + sigma * noise, with sigma learned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_vd._validation import check_number
+from keras_vd.posteriors.base import THETA2_FLOOR, WeightPosterior
+
+
+class AdditiveGaussian(WeightPosterior):
+    """Posterior N(theta, sigma2) with its log variance as the variable.
+
+    Learning sigma2 rather than alpha = sigma2 / theta^2 is the additive
+    noise reparameterization of Molchanov et al. 2017 (arXiv:1701.05369,
+    section 4.2): the gradient of theta no longer carries the noise times
+    theta, so alpha may grow without bound.
+
+    Args:
+        log_sigma2_init: Float: initial log variance of every weight.
+        **options: See `WeightPosterior`.
+
+    Attributes:
+        log_sigma2: Variable; the weight's shape, or smaller where shared.
+
+    Raises:
+        TypeError: if a number is expected and something else came.
+        ValueError: if a value is not allowed.
+    """
+
+    def __init__(self, log_sigma2_init: float = -10.0, **options: Any) -> None:
+        super().__init__(**options)
+        self.log_sigma2_init = check_number("log_sigma2_init", log_sigma2_init)
+
+    def build(self, input_shape: tuple[int, ...]) -> None:
+        super().build(input_shape)
+        self.log_sigma2 = self.add_weight(
+            name="log_sigma2",
+            shape=self._shared_shape(self.output_axes),
+            initializer=keras.initializers.Constant(self.log_sigma2_init),
+            dtype="float32",
+            autocast=False,
+        )
+
+    def _log_variances(self, theta: Any) -> tuple[Any, Any]:
+        log_sigma2 = ops.convert_to_tensor(self.log_sigma2)
+        log_theta2 = ops.log(ops.square(theta) + THETA2_FLOOR)
+        return log_sigma2, log_sigma2 - log_theta2
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "log_sigma2_init": self.log_sigma2_init,
+            **super().get_config(),
+        }
+
+
+@keras.saving.register_keras_serializable(package="keras_vd")
+class SparseVD(AdditiveGaussian):
+    """Sparse variational dropout (Molchanov et al. 2017, arXiv:1701.05369).
+
+    Log-uniform prior, unbounded alpha: most weights end as pure noise around
+    zero and are dropped where `log_alpha >= threshold`. `train_clip` is on, as
+    in the authors' released code: a weight above the threshold is left out of
+    the training pass's means as well, which prunes far more at the same error.
+
+    Args:
+        **options: See `AdditiveGaussian` and `WeightPosterior`.
+
+    Example:
+
+    >>> posterior = keras_vd.posteriors.SparseVD(threshold=2.0)
+    >>> layer = keras_vd.layers.VDDense(10, posterior=posterior)
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(
+            **{"prior": "log_uniform", "train_clip": True, **options}
+        )
+
+
+@keras.saving.register_keras_serializable(package="keras_vd")
+class ARD(AdditiveGaussian):
+    """Variational ARD (Kharitonov et al. 2018, arXiv:1811.00596).
+
+    As `SparseVD`, with the proper `keras_vd.priors.ARD` in place of the
+    log-uniform prior.
+
+    Args:
+        **options: See `AdditiveGaussian` and `WeightPosterior`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"prior": "ard", "train_clip": True, **options})
+
+
+@keras.saving.register_keras_serializable(package="keras_vd")
+class Gaussian(AdditiveGaussian):
+    """Bayesian layer with a Gaussian prior, trained by SGVB.
+
+    Prior N(0, s^2) with the closed-form divergence (Kingma and Welling 2014,
+    arXiv:1312.6114, appendix B; Blundell et al. 2015, arXiv:1505.05424). It
+    gives uncertainty, not sparsity: with `threshold=None`, the default, it
+    never prunes by itself. Pass `prior=keras_vd.priors.Gaussian(stddev)` for
+    another width than 1.
+
+    Args:
+        **options: See `AdditiveGaussian` and `WeightPosterior`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"prior": "gaussian", "threshold": None, **options})

@@ -1,0 +1,361 @@
+"""Posteriors: what is known about a weight, and how noise enters a layer.
+
+This is the central idea of the library. The posterior mean `theta` *is* the
+kernel of an ordinary Keras layer; a `WeightPosterior` is a small sub-layer
+that refers to it and owns everything variational: the variance, the prior, the
+KL weight, the noise seed and the mask of kept weights. A layer only has to say
+which linear operation it is; `project` does the rest, for all of them.
+
+    mean = linear_op(x, theta)
+    variance = linear_op(x**2, sigma2)
+    y = mean + sqrt(variance) * standard normal noise
+
+This is the local reparameterization of Kingma et al. 2015
+(arXiv:1506.02557, section 2.3): noise on the output of every example instead
+of one noisy weight matrix for the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_vd import priors
+from keras_vd._keras_internals import full_precision
+from keras_vd._noise import standard_normal
+from keras_vd._validation import check_choice, check_number
+
+# log(theta^2 + 1e-8) keeps log_alpha and its gradient finite at theta = 0.
+THETA2_FLOOR = 1e-8
+# A numerical guard, far outside every decision; it also stands for "pruned".
+MAX_ABS_LOG_ALPHA = 20.0
+
+NO_KL_WEIGHT = (
+    "Layer '{name}' has a variational posterior but no KL weight, so its loss "
+    "has no scale. Pass `kl_weight=1 / N` to the layer, N being the number of "
+    "training examples, or train with "
+    "`callbacks=[keras_vd.callbacks.KLAnnealing(num_examples=N)]`."
+)
+
+
+class KLWeight(keras.Variable):
+    """Scalar multiplier of the KL divergence that knows whether it was set.
+
+    Nobody can read a variable's value while a training step is being traced,
+    yet a forgotten KL weight has to be an error there. So it notes in Python
+    when a value is assigned; until then it holds -1, in saved files too.
+    """
+
+    UNSET = -1.0
+
+    def __init__(self, value: float | None) -> None:
+        self.is_set = value is not None
+        super().__init__(
+            initializer=self.UNSET if value is None else value,
+            dtype="float32",
+            trainable=False,
+            autocast=False,
+            name="kl_weight",
+        )
+
+    def assign(self, value: Any) -> Any:
+        assigned = super().assign(value)
+        self.is_set = bool(ops.convert_to_numpy(assigned) >= 0.0)
+        return assigned
+
+
+class WeightPosterior(keras.layers.Layer):
+    """Base of all posteriors: a factorized Gaussian over one weight tensor.
+
+    Users choose a posterior by name (`posterior="sparse_vd"`) or pass an
+    object of a subclass; the object is a template, of which every weight of
+    every layer gets its own copy.
+
+    A subclass implements `build` (its variables) and `_log_variances`.
+
+    Args:
+        prior: String or `keras_vd.priors.Prior`: what the KL divergence is
+            measured to.
+        share: `"weight"`, `"unit"` or `"layer"`: whether every weight, every
+            output unit or the whole layer has a noise parameter of its own.
+        threshold: Float or None. A weight whose `log_alpha` reaches it counts
+            as zero. None: this posterior does not prune by itself.
+        train_clip: Bool. Whether such a weight's mean counts as zero in
+            training too, its noise staying.
+        estimator: `"local"` (noise on the outputs, independent for each
+            example) or `"weight"` (one weight sample per call).
+        kl_scale: Float >= 0: factor of this weight's KL on top of the KL
+            weight.
+        kl_weight: Float >= 0 or None: initial multiplier of the KL in nats,
+            normally 1 / (number of training examples).
+
+    Attributes:
+        kl_weight: Scalar variable, float32.
+        keep_mask: Bool variable of the weight's shape; False is pruned.
+
+    Raises:
+        TypeError: if a number is expected and something else came.
+        ValueError: if a value is not allowed.
+    """
+
+    def __init__(
+        self,
+        prior: Any = "log_uniform",
+        share: str = "weight",
+        threshold: float | None = 3.0,
+        train_clip: bool = False,
+        estimator: str = "local",
+        kl_scale: float = 1.0,
+        kl_weight: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        # The parameters stay in float32 whatever the layer computes in.
+        super().__init__(dtype="float32", **kwargs)
+        self.prior = priors.get(prior)
+        self.share = check_choice("share", share, ("weight", "unit", "layer"))
+        if threshold is not None:
+            threshold = check_number(
+                "threshold", threshold, -MAX_ABS_LOG_ALPHA, MAX_ABS_LOG_ALPHA
+            )
+        self.threshold = threshold
+        self.train_clip = bool(train_clip)
+        self.estimator = check_choice("estimator", estimator, ("local", "weight"))
+        self.kl_scale = check_number("kl_scale", kl_scale, 0.0)
+        if kl_weight is not None:
+            kl_weight = check_number("kl_weight", kl_weight, 0.0)
+        self.initial_kl_weight = kl_weight
+        self.seed_generator = keras.random.SeedGenerator()
+
+    def bind(
+        self,
+        weight: keras.Variable,
+        input_axes: Sequence[int],
+        output_axes: Sequence[int],
+        groups: int = 1,
+        channel_axis: int = -1,
+    ) -> None:
+        """Make this the posterior of `weight`, whose value is the mean.
+
+        Args:
+            weight: Variable of the layer that owns this posterior.
+            input_axes: Axes of `weight` that run over input units.
+            output_axes: Axes of `weight` that run over output units.
+            groups: Number of groups of a grouped convolution.
+            channel_axis: Axis of the layer's inputs over input units.
+        """
+        # Hidden from Keras' tracking: the layer owns and saves the weight.
+        object.__setattr__(self, "_theta", weight)
+        self.input_axes = tuple(axis % len(weight.shape) for axis in input_axes)
+        self.output_axes = tuple(axis % len(weight.shape) for axis in output_axes)
+        self.groups = groups
+        self.channel_axis = channel_axis
+        self.build(tuple(weight.shape))
+
+    def build(self, input_shape: tuple[int, ...]) -> None:
+        self.keep_mask = self.add_weight(
+            name="keep_mask",
+            shape=input_shape,
+            initializer="ones",
+            dtype="bool",
+            trainable=False,
+        )
+        self.kl_weight = KLWeight(self.initial_kl_weight)
+
+    def _shared_shape(self, axes: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of a parameter that broadcasts to the weight.
+
+        Args:
+            axes: Axes of the weight that run over units.
+        """
+        shape = tuple(self._theta.shape)
+        if self.share == "weight":
+            return shape
+        kept = axes if self.share == "unit" else ()
+        return tuple(n if i in kept else 1 for i, n in enumerate(shape))
+
+    def _log_variances(self, theta: Any) -> tuple[Any, Any]:
+        """log_sigma2 and log_alpha, each broadcastable to `theta`."""
+        raise NotImplementedError(
+            f"{type(self).__name__} must implement `_log_variances`."
+        )
+
+    def _read_parameters(self) -> tuple[Any, Any, Any]:
+        """theta, log_sigma2 and the clipped log_alpha, in float32."""
+        with full_precision():
+            theta = ops.cast(ops.convert_to_tensor(self._theta), "float32")
+            log_sigma2, log_alpha = self._log_variances(theta)
+            log_alpha = ops.clip(log_alpha, -MAX_ABS_LOG_ALPHA, MAX_ABS_LOG_ALPHA)
+            keep_mask = ops.convert_to_tensor(self.keep_mask)
+        return theta, log_sigma2, ops.where(
+            keep_mask, log_alpha, MAX_ABS_LOG_ALPHA
+        )
+
+    def _is_kept(self, log_alpha: Any, threshold: float | None) -> Any:
+        if threshold is None:
+            return ops.convert_to_tensor(self.keep_mask)
+        return ops.less(log_alpha, threshold)
+
+    @property
+    def theta(self) -> Any:
+        """Posterior means: float32 tensor of the weight's shape."""
+        return self._read_parameters()[0]
+
+    @property
+    def log_alpha(self) -> Any:
+        """log(sigma2 / theta^2): float32 tensor of the weight's shape.
+
+        Pruned weights have the largest value there is, 20.
+        """
+        return self._read_parameters()[2]
+
+    @property
+    def label(self) -> str:
+        """Name of the weight for people: the layer's, and which weight."""
+        *_, layer, weight = self._theta.path.split("/")
+        return layer if weight == "kernel" else f"{layer}/{weight}"
+
+    def mean(self) -> Any:
+        """The weight at inference: theta, and 0 where it is pruned.
+
+        Returns:
+            Float32 tensor of the weight's shape.
+        """
+        theta, _, log_alpha = self._read_parameters()
+        return ops.where(self._is_kept(log_alpha, self.threshold), theta, 0.0)
+
+    def sample(self) -> Any:
+        """One draw of the weight from the posterior used in training.
+
+        Returns:
+            Float32 tensor of the weight's shape.
+        """
+        mean, sigma2 = self._training_moments(*self._read_parameters())
+        return mean + ops.sqrt(sigma2) * standard_normal(
+            ops.shape(mean), "float32", self.seed_generator
+        )
+
+    def kl_divergence(self) -> Any:
+        """KL of this weight's posterior to its prior, summed over the weight.
+
+        Pruned weights no longer count; neither `kl_weight` nor `kl_scale` is
+        applied.
+
+        Returns:
+            Float32 scalar, in nats.
+        """
+        return self._kl_divergence(*self._read_parameters())
+
+    def _kl_divergence(self, theta: Any, log_sigma2: Any, log_alpha: Any) -> Any:
+        terms = self.prior.kl_divergence(theta, log_sigma2, log_alpha)
+        kept = ops.convert_to_tensor(self.keep_mask)
+        return ops.sum(ops.where(kept, terms, 0.0))
+
+    def prune(self, threshold: float | None = None) -> None:
+        """Fix which weights are zero from now on, in training too.
+
+        Args:
+            threshold: Float: weights with `log_alpha >= threshold` go. By
+                default the posterior's own; one that has none keeps all.
+
+        Raises:
+            TypeError: if `threshold` is not a number.
+            ValueError: if it is not within [-20, 20].
+        """
+        if threshold is None:
+            threshold = self.threshold
+        else:
+            threshold = check_number(
+                "threshold", threshold, -MAX_ABS_LOG_ALPHA, MAX_ABS_LOG_ALPHA
+            )
+        kept = ops.convert_to_numpy(self._is_kept(self.log_alpha, threshold))
+        self.keep_mask.assign(kept)
+
+    def sparsity(self) -> float:
+        """Fraction of the weight that is zero at inference."""
+        return float(np.mean(ops.convert_to_numpy(self.mean()) == 0.0))
+
+    def project(
+        self, linear_op: Callable[[Any, Any], Any], inputs: Any, training: Any
+    ) -> Any:
+        """Apply `linear_op` with this posterior's weight.
+
+        Training adds noise, and the KL divergence to the losses; inference
+        uses `mean()` and is deterministic.
+
+        Args:
+            linear_op: `(inputs, weight) -> outputs`, linear in both, without
+                a bias: noise belongs to the weight alone.
+            inputs: Tensor in the layer's compute dtype.
+            training: Bool or None, never a tensor.
+
+        Returns:
+            Tensor of the shape and dtype of `linear_op(inputs, weight)`.
+
+        Raises:
+            ValueError: if `training` and the KL weight was never set.
+        """
+        if not training:
+            return linear_op(inputs, ops.cast(self.mean(), inputs.dtype))
+        parameters = self._read_parameters()
+        self._add_kl_loss(*parameters)
+        mean, sigma2 = self._training_moments(*parameters)
+        if self.estimator == "weight":
+            noise = standard_normal(
+            ops.shape(mean), "float32", self.seed_generator
+        )
+            weight = mean + ops.sqrt(sigma2) * noise
+            return linear_op(inputs, ops.cast(weight, inputs.dtype))
+        return self._local_reparameterization(linear_op, inputs, mean, sigma2)
+
+    def _local_reparameterization(
+        self,
+        linear_op: Callable[[Any, Any], Any],
+        inputs: Any,
+        mean: Any,
+        sigma2: Any,
+    ) -> Any:
+        outputs = linear_op(inputs, ops.cast(mean, inputs.dtype))
+        variances = linear_op(
+            ops.square(inputs), ops.cast(sigma2, inputs.dtype)
+        )
+        # sqrt has no gradient at 0, and 1e-8 is 0 in float16. A rounding error
+        # of a fast convolution may also leave a variance slightly negative.
+        is_half = keras.backend.standardize_dtype(outputs.dtype) == "float16"
+        floor = 1e-6 if is_half else 1e-8
+        stddev = ops.sqrt(ops.maximum(variances, 0.0) + floor)
+        noise = standard_normal(
+            ops.shape(outputs), outputs.dtype, self.seed_generator
+        )
+        return outputs + stddev * noise
+
+    def _training_moments(
+        self, theta: Any, log_sigma2: Any, log_alpha: Any
+    ) -> tuple[Any, Any]:
+        """Mean and variance of the weight in training, in float32."""
+        kept = ops.convert_to_tensor(self.keep_mask)
+        clip_at = self.threshold if self.train_clip else None
+        mean = ops.where(self._is_kept(log_alpha, clip_at), theta, 0.0)
+        return mean, ops.where(kept, ops.exp(log_sigma2), 0.0)
+
+    def _add_kl_loss(self, theta: Any, log_sigma2: Any, log_alpha: Any) -> None:
+        if self.losses:  # the layer was already called in this pass
+            return
+        if not self.kl_weight.is_set:
+            raise ValueError(NO_KL_WEIGHT.format(name=self.label))
+        divergence = self._kl_divergence(theta, log_sigma2, log_alpha)
+        weight = ops.convert_to_tensor(self.kl_weight)
+        self.add_loss(weight * self.kl_scale * divergence)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "prior": priors.serialize(self.prior),
+            "share": self.share,
+            "threshold": self.threshold,
+            "train_clip": self.train_clip,
+            "estimator": self.estimator,
+            "kl_scale": self.kl_scale,
+        }

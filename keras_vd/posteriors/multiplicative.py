@@ -1,0 +1,153 @@
+"""Multiplicative noise: w = theta * (1 + sqrt(alpha) * noise)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_vd._noise import standard_normal
+from keras_vd._validation import check_choice, check_number
+from keras_vd.posteriors.base import THETA2_FLOOR, WeightPosterior
+
+
+@keras.saving.register_keras_serializable(package="keras_vd")
+class VD(WeightPosterior):
+    """Variational dropout (Kingma et al. 2015, arXiv:1506.02557).
+
+    q(w) = N(theta, alpha * theta^2): Gaussian dropout whose rate is learned,
+    alpha = p / (1 - p) for a dropout rate p. With alpha <= 1, as in the paper,
+    it regularizes and prunes nothing; with `max_alpha=None` weights whose
+    alpha grows past the threshold are dropped. A fixed alpha
+    (`learn_alpha=False`) is Gaussian dropout itself: its KL is a constant, so
+    it needs no KL weight.
+
+    `noise="weight"` (the paper's section 3.2) draws independent noise for
+    every weight. `noise="input"` (section 3.1) draws one factor per input unit
+    and example, shared by the outgoing weights of that unit. Caveat: the
+    posterior that this correlation implies is singular, its divergence to a
+    prior with a density is infinite, and the KL used here, that of independent
+    weights, makes a sensible penalty but no variational bound (Hron et al.
+    2018, arXiv:1807.01969).
+
+    Args:
+        alpha_init: Float > 0: initial variance of the multiplicative noise.
+        learn_alpha: Bool: whether alpha is trained.
+        max_alpha: Float > 0 or None: upper bound of alpha.
+        noise: `"weight"` or `"input"`.
+        share: `"layer"`, `"unit"` (with `noise="input"`: input unit) or
+            `"weight"` (with `noise="weight"` only).
+        **options: See `WeightPosterior`.
+
+    Attributes:
+        shared_log_alpha: Variable; the weight's shape, or smaller where
+            shared.
+
+    Raises:
+        TypeError: if a number is expected and something else came.
+        ValueError: if a value, or a combination of values, is not allowed.
+    """
+
+    def __init__(
+        self,
+        alpha_init: float = 0.25,
+        learn_alpha: bool = True,
+        max_alpha: float | None = 1.0,
+        noise: str = "weight",
+        share: str = "layer",
+        **options: Any,
+    ) -> None:
+        super().__init__(share=share, **options)
+        if max_alpha is not None:
+            max_alpha = check_number("max_alpha", max_alpha, 0.0, exclusive=True)
+        self.max_alpha = max_alpha
+        self.alpha_init = check_number(
+            "alpha_init",
+            alpha_init,
+            0.0,
+            maximum=max_alpha or math.inf,
+            exclusive=True,
+        )
+        self.learn_alpha = bool(learn_alpha)
+        self.noise = check_choice("noise", noise, ("weight", "input"))
+        if noise == "input" and (share, self.estimator) not in (
+            ("layer", "local"),
+            ("unit", "local"),
+        ):
+            raise ValueError(
+                "With `noise='input'` there is one factor per input unit and "
+                "example: `share` must be 'layer' or 'unit' and `estimator` "
+                f"'local'. Received: share={share!r}, "
+                f"estimator={self.estimator!r}."
+            )
+
+    def build(self, input_shape: tuple[int, ...]) -> None:
+        super().build(input_shape)
+        by_input = self.noise == "input"
+        self.shared_log_alpha = self.add_weight(
+            name="log_alpha",
+            shape=self._shared_shape(
+                self.input_axes if by_input else self.output_axes
+            ),
+            initializer=keras.initializers.Constant(math.log(self.alpha_init)),
+            trainable=self.learn_alpha,
+            dtype="float32",
+            autocast=False,
+            constraint=self._bound if self.max_alpha else None,
+        )
+
+    def _bound(self, log_alpha: Any) -> Any:
+        return ops.minimum(log_alpha, math.log(self.max_alpha))
+
+    def _log_variances(self, theta: Any) -> tuple[Any, Any]:
+        log_alpha = ops.convert_to_tensor(self.shared_log_alpha)
+        log_theta2 = ops.log(ops.square(theta) + THETA2_FLOOR)
+        return log_alpha + log_theta2, log_alpha
+
+    def _add_kl_loss(self, theta: Any, log_sigma2: Any, log_alpha: Any) -> None:
+        # The divergence of a fixed alpha is a constant: nothing to weigh.
+        if self.learn_alpha or self.kl_weight.is_set:
+            super()._add_kl_loss(theta, log_sigma2, log_alpha)
+
+    def project(
+        self, linear_op: Callable[[Any, Any], Any], inputs: Any, training: Any
+    ) -> Any:
+        if not training or self.noise == "weight":
+            return super().project(linear_op, inputs, training)
+        parameters = self._read_parameters()
+        self._add_kl_loss(*parameters)
+        mean, _ = self._training_moments(*parameters)
+        noise = standard_normal(
+            ops.shape(inputs), inputs.dtype, self.seed_generator
+        )
+        stddev = ops.cast(self._input_stddev(inputs), inputs.dtype)
+        noisy_inputs = inputs * (1.0 + stddev * noise)
+        return linear_op(noisy_inputs, ops.cast(mean, inputs.dtype))
+
+    def _input_stddev(self, inputs: Any) -> Any:
+        """sqrt(alpha), broadcastable to `inputs`."""
+        stddev = ops.exp(0.5 * ops.convert_to_tensor(self.shared_log_alpha))
+        units = math.prod(self.shared_log_alpha.shape)
+        shape = [1] * len(inputs.shape)
+        if self.share == "unit":
+            if inputs.shape[self.channel_axis] != units:
+                raise ValueError(
+                    f"Weight '{self.label}' has {units} input units per group "
+                    f"for inputs of shape {tuple(inputs.shape)}: "
+                    "`noise='input'` with `share='unit'` needs one per entry "
+                    f"of axis {self.channel_axis}. Use `share='layer'`."
+                )
+            shape[self.channel_axis] = units
+        return ops.reshape(stddev, shape)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "alpha_init": self.alpha_init,
+            "learn_alpha": self.learn_alpha,
+            "max_alpha": self.max_alpha,
+            "noise": self.noise,
+            **super().get_config(),
+        }

@@ -1,0 +1,162 @@
+"""Priors over weights, and the KL divergence of a Gaussian posterior to them.
+
+A prior turns the parameters of a factorized Gaussian posterior
+q(w) = N(theta, sigma2) into one KL term per weight. It holds no variables, so
+one object may serve any number of weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from keras_vd import kl
+from keras_vd._validation import check_choice, check_number
+
+
+class Prior:
+    """Base of all priors.
+
+    A subclass implements `kl_divergence` and, if it takes arguments,
+    `get_config`; register it with
+    `keras.saving.register_keras_serializable` to save models that use it.
+    """
+
+    def kl_divergence(self, theta: Any, log_sigma2: Any, log_alpha: Any) -> Any:
+        """KL(q || prior) of every weight on its own.
+
+        Args:
+            theta: Posterior means, float32, any shape.
+            log_sigma2: Log variances, broadcastable to `theta`.
+            log_alpha: log(sigma2 / theta^2), broadcastable to `theta`.
+
+        Returns:
+            Float32 tensor of nats, broadcastable to `theta`'s shape.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must implement `kl_divergence`."
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """Arguments of the constructor."""
+        return {}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Prior:
+        """The prior that `get_config` described."""
+        return cls(**config)
+
+
+@keras.saving.register_keras_serializable(package="keras_vd")
+class LogUniform(Prior):
+    """Improper log-uniform prior p(|w|) ~ 1/|w| of variational dropout.
+
+    It asks for no particular scale of the weights and rewards noise alone,
+    which is what makes weights disappear. Being improper it has no normalized
+    density: the KL is defined up to a constant, chosen here so that a weight
+    of infinite alpha costs nothing. Read it as a sparsity objective rather
+    than as a Bayesian prior (Hron et al. 2018, arXiv:1807.01969).
+
+    Args:
+        kl: Which form of the divergence: `"exact"`, `"molchanov"` (Molchanov
+            et al. 2017, eq. 14), `"kingma"` (cubic, alpha <= 1) or
+            `"lower_bound"` (alpha <= 1).
+
+    Raises:
+        ValueError: if `kl` is none of these.
+    """
+
+    _forms = {
+        "exact": kl.log_uniform_exact,
+        "molchanov": kl.log_uniform_molchanov,
+        "kingma": kl.log_uniform_kingma,
+        "lower_bound": kl.log_uniform_lower_bound,
+    }
+
+    def __init__(self, kl: str = "exact") -> None:
+        self.kl = check_choice("kl", kl, self._forms)
+
+    def kl_divergence(self, theta: Any, log_sigma2: Any, log_alpha: Any) -> Any:
+        return self._forms[self.kl](log_alpha)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"kl": self.kl}
+
+
+@keras.saving.register_keras_serializable(package="keras_vd")
+class ARD(Prior):
+    """Automatic relevance determination: a Gaussian prior per weight.
+
+    Its precision is set to the best value, 1 / (theta^2 + sigma2), which
+        """
+
+    def kl_divergence(self, theta: Any, log_sigma2: Any, log_alpha: Any) -> Any:
+        return kl.ard(log_alpha)
+
+
+@keras.saving.register_keras_serializable(package="keras_vd")
+class Gaussian(Prior):
+    """Normal prior N(0, stddev^2), with the closed-form divergence.
+
+    Args:
+        stddev: Standard deviation, float > 0, in units of the weight.
+
+    Raises:
+        TypeError: if `stddev` is not a number.
+        ValueError: if it is not positive and finite.
+    """
+
+    def __init__(self, stddev: float = 1.0) -> None:
+        self.stddev = check_number("stddev", stddev, 0.0, exclusive=True)
+
+    def kl_divergence(self, theta: Any, log_sigma2: Any, log_alpha: Any) -> Any:
+        return kl.gaussian(theta, log_sigma2, self.stddev)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"stddev": self.stddev}
+
+
+_NAMES: dict[str, type[Prior]] = {
+    "log_uniform": LogUniform,
+    "ard": ARD,
+    "gaussian": Gaussian,
+}
+
+
+def get(identifier: Any) -> Prior:
+    """The prior that a string, a config or a `Prior` object stands for.
+
+    Raises:
+        ValueError: if `identifier` is none of these.
+    """
+    if isinstance(identifier, Prior):
+        return identifier
+    if isinstance(identifier, dict):
+        return deserialize(identifier)
+    if not isinstance(identifier, str) or identifier not in _NAMES:
+        raise ValueError(
+            f"Argument `prior` must be one of {list(_NAMES)} or an object "
+            f"from `keras_vd.priors`. Received: prior={identifier!r}."
+        )
+    return _NAMES[identifier]()
+
+
+def serialize(prior: Prior) -> dict[str, Any]:
+    """A JSON-ready description of `prior`."""
+    return keras.saving.serialize_keras_object(prior)
+
+
+def deserialize(config: dict[str, Any]) -> Prior:
+    """The prior that `serialize` described.
+
+    Raises:
+        ValueError: if `config` describes something else.
+    """
+    prior = keras.saving.deserialize_keras_object(config)
+    if not isinstance(prior, Prior):
+        raise ValueError(
+            "Argument `prior` must describe a `keras_vd.priors.Prior`. "
+            f"Received: {config!r}."
+        )
+    return prior
