@@ -1,2 +1,27 @@
-"""keras_vd"""
-from keras_vd import kl, layers, posteriors, priors
+"""Sparse, Bayesian Keras layers that learn which of their weights can go."""
+
+from keras_vd import callbacks, kl, layers, posteriors, priors
+from keras_vd.conversion import to_deterministic
+from keras_vd.report import (
+    SparsityReport,
+    kl_divergence,
+    prune,
+    sparsity_report,
+    variational_weights,
+)
+from keras_vd.version import __version__
+
+__all__ = [
+    "SparsityReport",
+    "__version__",
+    "callbacks",
+    "kl",
+    "kl_divergence",
+    "layers",
+    "posteriors",
+    "priors",
+    "prune",
+    "sparsity_report",
+    "to_deterministic",
+    "variational_weights",
+]

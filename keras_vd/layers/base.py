@@ -113,22 +113,21 @@ class VariationalLayer:
         }
 
 
-def _extended_signature(cls: type) -> inspect.Signature:
-    """Signature of the Keras layer, with our arguments before its `**kwargs`."""
-    keras_class = next(
+def keras_class(cls: type) -> type:
+    """The Keras layer that a variational layer class extends."""
+    return next(
         base
-        for base in cls.__mro__[1:]
+        for base in cls.__mro__
         if issubclass(base, keras.layers.Layer)
         and not issubclass(base, VariationalLayer)
     )
-    parameters = list(inspect.signature(keras_class).parameters.values())
-    ours = [
-        parameter
-        for name, parameter in inspect.signature(
-            VariationalLayer.__init__
-        ).parameters.items()
-        if name in ("posterior", "kl_weight")
-    ]
+
+
+def _extended_signature(cls: type) -> inspect.Signature:
+    """Signature of the Keras layer, with our arguments before its `**kwargs`."""
+    parameters = list(inspect.signature(keras_class(cls)).parameters.values())
+    all_ours = inspect.signature(VariationalLayer.__init__).parameters
+    ours = [all_ours["posterior"], all_ours["kl_weight"]]
     is_rest = parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
     position = len(parameters) - is_rest
     return inspect.Signature(

@@ -200,6 +200,11 @@ class WeightPosterior(keras.layers.Layer):
         return ops.less(log_alpha, threshold)
 
     @property
+    def weight(self) -> keras.Variable:
+        """The variable of the layer, whose value is the posterior mean."""
+        return self._theta
+
+    @property
     def theta(self) -> Any:
         """Posterior means: float32 tensor of the weight's shape."""
         return self._read_parameters()[0]

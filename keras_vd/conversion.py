@@ -1,0 +1,94 @@
+"""Conversion between variational models and plain Keras models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_vd._keras_internals import flatten_layers, own_variables, sublayers
+from keras_vd.layers.base import VariationalLayer, keras_class
+from keras_vd.posteriors import WeightPosterior
+from keras_vd.report import required_variational_weights
+
+
+def to_deterministic(model: keras.Model) -> keras.Model:
+    """Replace variational layers by plain Keras layers of the same shape.
+
+    Kernels become the posterior means, with pruned weights at zero;
+    predictions equal the variational model's inference. Everything else is
+    copied as it is. The result is not compiled, and `model` is not changed.
+
+    Args:
+        model: A built Sequential or Functional model, or a subclassed one
+            whose `get_config` rebuilds it.
+
+    Returns:
+        A model without any class of `keras_vd`.
+
+    Raises:
+        TypeError: if `model` is no Keras model.
+        ValueError: if it is not built or has no variational weights.
+    """
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            "Argument `model` must be a Keras model. Received: "
+            f"model={model!r} (of type {type(model).__name__})."
+        )
+    required_variational_weights(model)
+    # Also finds the user's own layers that were never registered.
+    classes = {type(layer).__name__: type(layer) for layer in flatten_layers(model)}
+    config = keras.saving.serialize_keras_object(model)
+    plain = keras.saving.deserialize_keras_object(
+        _plain_config(config, classes), custom_objects=classes, safe_mode=False
+    )
+    _copy_weights(model, plain)
+    return plain
+
+
+def _plain_config(config: Any, classes: dict[str, type]) -> Any:
+    """`config` with every variational layer described as its Keras layer."""
+    if isinstance(config, (list, tuple)):
+        return type(config)(_plain_config(item, classes) for item in config)
+    if not isinstance(config, dict):
+        return config
+    config = {
+        key: _plain_config(value, classes)
+        for key, value in config.items()
+        if key != "compile_config"
+    }
+    cls = classes.get(config.get("class_name"))
+    if cls is None or not issubclass(cls, VariationalLayer):
+        return config
+    arguments = {
+        name: value
+        for name, value in config["config"].items()
+        if name not in ("posterior", "kl_weight")
+    }
+    return {
+        **config,
+        "module": "keras.layers",
+        "class_name": keras_class(cls).__name__,
+        "registered_name": None,
+        "config": arguments,
+    }
+
+
+def _copy_weights(source: keras.layers.Layer, target: keras.layers.Layer) -> None:
+    """Copy values from a variational layer tree to its plain counterpart."""
+    posteriors = {
+        id(posterior.weight): posterior
+        for posterior in sublayers(source)
+        if isinstance(posterior, WeightPosterior)
+    }
+    for old, new in zip(
+        own_variables(source), own_variables(target), strict=True
+    ):
+        posterior = posteriors.get(id(old))
+        value = old if posterior is None else posterior.mean()
+        # Through NumPy: two JAX variables must not share one buffer.
+        new.assign(ops.convert_to_numpy(value))
+    children = [x for x in sublayers(source) if not isinstance(x, WeightPosterior)]
+    for old_child, new_child in zip(children, sublayers(target), strict=True):
+        _copy_weights(old_child, new_child)
