@@ -1,7 +1,7 @@
 """Sparse, Bayesian Keras layers that learn which of their weights can go."""
 
 from keras_vd import callbacks, kl, layers, posteriors, priors
-from keras_vd.conversion import to_deterministic
+from keras_vd.conversion import freeze_zeros, to_deterministic
 from keras_vd.report import (
     SparsityReport,
     kl_divergence,
@@ -15,6 +15,7 @@ __all__ = [
     "SparsityReport",
     "__version__",
     "callbacks",
+    "freeze_zeros",
     "kl",
     "kl_divergence",
     "layers",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_vd._keras_internals import flatten_layers, own_variables, sublayers
@@ -31,11 +32,7 @@ def to_deterministic(model: keras.Model) -> keras.Model:
         TypeError: if `model` is no Keras model.
         ValueError: if it is not built or has no variational weights.
     """
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            "Argument `model` must be a Keras model. Received: "
-            f"model={model!r} (of type {type(model).__name__})."
-        )
+    _check_model(model)
     required_variational_weights(model)
     # Also finds the user's own layers that were never registered.
     classes = {type(layer).__name__: type(layer) for layer in flatten_layers(model)}
@@ -45,6 +42,14 @@ def to_deterministic(model: keras.Model) -> keras.Model:
     )
     _copy_weights(model, plain)
     return plain
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            "Argument `model` must be a Keras model. Received: "
+            f"model={model!r} (of type {type(model).__name__})."
+        )
 
 
 def _plain_config(config: Any, classes: dict[str, type]) -> Any:
@@ -92,3 +97,39 @@ def _copy_weights(source: keras.layers.Layer, target: keras.layers.Layer) -> Non
     children = [x for x in sublayers(source) if not isinstance(x, WeightPosterior)]
     for old_child, new_child in zip(children, sublayers(target), strict=True):
         _copy_weights(old_child, new_child)
+
+
+def freeze_zeros(model: keras.Model) -> None:
+    """Keep the zeros of a plain model's weights at zero in later training.
+
+    For fine-tuning after `to_deterministic`: every zero entry of a trainable
+    weight of rank 2 or more gets a constraint that sets it back after each
+    update. Constraints already there are applied first. They live in this
+    object only and are not saved.
+
+    Args:
+        model: A built Keras model; changed in place.
+
+    Raises:
+        TypeError: if `model` is no Keras model.
+    """
+    _check_model(model)
+    for variable in model.trainable_variables:
+        nonzero = ops.convert_to_numpy(variable) != 0.0
+        if len(variable.shape) > 1 and not nonzero.all():
+            variable.constraint = _Masked(nonzero, variable.constraint)
+
+
+class _Masked:
+    """Constraint that keeps masked entries at zero."""
+
+    def __init__(self, nonzero: np.ndarray, constraint: Any) -> None:
+        self.nonzero = nonzero
+        self.constraint = constraint
+
+    def __call__(self, value: Any) -> Any:
+        if self.constraint is not None:
+            value = self.constraint(value)
+        # An optimizer passes the variable itself, which JAX cannot trace here.
+        value = ops.convert_to_tensor(value)
+        return ops.where(self.nonzero, value, 0.0)

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import math
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -36,13 +37,25 @@ def variational_weights(model: keras.layers.Layer) -> list[WeightPosterior]:
             "Argument `model` must be a Keras model or layer. Received: "
             f"model={model!r} (of type {type(model).__name__})."
         )
-    found = [x for x in flatten_layers(model) if isinstance(x, WeightPosterior)]
+    layers = _in_order(model, {})
+    found = [layer for layer in layers if isinstance(layer, WeightPosterior)]
     if not all(posterior.built for posterior in found):
         raise ValueError(
             f"Argument `model` must be built, so that its weights exist. "
             f"'{model.name}' is not: call it on data or `model.build(shape)`."
         )
     return found
+
+
+def _in_order(
+    layer: keras.layers.Layer, seen: dict[int, keras.layers.Layer]
+) -> Iterable[keras.layers.Layer]:
+    """`layer` and all below it, each once, depth first."""
+    if id(layer) not in seen:
+        seen[id(layer)] = layer
+        for child in sublayers(layer):
+            _in_order(child, seen)
+    return seen.values()
 
 
 def required_variational_weights(
@@ -292,11 +305,7 @@ def sparsity_report(model: keras.layers.Layer) -> SparsityReport:
         ValueError: if it is not built or has no variational weights.
     """
     posteriors = required_variational_weights(model)
-    labels = Counter(posterior.label for posterior in posteriors)
-    rows = tuple(
-        _row(posterior, unique=labels[posterior.label] == 1)
-        for posterior in posteriors
-    )
+    rows = tuple(map(_row, _row_names(posteriors), posteriors))
     means = {id(posterior.weight) for posterior in posteriors}
     biases, others = [], []
     for layer in flatten_layers(model):
@@ -319,7 +328,20 @@ def sparsity_report(model: keras.layers.Layer) -> SparsityReport:
     )
 
 
-def _row(posterior: WeightPosterior, unique: bool) -> WeightRow:
+def _row_names(posteriors: list[WeightPosterior]) -> list[str]:
+    """Labels; paths where labels are equal; numbered where paths are too."""
+    labels = Counter(posterior.label for posterior in posteriors)
+    uses: Counter[str] = Counter()
+    names = []
+    for posterior in posteriors:
+        unique = labels[posterior.label] == 1
+        name = posterior.label if unique else posterior.weight.path
+        uses[name] += 1
+        names.append(name if uses[name] == 1 else f"{name}_{uses[name]}")
+    return names
+
+
+def _row(name: str, posterior: WeightPosterior) -> WeightRow:
     nonzero = ops.convert_to_numpy(posterior.mean()) != 0.0
     reads = _any_along(nonzero, posterior.input_axes)
     if posterior.groups > 1:
@@ -328,7 +350,7 @@ def _row(posterior: WeightPosterior, unique: bool) -> WeightRow:
         reads = _any_along(nonzero.reshape(split), (-3, -2))
     writes = _any_along(nonzero, posterior.output_axes)
     return WeightRow(
-        name=posterior.label if unique else posterior.weight.path,
+        name=name,
         shape=tuple(nonzero.shape),
         weights=nonzero.size,
         nonzero=int(np.count_nonzero(nonzero)),

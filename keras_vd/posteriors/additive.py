@@ -57,7 +57,7 @@ class AdditiveGaussian(WeightPosterior):
         }
 
 
-@keras.saving.register_keras_serializable(package="keras_vd")
+@keras.saving.register_keras_serializable(package="keras_vd.posteriors")
 class SparseVD(AdditiveGaussian):
     """Sparse variational dropout (Molchanov et al. 2017, arXiv:1701.05369).
 
@@ -81,7 +81,7 @@ class SparseVD(AdditiveGaussian):
         )
 
 
-@keras.saving.register_keras_serializable(package="keras_vd")
+@keras.saving.register_keras_serializable(package="keras_vd.posteriors")
 class ARD(AdditiveGaussian):
     """Variational ARD (Kharitonov et al. 2018, arXiv:1811.00596).
 
@@ -96,7 +96,7 @@ class ARD(AdditiveGaussian):
         super().__init__(**{"prior": "ard", "train_clip": True, **options})
 
 
-@keras.saving.register_keras_serializable(package="keras_vd")
+@keras.saving.register_keras_serializable(package="keras_vd.posteriors")
 class Gaussian(AdditiveGaussian):
     """Bayesian layer with a Gaussian prior, trained by SGVB.
 

@@ -14,7 +14,7 @@ from keras_vd._validation import check_choice, check_number
 from keras_vd.posteriors.base import THETA2_FLOOR, WeightPosterior
 
 
-@keras.saving.register_keras_serializable(package="keras_vd")
+@keras.saving.register_keras_serializable(package="keras_vd.posteriors")
 class VD(WeightPosterior):
     """Variational dropout (Kingma et al. 2015, arXiv:1506.02557).
 

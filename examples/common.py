@@ -1,0 +1,63 @@
+"""What the examples share: errors for people, devices, outputs, exports."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NoReturn
+
+import keras
+import numpy as np
+
+
+def fail(message: str) -> NoReturn:
+    """End the program with one line on stderr and exit code 2."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def describe_device() -> str:
+    """Backend, its devices and the number of cores, in one line."""
+    devices = ", ".join(keras.distribution.list_devices())
+    return (
+        f"Keras {keras.__version__} on {keras.backend.backend()}, devices: "
+        f"{devices}; {os.cpu_count()} CPU cores"
+    )
+
+
+def prepare_folder(path: Path) -> Path:
+    """Create the output folder and make sure that it takes files."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        fail(f"cannot write to --out {path}: {error.strerror}")
+    return path
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def export_and_predict(
+    model: keras.Model, folder: Path, inputs: np.ndarray
+) -> np.ndarray | None:
+    """Export a SavedModel, load it with plain TensorFlow and run it.
+
+    Returns:
+        Its outputs, or None where the backend cannot export.
+    """
+    try:
+        import tensorflow as tf
+
+        model.export(folder, verbose=False)
+    except ImportError as error:
+        print(f"no SavedModel: {error} (it needs TensorFlow)")
+        return None
+    loaded = tf.saved_model.load(folder)
+    batches = np.array_split(inputs, max(1, len(inputs) // 1000))
+    return np.concatenate([loaded.serve(batch).numpy() for batch in batches])

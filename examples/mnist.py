@@ -1,0 +1,341 @@
+"""Train, prune and export sparse networks on MNIST or digits.
+
+    python examples/mnist.py --dataset digits
+    python examples/mnist.py --model lenet-5 --method sparse_vd --seed 0
+
+Without further arguments each method uses the recipe of mnist_recipes.py. The
+run ends with a table, and writes to --out: results.json, the trained
+variational model (model.keras), the pruned plain one (pruned.keras), its
+SavedModel (saved_model/), and pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import common
+import keras
+import mnist_data
+import mnist_models
+import mnist_recipes
+import numpy as np
+import rich.console
+import rich.table
+
+import keras_vd
+import keras_vd.plots
+
+FRONTIER = (3.0, 2.0, 1.0, 0.0, -1.0, -2.0)
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model", choices=mnist_models.MODELS, default="lenet-300-100")
+    add("--method", choices=mnist_models.METHODS, default="sparse_vd")
+    add("--dataset", choices=("mnist", "digits"), default="mnist")
+    add("--data", type=Path, metavar="FILE.npz", help="images of your own")
+    add("--pretrain-epochs", type=int, help="default: the recipe's")
+    add("--epochs", type=int, help="default: the recipe's")
+    add("--finetune-epochs", type=int, help="default: the recipe's")
+    add("--batch-size", type=int, help="default: the recipe's")
+    add("--kl-weight", type=float, help="default: the recipe's")
+    add("--threshold", type=float, help="default: the recipe's")
+    add("--seed", type=int, default=0)
+    add("--limit", type=int, help="use only that many training images")
+    add("--holdout", type=int, help="report on that many training images")
+    add("--out", type=Path, help="default: runs/MODEL-METHOD-DATA-seedSEED")
+    parsed = parser.parse_args(arguments)
+    for name, minimum in (
+        ("epochs", 1),
+        ("pretrain_epochs", 0),
+        ("finetune_epochs", 0),
+        ("batch_size", 1),
+        ("limit", 1),
+        ("holdout", 1),
+        ("seed", 0),
+    ):
+        value = getattr(parsed, name)
+        if value is not None and value < minimum:
+            option = "--" + name.replace("_", "-")
+            common.fail(f"{option} must be at least {minimum}, not {value}")
+    is_variational = parsed.method in mnist_models.VARIATIONAL
+    for name in (
+        "pretrain_epochs", "finetune_epochs", "kl_weight", "threshold"
+    ):
+        if getattr(parsed, name) and not is_variational:
+            option = "--" + name.replace("_", "-")
+            common.fail(
+                f"{option} goes with the methods "
+                f"{', '.join(mnist_models.VARIATIONAL)}, "
+                f"not with --method {parsed.method}"
+            )
+    return parsed
+
+
+def choose_recipe(
+    arguments: argparse.Namespace, images: int
+) -> mnist_recipes.Recipe:
+    """The default recipe with the user's wishes in place."""
+    recipe = mnist_recipes.get(arguments.model, arguments.method, images)
+    wishes = {
+        name: getattr(arguments, name)
+        for name in (
+            "pretrain_epochs",
+            "epochs",
+            "finetune_epochs",
+            "batch_size",
+            "kl_weight",
+            "threshold",
+        )
+        if getattr(arguments, name) is not None
+    }
+    return dataclasses.replace(recipe, **wishes)
+
+
+def fit(
+    model: keras.Model,
+    images: mnist_data.Images,
+    epochs: int,
+    recipe: mnist_recipes.Recipe,
+    learning_rate: float,
+    callbacks: tuple[keras.callbacks.Callback, ...] = (),
+) -> dict[str, list[float]]:
+    """Train with Adam, the learning rate constant first, then linear to 0."""
+    model.compile(
+        keras.optimizers.Adam(learning_rate),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    schedule = keras.callbacks.LearningRateScheduler(
+        recipe.learning_rate_at(learning_rate, epochs)
+    )
+    history = model.fit(
+        images.x_train,
+        images.y_train,
+        batch_size=recipe.batch_size,
+        epochs=epochs,
+        callbacks=[*callbacks, schedule],
+        # The test set is not looked at during training; held-out images are.
+        validation_data=(
+            (images.x_test, images.y_test) if images.is_held_out else None
+        ),
+        verbose=1 if sys.stdout.isatty() else 2,
+    )
+    return history.history
+
+
+def error_percent(logits: np.ndarray, labels: np.ndarray) -> float:
+    return 100.0 * float(np.mean(logits.argmax(-1) != labels))
+
+
+def predict(model: keras.Model, images: mnist_data.Images) -> np.ndarray:
+    return model.predict(images.x_test, batch_size=1000, verbose=0)
+
+
+def train_plain(
+    arguments: argparse.Namespace,
+    images: mnist_data.Images,
+    recipe: mnist_recipes.Recipe,
+    method: str,
+    epochs: int,
+) -> keras.Sequential:
+    model = mnist_models.build(
+        arguments.model,
+        method,
+        images.x_train.shape[1:],
+        images.classes,
+        None,
+        recipe.weight_decay,
+    )
+    fit(model, images, epochs, recipe, recipe.plain_learning_rate)
+    return model
+
+
+def train_variational(
+    arguments: argparse.Namespace,
+    images: mnist_data.Images,
+    recipe: mnist_recipes.Recipe,
+) -> tuple[keras.Sequential, dict[str, list[float]]]:
+    model = mnist_models.build(
+        arguments.model,
+        arguments.method,
+        images.x_train.shape[1:],
+        images.classes,
+        recipe.posterior(arguments.method),
+        0.0,
+    )
+    if recipe.pretrain_epochs:
+        pretrained = train_plain(
+            arguments, images, recipe, "none", recipe.pretrain_epochs
+        )
+        mnist_models.start_from(model, pretrained)
+    annealing = keras_vd.callbacks.KLAnnealing(
+        num_examples=len(images.x_train),
+        start_epoch=0,
+        warmup_epochs=recipe.warmup_epochs,
+        max_weight=recipe.kl_weight,
+    )
+    history = fit(
+        model, images, recipe.epochs, recipe, recipe.learning_rate, (annealing,)
+    )
+    return model, history
+
+
+def frontier(
+    model: keras.Sequential, images: mnist_data.Images
+) -> list[dict[str, float]]:
+    """Error and nonzero ratio of the same weights at several thresholds."""
+    plain = keras_vd.to_deterministic(model)
+    points = []
+    for threshold in FRONTIER:
+        total = nonzero = 0
+        for posterior in keras_vd.variational_weights(model):
+            log_alpha = keras.ops.convert_to_numpy(posterior.log_alpha)
+            theta = keras.ops.convert_to_numpy(posterior.theta)
+            kept = np.where(log_alpha < threshold, theta, 0.0)
+            plain.get_layer(posterior.label).kernel.assign(kept)
+            total, nonzero = total + kept.size, nonzero + np.sum(kept != 0)
+        points.append(
+            {
+                "threshold": threshold,
+                "error_percent": error_percent(
+                    predict(plain, images), images.y_test
+                ),
+                "nonzero_ratio": total / max(1, int(nonzero)),
+            }
+        )
+    return points
+
+
+def prune_and_finetune(
+    model: keras.Sequential,
+    images: mnist_data.Images,
+    recipe: mnist_recipes.Recipe,
+) -> keras.Sequential:
+    """The plain network of the weights that are left, trained once more."""
+    plain = keras_vd.to_deterministic(model)
+    if recipe.finetune_epochs:
+        keras_vd.freeze_zeros(plain)
+        fit(
+            plain,
+            images,
+            recipe.finetune_epochs,
+            recipe,
+            recipe.plain_learning_rate,
+        )
+    return plain
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    name = arguments.data.stem if arguments.data else arguments.dataset
+    out = common.prepare_folder(
+        arguments.out
+        or Path("runs")
+        / f"{arguments.model}-{arguments.method}-{name}-seed{arguments.seed}"
+    )
+    images = mnist_data.load(arguments.dataset, arguments.data)
+    if arguments.limit:
+        images = images.limited(arguments.limit)
+    if arguments.holdout:
+        images = images.held_out(arguments.holdout)
+    recipe = choose_recipe(arguments, len(images.x_train))
+    keras.utils.set_random_seed(arguments.seed)
+    print(common.describe_device())
+    print(f"{arguments.model}, {arguments.method}, {name}: {recipe}")
+
+    start = time.perf_counter()
+    results: dict[str, Any] = {
+        "model": arguments.model,
+        "method": arguments.method,
+        "data": name,
+        "training_images": len(images.x_train),
+        "test_images": len(images.x_test),
+        "holdout": arguments.holdout,
+        "seed": arguments.seed,
+        "device": common.describe_device(),
+        "recipe": dataclasses.asdict(recipe),
+        "errors_percent": {},
+    }
+    errors = results["errors_percent"]
+    if arguments.method in mnist_models.VARIATIONAL:
+        model, history = train_variational(arguments, images, recipe)
+        errors["trained"] = error_percent(predict(model, images), images.y_test)
+        report = keras_vd.prune(model, recipe.prune_threshold(arguments.method))
+        errors["pruned"] = error_percent(predict(model, images), images.y_test)
+        results["frontier"] = frontier(model, images)
+        results["history"] = history
+        results["sparsity"] = report.to_dict()
+        final = prune_and_finetune(model, images, recipe)
+        if recipe.finetune_epochs:
+            errors["fine-tuned"] = error_percent(
+                predict(final, images), images.y_test
+            )
+        save_pictures(model, history, out)
+        model.save(out / "model.keras")
+    else:
+        final = train_plain(
+            arguments, images, recipe, arguments.method, recipe.epochs
+        )
+        errors["trained"] = error_percent(predict(final, images), images.y_test)
+        report = None
+    results["seconds"] = time.perf_counter() - start
+    final.save(out / "pruned.keras" if report else out / "model.keras")
+    outputs = common.export_and_predict(
+        final, out / "saved_model", images.x_test
+    )
+    if outputs is not None:
+        errors["exported"] = error_percent(outputs, images.y_test)
+        difference = np.abs(outputs - predict(final, images)).max()
+        results["export_difference"] = float(difference)
+    common.write_json(out / "results.json", results)
+    print_summary(results, report, out)
+    return results
+
+
+def save_pictures(
+    model: keras.Sequential, history: dict[str, list[float]], out: Path
+) -> None:
+    plots = keras_vd.plots
+    plots.plot_log_alpha(model).savefig(out / "log_alpha.png")
+    plots.plot_kept_weights(model).savefig(out / "kept_weights.png")
+    plots.plot_training(history).savefig(out / "training.png")
+
+
+def print_summary(
+    results: dict[str, Any],
+    report: keras_vd.SparsityReport | None,
+    out: Path,
+) -> None:
+    console = rich.console.Console(width=110)
+    if report is not None:
+        console.print(report.to_table())
+    table = rich.table.Table(title=f"{results['model']}, {results['method']}")
+    table.add_column("model")
+    table.add_column("error %", justify="right")
+    table.add_column("accuracy %", justify="right")
+    for stage, error in results["errors_percent"].items():
+        table.add_row(stage, f"{error:.2f}", f"{100.0 - error:.2f}")
+    console.print(table)
+    if report is not None:
+        console.print(
+            f"n_active: {report.n_active}, nonzero ratio: "
+            f"{report.nonzero_ratio:.1f} (with biases: "
+            f"{report.nonzero_ratio_with_biases:.1f})"
+        )
+    console.print(f"{results['seconds']:.0f} s of training; written to {out}")
+
+
+if __name__ == "__main__":
+    run(parse_arguments())

@@ -1,0 +1,158 @@
+"""Images for examples/mnist.py: MNIST, scikit-learn's digits, or a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from common import fail
+
+ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Images `(n, height, width, channels)` in [0, 1], integer labels.
+
+    `is_held_out` says that the test images are held-out training images.
+    """
+
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    is_held_out: bool = False
+
+    @property
+    def classes(self) -> int:
+        return int(max(self.y_train.max(), self.y_test.max())) + 1
+
+    def limited(self, number: int) -> Images:
+        """The first `number` training images and all test images."""
+        if number > len(self.x_train):
+            fail(
+                f"--limit {number} is more than the {len(self.x_train)} "
+                "training images there are"
+            )
+        return dataclasses.replace(
+            self, x_train=self.x_train[:number], y_train=self.y_train[:number]
+        )
+
+    def held_out(self, number: int) -> Images:
+        """The last `number` training images take the place of the test set."""
+        if number >= len(self.x_train):
+            fail(
+                f"--holdout {number} leaves none of the {len(self.x_train)} "
+                "training images to train on"
+            )
+        return Images(
+            self.x_train[:-number],
+            self.y_train[:-number],
+            self.x_train[-number:],
+            self.y_train[-number:],
+            is_held_out=True,
+        )
+
+
+def load(dataset: str, file: Path | None) -> Images:
+    """Load and check one of the data sets.
+
+    Args:
+        dataset: `"mnist"` or `"digits"`; not used if `file` is given.
+        file: `.npz` file with the arrays of `keras.datasets`.
+    """
+    if file is not None:
+        return _checked(_read_npz(file), f"--data {file}")
+    arrays = {"mnist": _mnist, "digits": _digits}[dataset]()
+    return _checked(arrays, f"--dataset {dataset}")
+
+
+def _mnist() -> dict[str, np.ndarray]:
+    try:
+        import tensorflow_datasets as tfds
+
+        # Whole arrays, in the order of the files, without a progress bar.
+        splits = tfds.as_numpy(
+            tfds.load(
+                "mnist",
+                split=["train", "test"],
+                batch_size=-1,
+                as_supervised=True,
+            )
+        )
+    except Exception as error:  # TFDS raises whatever its downloader raises
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        fail(
+            "data set mnist is neither in TFDS_DATA_DIR="
+            f"{os.environ.get('TFDS_DATA_DIR', '(not set)')} nor could it be "
+            f"downloaded ({reason[0][:200]}); --dataset digits needs no "
+            "download"
+        )
+    (x_train, y_train), (x_test, y_test) = splits
+    return dict(zip(ARRAYS, (x_train, y_train, x_test, y_test), strict=True))
+
+
+def _digits() -> dict[str, np.ndarray]:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    x_train, x_test, y_train, y_test = train_test_split(
+        (digits.images / 16.0).astype("float32"),
+        digits.target,
+        test_size=360,
+        random_state=0,
+        stratify=digits.target,
+    )
+    return dict(zip(ARRAYS, (x_train, y_train, x_test, y_test), strict=True))
+
+
+def _read_npz(file: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(file, allow_pickle=False) as content:
+            missing = [name for name in ARRAYS if name not in content]
+            if missing:
+                fail(
+                    f"--data {file} must hold the arrays {', '.join(ARRAYS)}; "
+                    f"missing: {', '.join(missing)}"
+                )
+            return {name: content[name] for name in ARRAYS}
+    except (OSError, ValueError, zipfile.BadZipFile, TypeError) as error:
+        fail(f"--data {file} cannot be read as an .npz file: {error}")
+
+
+def _checked(arrays: dict[str, np.ndarray], source: str) -> Images:
+    """Images in [0, 1] with a channel axis, or the end of the program."""
+    for half in ("train", "test"):
+        images, labels = arrays[f"x_{half}"], arrays[f"y_{half}"]
+        if images.ndim not in (3, 4) or len(images) == 0:
+            fail(
+                f"{source}: x_{half} must have shape (n, height, width) or "
+                f"(n, height, width, channels), n > 0; it has {images.shape}"
+            )
+        if labels.ndim == 2 and labels.shape[1] == 1:  # as in CIFAR
+            labels = labels[:, 0]
+        if labels.shape != (len(images),):
+            fail(
+                f"{source}: y_{half} must have shape ({len(images)},), one "
+                f"label per image; it has {arrays[f'y_{half}'].shape}"
+            )
+        if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+            fail(f"{source}: y_{half} must hold integers 0, 1, 2, ...")
+        if np.issubdtype(images.dtype, np.integer):
+            images = images / np.float32(255)
+        images = images.astype("float32")
+        if not np.isfinite(images).all():
+            fail(f"{source}: x_{half} holds values that are not finite")
+        if images.ndim == 3:
+            images = images[..., None]
+        arrays[f"x_{half}"], arrays[f"y_{half}"] = images, labels.astype("int32")
+    if arrays["x_train"].shape[1:] != arrays["x_test"].shape[1:]:
+        fail(
+            f"{source}: training and test images differ in shape: "
+            f"{arrays['x_train'].shape[1:]} and {arrays['x_test'].shape[1:]}"
+        )
+    return Images(**arrays)

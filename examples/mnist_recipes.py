@@ -1,0 +1,127 @@
+"""Training recipes of examples/mnist.py, chosen on held-out training images.
+
+`--holdout 5000` repeats the choice: it trains on the first 55,000 images and
+reports on the last 5,000 instead of the test set.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import keras_vd
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How to train one network with one method.
+
+    Attributes:
+        pretrain_epochs: Epochs of the plain network whose weights the
+            variational one starts from.
+        epochs: Epochs of the method itself.
+        finetune_epochs: Epochs of the pruned plain network, zeros frozen.
+        batch_size: Images per step.
+        learning_rate: Of Adam, at the start.
+        plain_learning_rate: The same for plain networks, those of
+            pre-training and fine-tuning included.
+        constant_share: Share of the epochs before the learning rate begins
+            its linear way to 0.
+        warmup_epochs: Length of the linear KL warm-up from epoch 0.
+        kl_weight: Final weight of the KL; 1 is the variational bound.
+        clip_threshold: log_alpha at which a weight's mean is left out while
+            training.
+        threshold: log_alpha at which a weight is pruned at the end.
+        log_sigma2_init: Initial log variance.
+        weight_decay: Factor of |kernel|^2 / 2 in the loss of plain networks.
+    """
+
+    pretrain_epochs: int = 0
+    epochs: int = 15
+    finetune_epochs: int = 0
+    batch_size: int = 100
+    learning_rate: float = 1e-3
+    plain_learning_rate: float = 1e-3
+    constant_share: float = 0.5
+    warmup_epochs: int = 10
+    kl_weight: float = 1.0
+    clip_threshold: float = 3.0
+    threshold: float = 3.0
+    log_sigma2_init: float = -8.0
+    weight_decay: float = 1e-4
+
+    def posterior(self, method: str) -> keras_vd.posteriors.WeightPosterior:
+        """Template of the posterior of every weight."""
+        if method == "vd":
+            return keras_vd.posteriors.VD(share="unit")
+        if method == "gaussian":
+            return keras_vd.posteriors.Gaussian(
+                log_sigma2_init=self.log_sigma2_init,
+                prior=keras_vd.priors.Gaussian(0.1),
+            )
+        sparse = {
+            "sparse_vd": keras_vd.posteriors.SparseVD,
+            "ard": keras_vd.posteriors.ARD,
+        }[method]
+        return sparse(
+            log_sigma2_init=self.log_sigma2_init,
+            threshold=self.clip_threshold,
+        )
+
+    def prune_threshold(self, method: str) -> float | None:
+        """What to prune at; None leaves it to the method's posterior."""
+        return self.threshold if method in ("sparse_vd", "ard") else None
+
+    def learning_rate_at(
+        self, initial: float, epochs: int
+    ) -> Callable[[int], float]:
+        """Learning rate by epoch: constant, then linear to 0."""
+        decay = max(1.0, epochs * (1.0 - self.constant_share))
+        return lambda epoch: initial * min(1.0, (epochs - epoch) / decay)
+
+
+PLAIN = Recipe()
+SPARSE = Recipe(
+    epochs=40,
+    learning_rate=5e-3,
+    constant_share=0.4,
+    warmup_epochs=8,
+    finetune_epochs=8,
+)
+SPARSE_LENET_5 = Recipe(
+    pretrain_epochs=4,
+    epochs=40,
+    finetune_epochs=8,
+    batch_size=200,
+    learning_rate=2e-3,
+    plain_learning_rate=2e-3,
+    constant_share=0.4,
+    warmup_epochs=40,
+    kl_weight=3.0,
+    clip_threshold=1.0,
+    threshold=0.0,
+)
+
+RECIPES: dict[tuple[str, str], Recipe] = {
+    ("lenet-300-100", "sparse_vd"): SPARSE,
+    ("lenet-300-100", "ard"): SPARSE,
+    ("mlp", "sparse_vd"): SPARSE,
+    ("mlp", "ard"): SPARSE,
+    ("lenet-5", "sparse_vd"): SPARSE_LENET_5,
+    ("lenet-5", "ard"): SPARSE_LENET_5,
+}
+
+
+def get(model: str, method: str, images: int) -> Recipe:
+    """The recipe of a network and method, for that many training images."""
+    recipe = RECIPES.get((model, method), PLAIN)
+    if images < 10_000:
+        # Small data sets have few steps in an epoch: take more epochs.
+        recipe = dataclasses.replace(
+            recipe,
+            epochs=80,
+            warmup_epochs=20,
+            batch_size=32,
+            finetune_epochs=20 if recipe.finetune_epochs else 0,
+        )
+    return recipe

@@ -1,0 +1,153 @@
+"""Turn runs of examples/mnist.py into a Markdown table and a frontier.
+
+    python examples/summarize_mnist.py runs/*/results.json --out frontier.png
+
+Runs of the same network, method, data and recipe are averaged over their
+seeds. The picture shows error against nonzero ratio: the mean over the seeds
+at several thresholds, the final networks, and published points.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import fail
+from matplotlib.figure import Figure
+
+# Error in %, weights / non-zero weights: Molchanov et al. 2017, table 1.
+PUBLISHED = {
+    "lenet-300-100": {
+        "Han et al. 2015": (1.59, 12),
+        "DNS 2016": (1.99, 56),
+        "SWS 2017": (1.94, 23),
+        "Sparse VD 2017": (1.92, 68),
+    },
+    "lenet-5": {
+        "Han et al. 2015": (0.77, 12),
+        "DNS 2016": (0.91, 111),
+        "SWS 2017": (0.97, 200),
+        "Sparse VD 2017": (0.75, 280),
+    },
+}
+
+
+def spread(values: list[float], digits: int) -> str:
+    """Mean, and the standard deviation over seeds where there are several."""
+    text = f"{np.mean(values):.{digits}f}"
+    if len(values) > 1:
+        text += f" ± {np.std(values, ddof=1):.{digits}f}"
+    return text
+
+
+def final_error(run: dict[str, Any]) -> float:
+    errors = run["errors_percent"]
+    return errors.get("fine-tuned", errors.get("pruned", errors["trained"]))
+
+
+def row(runs: list[dict[str, Any]]) -> list[str]:
+    first = runs[0]
+    cells = [first["data"], first["model"], first["method"]]
+    cells.append(", ".join(str(run["seed"]) for run in runs))
+    cells.append(spread([run["errors_percent"]["trained"] for run in runs], 2))
+    cells.append(spread([final_error(run) for run in runs], 2))
+    if "sparsity" in first:
+        sparsities = [run["sparsity"] for run in runs]
+        cells.append(spread([s["nonzero_ratio"] for s in sparsities], 1))
+        cells.append(
+            spread([s["nonzero_ratio_with_biases"] for s in sparsities], 1)
+        )
+        active = np.mean([s["n_active"] for s in sparsities], axis=0)
+        cells.append("-".join(f"{n:.0f}" for n in active))
+        memory = np.mean(
+            [[r["memory_percent"] for r in s["rows"]] for s in sparsities],
+            axis=0,
+        )
+        cells.append(" / ".join(f"{m:.1f}" for m in memory))
+    else:
+        cells += ["1", "1", "all", "100"]
+    cells.append(spread([run["seconds"] for run in runs], 0))
+    return cells
+
+
+def markdown(groups: dict[tuple, list[dict[str, Any]]]) -> str:
+    header = [
+        "data",
+        "network",
+        "method",
+        "seeds",
+        "error %, trained",
+        "error %, final",
+        "nonzero ratio",
+        "with biases",
+        "n_active",
+        "memory %",
+        "seconds",
+    ]
+    rows = [header, ["---"] * len(header), *map(row, groups.values())]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+
+
+def plot_frontier(groups: dict[tuple, list[dict[str, Any]]]) -> Figure:
+    networks = [name for name in PUBLISHED if any(name in g for g in groups)]
+    if not networks:
+        fail("a frontier needs runs of lenet-300-100 or lenet-5")
+    figure = Figure(figsize=(6 * len(networks), 4.5), layout="constrained")
+    panels = figure.subplots(1, len(networks), squeeze=False)[0]
+    for panel, network in zip(panels, networks, strict=True):
+        for (_, model, method, _), runs in groups.items():
+            if model != network or "frontier" not in runs[0]:
+                continue
+            points = np.mean(
+                [
+                    [
+                        (p["nonzero_ratio"], p["error_percent"])
+                        for p in run["frontier"]
+                    ]
+                    for run in runs
+                ],
+                axis=0,
+            )
+            panel.plot(*points.T, "o-", label=f"{method}, thresholds 3 to -2")
+            ratio = np.mean([r["sparsity"]["nonzero_ratio"] for r in runs])
+            error = np.mean([final_error(run) for run in runs])
+            panel.plot(ratio, error, "k*", markersize=12)
+            panel.annotate(f"{method}, final", (ratio, error))
+        for name, (error, ratio) in PUBLISHED[network].items():
+            panel.plot(ratio, error, "s", color="gray")
+            panel.annotate(name, (ratio, error), color="gray")
+        panel.set(
+            title=network,
+            xlabel="weights / non-zero weights",
+            ylabel="test error, %",
+            xscale="log",
+        )
+        panel.legend()
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path, help="PNG of the frontier")
+    arguments = parser.parse_args()
+    groups = defaultdict(list)
+    for file in sorted(arguments.files):
+        try:
+            run = json.loads(file.read_text())
+            recipe = json.dumps(run["recipe"], sort_keys=True)
+            key = (run["data"], run["model"], run["method"], recipe)
+        except (OSError, ValueError, KeyError) as error:
+            fail(f"{file} is no results.json of examples/mnist.py: {error!r}")
+        groups[key].append(run)
+    print(markdown(groups))
+    if arguments.out:
+        plot_frontier(groups).savefig(arguments.out, dpi=120)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""Package metadata; tool settings are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = (
+    (ROOT / "keras_vd" / "version.py").read_text().split('"')[-2]
+)
+
+TENSORFLOW = ["tensorflow>=2.21"]
+EXAMPLES = [
+    "importlib_resources",  # tensorflow-datasets imports it undeclared
+    "matplotlib>=3.8",
+    "scikit-learn>=1.4",
+    "tensorflow-datasets>=4.9.6",
+]
+TFP = ["tensorflow-probability[tf]>=0.25"]
+
+setup(
+    name="keras-vd",
+    version=VERSION,
+    description=(
+        "Keras layers that learn which of their weights can go: variational "
+        "dropout, sparse variational dropout and relatives"
+    ),
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["keras_vd", "keras_vd.*"]),
+    package_data={"keras_vd": ["py.typed"]},
+    python_requires=">=3.11",
+    install_requires=["keras>=3.10", "numpy>=1.26", "rich>=13"],
+    extras_require={
+        "tensorflow": TENSORFLOW,
+        "jax": ["jax>=0.10"],
+        "torch": ["torch>=2.1"],
+        "examples": EXAMPLES,
+        "tfp": TFP,
+        "test": [
+            *TENSORFLOW,
+            *EXAMPLES,
+            *TFP,
+            "hypothesis>=6.100",
+            "mpmath>=1.3",
+            "mypy>=1.10",
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "ruff>=0.8",
+            "scipy>=1.11",
+        ],
+    },
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

@@ -1,0 +1,480 @@
+"""What every variational layer has to satisfy, and helpers for its tests.
+
+A test module lists its `Case`s and subclasses `LayerContract`:
+
+    @parametrize(CASES)
+    class TestContract(LayerContract):
+        pass
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from keras.src.testing import TestCase
+
+from keras_vd import posteriors
+from tests.gradients import gradient
+
+KL_WEIGHT = 0.1
+# Bound on a standard normal statistic; a two-sided 5e-7 for each element.
+MAX_Z = 5.0
+NUM_DRAWS = 4000
+IS_JAX = keras.backend.backend() == "jax"
+# Arguments of Keras layers for what variational layers do not offer.
+REFUSED_ARGUMENTS = {
+    "lora_rank",
+    "lora_alpha",
+    "gptq_unpacked_column_size",
+    "quantization_config",
+}
+POSTERIOR_CONFIG = {"threshold": 2.5, "log_sigma2_init": -7.0}
+
+if IS_JAX:
+    import jax
+
+    # Tests compile much and run little.
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One layer with one set of arguments.
+
+    Attributes:
+        name: Name of the case in the test report.
+        layer: Class of the variational layer.
+        input_shape: Shape of one example, without the batch.
+        arguments: Arguments of the Keras layer.
+        core: Whether to run the case on all backends.
+        weights: Names of the weights that have a posterior.
+    """
+
+    name: str
+    layer: type
+    input_shape: tuple[int, ...]
+    arguments: dict[str, Any]
+    core: bool = False
+    weights: tuple[str, ...] = ("kernel",)
+
+    def make(self, **arguments: Any) -> Any:
+        """The variational layer, built, with random weights."""
+        arguments = {"kl_weight": KL_WEIGHT, **self.arguments, **arguments}
+        layer = self.layer(**arguments)
+        layer.build((None, *self.input_shape))
+        randomize(layer)
+        return layer
+
+    def inputs(self, batch_size: int = 3, seed: int = 1) -> np.ndarray:
+        """Random examples."""
+        shape = (batch_size, *self.input_shape)
+        inputs = np.random.default_rng(seed).normal(size=shape)
+        return inputs.astype("float32")
+
+    def posteriors(self, layer: Any) -> list[posteriors.WeightPosterior]:
+        """The posteriors of `layer`, in the order of `weights`."""
+        return [getattr(layer, f"{name}_posterior") for name in self.weights]
+
+    def plain(self, layer: Any, kernels: Iterable[Any]) -> Any:
+        """The Keras layer with these kernels and the bias of `layer`."""
+        plain = plain_class(self.layer)(**self.arguments)
+        plain.build((None, *self.input_shape))
+        for name, kernel in zip(self.weights, kernels, strict=True):
+            getattr(plain, name).assign(kernel)
+        if layer.bias is not None:
+            plain.bias.assign(to_numpy(layer.bias))
+        return plain
+
+    def linear(self, inputs: Any, kernel: Any) -> np.ndarray:
+        """`inputs` through the Keras layer, without bias and activation."""
+        return plain_linear(
+            plain_class(self.layer), self.arguments, inputs, kernel
+        )
+
+    def moments(
+        self, inputs: Any, thetas: list[Any], sigma2s: list[Any]
+    ) -> tuple[np.ndarray, np.ndarray, float]:
+        """Mean, variance and a bound on the kurtosis of the outputs."""
+        if len(self.weights) == 1:
+            mean = self.linear(inputs, thetas[0])
+            return mean, self.linear(inputs**2, sigma2s[0]), 3.0
+        return self._separable_moments(inputs, thetas, sigma2s)
+
+    def _separable_moments(
+        self, inputs: Any, thetas: list[Any], sigma2s: list[Any]
+    ) -> tuple[np.ndarray, np.ndarray, float]:
+        """Moments of y = sum_c h_c p_c for independent normals h_c and p_c.
+
+        With h ~ N(m, v) and p ~ N(t, s), E y = sum m t and
+        Var y = sum v t^2 + sum (m^2 + v) s =: a + b.
+
+        y - E y = A + sqrt(V) e with A ~ N(0, a), V = sum h^2 s and E V = b.
+        Var h^2 = 2 v^2 + 4 m^2 v <= 2 (m^2 + v)^2, so E V^2 <= 3 b^2, and
+        E (y - E y)^4 = E A^4 + 6 E A^2 V + 3 E V^2
+        <= 3 a^2 + 6 sqrt(3 a^2 3 b^2) + 9 b^2 <= 9 (a + b)^2.
+        """
+        rank = len(self.input_shape) - 1
+        shared = {"data_format": self.arguments.get("data_format")}
+        depthwise = shared | {
+            name: self.arguments[name]
+            for name in (
+                "kernel_size",
+                "strides",
+                "padding",
+                "depth_multiplier",
+                "dilation_rate",
+            )
+            if name in self.arguments
+        }
+        pointwise = shared | {
+            "filters": self.arguments["filters"],
+            "kernel_size": 1,
+        }
+        first = getattr(keras.layers, f"DepthwiseConv{rank}D")
+        second = getattr(keras.layers, f"Conv{rank}D")
+        hidden = plain_linear(first, depthwise, inputs, thetas[0])
+        spread = plain_linear(first, depthwise, inputs**2, sigma2s[0])
+        mean = plain_linear(second, pointwise, hidden, thetas[1])
+        variance = plain_linear(
+            second, pointwise, spread, thetas[1] ** 2
+        ) + plain_linear(second, pointwise, hidden**2 + spread, sigma2s[1])
+        return mean, variance, 9.0
+
+
+def parametrize(cases: Iterable[Case]) -> pytest.MarkDecorator:
+    """Run a test, or all tests of a class, on every case."""
+    return pytest.mark.parametrize(
+        "case",
+        [
+            pytest.param(
+                case,
+                id=case.name,
+                marks=[pytest.mark.core] if case.core else [],
+            )
+            for case in cases
+        ],
+    )
+
+
+def plain_class(layer_class: type) -> type:
+    """The Keras layer that a variational layer stands for."""
+    return getattr(keras.layers, layer_class.__name__.removeprefix("VD"))
+
+
+def plain_linear(
+    layer_class: type, arguments: dict[str, Any], inputs: Any, kernel: Any
+) -> np.ndarray:
+    """`inputs` through a Keras layer, without bias and activation."""
+    linear = {"activation": None}
+    if "bias_axes" in inspect.signature(layer_class).parameters:
+        linear["bias_axes"] = None
+    else:
+        linear["use_bias"] = False
+    plain = layer_class(**{**arguments, **linear})
+    plain.build(np.shape(inputs))
+    plain.weights[0].assign(kernel)
+    return to_numpy(plain(inputs))
+
+
+def to_numpy(tensor: Any) -> np.ndarray:
+    """`tensor` as a NumPy array."""
+    return ops.convert_to_numpy(tensor)
+
+
+def assert_close(actual: Any, expected: Any, tolerance: float = 1e-6) -> None:
+    """Equal up to `tolerance`, relative or absolute."""
+    np.testing.assert_allclose(
+        to_numpy(actual), to_numpy(expected), rtol=tolerance, atol=tolerance
+    )
+
+
+def assert_equal(actual: Any, expected: Any) -> None:
+    """Equal bit by bit."""
+    np.testing.assert_array_equal(to_numpy(actual), to_numpy(expected))
+
+
+def randomize(layer: Any, seed: int = 0) -> None:
+    """Give `layer` random weights that are far from being pruned.
+
+    |theta| >= 0.1 and log_sigma2 <= -3, so log_alpha < 1.7.
+    """
+    generator = np.random.default_rng(seed)
+    for variable in layer.trainable_variables:
+        shape = tuple(variable.shape)
+        if variable.name == "log_sigma2":
+            value = generator.uniform(-5.0, -3.0, shape)
+        elif variable.name == "log_alpha":
+            value = generator.uniform(-2.0, 0.0, shape)
+        else:
+            sign = generator.choice([-1.0, 1.0], shape)
+            value = sign * generator.uniform(0.1, 0.5, shape)
+        variable.assign(value.astype("float32"))
+
+
+def doom(posterior: Any, fraction: float = 0.4, seed: int = 2) -> np.ndarray:
+    """Put a random part of the weights above the threshold.
+
+    Returns:
+        Bool array of the weight's shape; False is above.
+    """
+    shape = posterior.log_sigma2.shape
+    kept = np.random.default_rng(seed).uniform(size=shape) >= fraction
+    log_sigma2 = to_numpy(posterior.log_sigma2)
+    posterior.log_sigma2.assign(np.where(kept, log_sigma2, 6.0))
+    return np.broadcast_to(kept, posterior.theta.shape)
+
+
+def draw(layer: Any, example: Any, num_draws: int = NUM_DRAWS) -> np.ndarray:
+    """Independent training outputs for one example, of shape `(1, ...)`."""
+    inputs = np.repeat(example, num_draws, axis=0)
+    return to_numpy(layer(inputs, training=True)).astype("float64")
+
+
+def assert_moments(
+    draws: np.ndarray, mean: Any, variance: Any, kurtosis: float = 3.0
+) -> None:
+    """Compare the sample mean and variance of `draws` with their values.
+
+    The sample mean of n draws has variance v / n; the sample variance has
+    relative variance (kurtosis - 1) / n. Both must be within `MAX_Z` standard
+    deviations.
+    """
+    num_draws = len(draws)
+    mean, variance = np.asarray(mean), np.asarray(variance)
+    z_mean = (draws.mean(0) - mean) / np.sqrt(variance / num_draws)
+    assert np.max(np.abs(z_mean)) < MAX_Z
+    error = draws.var(0, ddof=1) / variance - 1.0
+    z_variance = error / np.sqrt((kurtosis - 1.0) / num_draws)
+    assert np.max(np.abs(z_variance)) < MAX_Z
+
+
+def training_gradients(layer: Any, inputs: Any) -> dict[str, np.ndarray]:
+    """Gradients of sum(outputs^2) + losses by the variables' paths."""
+    fixed = [variable.value for variable in layer.non_trainable_variables]
+
+    def objective(*values: Any) -> Any:
+        outputs, _, losses = layer.stateless_call(
+            list(values), fixed, inputs, training=True, return_losses=True
+        )
+        return ops.sum(ops.square(ops.cast(outputs, "float32"))) + sum(losses)
+
+    values = [to_numpy(variable) for variable in layer.trainable_variables]
+    gradients = gradient(objective, *values)
+    paths = [
+        variable.path.removeprefix(f"{layer.name}/")
+        for variable in layer.trainable_variables
+    ]
+    return dict(zip(paths, map(to_numpy, gradients), strict=True))
+
+
+def sequential(case: Case, layer: Any) -> keras.Model:
+    """A model of that one layer."""
+    return keras.Sequential([keras.Input(case.input_shape), layer])
+
+
+def check_every_argument(layer_class: type, *variants: dict[str, Any]) -> None:
+    """Check the config round trip with every argument off its default.
+
+    Args:
+        layer_class: Class of a variational layer.
+        *variants: Arguments; several where some exclude each other.
+
+    Oracle: the default layer's config, from which the variants have to
+    differ in all that the constructor's signature names.
+    """
+    parameters = inspect.signature(layer_class).parameters
+    required = {
+        name: variants[0][name]
+        for name, parameter in parameters.items()
+        if parameter.default is inspect.Parameter.empty
+        and parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    }
+    default = layer_class(**required).get_config()
+    unchanged = set(parameters) - set(required) - REFUSED_ARGUMENTS - {"kwargs"}
+    for arguments in variants:
+        layer = layer_class(**arguments, posterior="ard", kl_weight=0.25)
+        config = layer.get_config()
+        assert layer_class.from_config(config).get_config() == config
+        unchanged -= {
+            name for name in unchanged if config[name] != default.get(name)
+        }
+    assert not unchanged
+
+
+class LayerContract:
+    """Tests that every variational layer has to pass."""
+
+    def test_keras_own_layer_test(self, case: Case) -> None:
+        """Oracle: Keras' harness, and counts worked out by hand.
+
+        Trainable: each weight and its log_sigma2, and the bias. Others: each
+        posterior's keep_mask and KL weight; a seed generator each.
+        """
+        num_weights = len(case.weights)
+        plain = plain_class(case.layer)(**case.arguments)
+        has_bias = case.make().bias is not None
+        TestCase().run_layer_test(
+            case.layer,
+            init_kwargs={**case.arguments, "kl_weight": KL_WEIGHT},
+            input_shape=(2, *case.input_shape),
+            call_kwargs={"training": True},
+            expected_output_shape=plain.compute_output_shape(
+                (2, *case.input_shape)
+            ),
+            expected_num_trainable_weights=2 * num_weights + has_bias,
+            expected_num_non_trainable_weights=2 * num_weights,
+            expected_num_non_trainable_variables=3 * num_weights,
+            expected_num_seed_generators=num_weights,
+            expected_num_losses=num_weights,
+            supports_masking=plain.supports_masking,
+            # Compiling a step takes seconds on JAX.
+            run_training_check=case.core or not IS_JAX,
+            run_mixed_precision_check=case.core,
+        )
+
+    def test_inference_equals_keras_layer(self, case: Case) -> None:
+        """Oracle: the Keras layer, also with pruned weights at zero."""
+        layer, inputs = case.make(), case.inputs()
+        found = case.posteriors(layer)
+        thetas = [to_numpy(posterior.theta) for posterior in found]
+        assert_close(layer(inputs), case.plain(layer, thetas)(inputs))
+        masked = [
+            np.where(doom(posterior), theta, 0.0)
+            for posterior, theta in zip(found, thetas, strict=True)
+        ]
+        expected = case.plain(layer, masked)(inputs)
+        assert_close(layer(inputs), expected)
+        for posterior in found:
+            posterior.prune()
+            posterior.log_sigma2.assign(posterior.log_sigma2 * 0.0 - 9.0)
+        assert_close(layer(inputs), expected)
+
+    def test_training_moments(self, case: Case) -> None:
+        """Oracle: closed form through Keras layers, see `Case.moments`."""
+        keras.utils.set_random_seed(3)
+        case = dataclasses.replace(
+            case, arguments={**case.arguments, "activation": None}
+        )
+        layer, example = case.make(), case.inputs(1)
+        found = case.posteriors(layer)
+        mean, variance, kurtosis = case.moments(
+            example,
+            [to_numpy(posterior.theta) for posterior in found],
+            [np.exp(to_numpy(posterior.log_sigma2)) for posterior in found],
+        )
+        if layer.bias is not None:
+            plain = case.plain(
+                layer, [np.zeros(posterior.theta.shape) for posterior in found]
+            )
+            mean = mean + to_numpy(plain(example))
+        assert_moments(draw(layer, example), mean[0], variance[0], kurtosis)
+
+    def test_noise_and_estimator(self, case: Case) -> None:
+        """Identity: equal rows in, equal rows out only for one weight."""
+        inputs = np.repeat(case.inputs(1), 2, axis=0)
+        for estimator, is_equal in (("local", False), ("weight", True)):
+            layer = case.make(
+                posterior=posteriors.SparseVD(estimator=estimator),
+                activation=None,
+            )
+            first, second = (
+                to_numpy(layer(inputs, training=True)) for _ in range(2)
+            )
+            spread = np.abs(first[0] - first[1]).max()
+            assert (spread < 1e-5) == is_equal
+            assert np.abs(first - second).max() > 1e-2
+            assert_equal(layer(inputs), layer(inputs))
+
+    def test_save_and_load(self, case: Case, tmp_path: Any) -> None:
+        """Oracle: the layer that was saved, pruned and annealed."""
+        layer = case.make()
+        model, inputs = sequential(case, layer), case.inputs()
+        for posterior in case.posteriors(layer):
+            doom(posterior)
+            posterior.prune(2.0)
+            posterior.kl_weight.assign(0.0123)
+        model.save(tmp_path / "model.keras")
+        loaded = keras.saving.load_model(tmp_path / "model.keras")
+        assert_equal(loaded(inputs), model(inputs))
+        assert loaded.layers[0].get_config() == layer.get_config()
+        revived = case.posteriors(loaded.layers[0])
+        for ours, theirs in zip(case.posteriors(layer), revived, strict=True):
+            assert_equal(theirs.keep_mask, ours.keep_mask)
+            assert not to_numpy(theirs.keep_mask).all()
+            assert to_numpy(theirs.kl_weight) == np.float32(0.0123)
+            assert theirs.kl_weight.is_set
+
+    @pytest.mark.parametrize("form", ["string", "object", "config"])
+    def test_config_round_trip(self, case: Case, form: str) -> None:
+        """Identity: get_config describes what from_config made."""
+        template = posteriors.ARD(**POSTERIOR_CONFIG)
+        posterior = {
+            "string": "ard",
+            "object": template,
+            "config": posteriors.serialize(template),
+        }[form]
+        layer = case.layer(
+            **case.arguments, posterior=posterior, kl_weight=0.25
+        )
+        config = layer.get_config()
+        revived = case.layer.from_config(config)
+        assert revived.get_config() == config
+        for found in case.posteriors(revived):
+            assert type(found) is posteriors.ARD
+            is_default = form == "string"
+            assert found.threshold == (3.0 if is_default else 2.5)
+            assert found.log_sigma2_init == (-10.0 if is_default else -7.0)
+            assert found.initial_kl_weight == 0.25
+
+    def test_called_twice(self, case: Case) -> None:
+        """Oracle: one KL, of `kl_divergence`, however many calls."""
+        layer = case.make()
+        ends = [keras.Input(case.input_shape) for _ in range(2)]
+        model = keras.Model(ends, [layer(end) for end in ends])
+        model([case.inputs(3), case.inputs(3, seed=5)], training=True)
+        assert len(model.losses) == len(case.weights)
+        divergences = [
+            to_numpy(posterior.kl_divergence())
+            for posterior in case.posteriors(layer)
+        ]
+        assert_close(
+            sorted(to_numpy(loss) for loss in model.losses),
+            KL_WEIGHT * np.sort(divergences),
+        )
+
+    def test_gradients(self, case: Case) -> None:
+        """Every variational parameter learns, from the outputs alone."""
+        layer = case.make(kl_weight=0.0, activation=None)
+        gradients = training_gradients(layer, case.inputs())
+        for name in case.weights:
+            for path in (name, f"{name}_posterior/log_sigma2"):
+                assert np.isfinite(gradients[path]).all()
+                assert np.mean(gradients[path] != 0.0) > 0.9
+
+
+class MixedPrecisionContract:
+    """Tests that some case of every kind of layer has to pass."""
+
+    @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+    def test_mixed_precision(self, case: Case, policy: str) -> None:
+        """Oracle: the float32 layer's KL, bit by bit; finite elsewhere."""
+        full = case.make()
+        mixed = case.make(dtype=policy)
+        inputs = case.inputs()
+        outputs = mixed(inputs, training=True)
+        full(inputs, training=True)
+        dtype = keras.backend.standardize_dtype(outputs.dtype)
+        assert dtype == policy.removeprefix("mixed_")
+        assert np.isfinite(to_numpy(ops.cast(outputs, "float32"))).all()
+        for ours, theirs in zip(full.losses, mixed.losses, strict=True):
+            assert keras.backend.standardize_dtype(theirs.dtype) == "float32"
+            assert to_numpy(ours) == to_numpy(theirs)
+        for value in training_gradients(mixed, inputs).values():
+            assert np.isfinite(value.astype("float32")).all()

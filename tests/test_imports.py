@@ -1,0 +1,161 @@
+import ast
+import graphlib
+import importlib
+import inspect
+import json
+import pathlib
+import pkgutil
+
+import keras
+import pytest
+
+import keras_vd
+from tests.models import run_python
+
+PACKAGE = pathlib.Path(keras_vd.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+MODULES = ["keras_vd"] + [
+    module.name
+    for module in pkgutil.walk_packages([str(PACKAGE)], "keras_vd.")
+]
+# Optional: needed by plots and examples, or installed by users who want them.
+OPTIONAL = (
+    "matplotlib",
+    "scipy",
+    "sklearn",
+    "tensorflow_probability",
+    "tensorflow_datasets",
+)
+# From the top down; an import may only point down, or stay on its line.
+LAYERS_OF_THE_PACKAGE = (
+    ("keras_vd",),
+    ("compression", "conversion", "callbacks", "plots", "report"),
+    ("layers",),
+    ("posteriors",),
+    ("priors",),
+    ("kl",),
+    ("_keras_internals", "_noise", "_validation", "version"),
+)
+
+
+def test_import_needs_and_loads_nothing_optional():
+    """Blocks the optional packages, and all backends but the running one.
+
+    Keras itself tries to import some of them and does without.
+    """
+    backend = keras.backend.backend()
+    blocked = {*OPTIONAL, "tensorflow", "torch"} - {backend}
+    if backend == "jax":
+        blocked.remove("scipy")  # JAX itself needs it
+    code = """
+import json, sys
+blocked = json.loads(sys.argv[1])
+sys.modules.update(dict.fromkeys(blocked))
+import keras_vd
+loaded = {n.partition(".")[0] for n, m in sys.modules.items() if m}
+print(json.dumps(sorted(loaded & set(blocked))))
+keras_vd.layers.VDDense(2).build((None, 3))
+"""
+    result = run_python(code, json.dumps(sorted(blocked)))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[0] == "[]"
+
+
+def test_import_warns_of_nothing(tmp_path):
+    """Warnings of other packages do not count; compiled anew to see all."""
+    code = """
+import importlib, json, sys, warnings
+import keras, matplotlib.figure
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for name in json.loads(sys.argv[1]):
+        importlib.import_module(name)
+ours = [str(w) for w in caught if "keras_vd" in w.filename]
+print(json.dumps(ours))
+"""
+    result = run_python(
+        code, json.dumps(MODULES), PYTHONPYCACHEPREFIX=str(tmp_path)
+    )
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout) == []
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("module", MODULES)
+def test_public_names_exist_and_are_documented(module):
+    module = importlib.import_module(module)
+    assert module.__doc__
+    for name in getattr(module, "__all__", ()):
+        assert hasattr(module, name), name
+    for name, value in vars(module).items():
+        is_ours = getattr(value, "__module__", None) == module.__name__
+        if is_ours and callable(value) and not name.startswith("_"):
+            # Of its own: a class inherits its Keras layer's docstring.
+            is_class = inspect.isclass(value)
+            assert vars(value)["__doc__"] if is_class else value.__doc__, name
+
+
+def test_all_is_complete():
+    # What is imported at the top is public; submodules come by themselves.
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    imported = {
+        alias.asname or alias.name
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert imported == set(keras_vd.__all__)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_modules_and_functions_stay_small(path):
+    source = path.read_text()
+    assert len(source.splitlines()) <= 400
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = node.end_lineno - node.lineno + 1
+            assert length <= 60, f"{path.name}: {node.name} has {length} lines"
+
+
+def part_of(module):
+    """Part of the package that a dotted module name belongs to."""
+    _, _, rest = module.partition(".")
+    return rest.partition(".")[0] or "keras_vd"
+
+
+def imports_of(path):
+    """Parts of the package that the file at `path` imports from."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            modules = [node.module]
+            if node.module == "keras_vd":
+                modules = [f"keras_vd.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for module in modules:
+            if module.partition(".")[0] == "keras_vd":
+                yield part_of(module)
+
+
+def test_imports_point_down():
+    line = {
+        part: number
+        for number, parts in enumerate(LAYERS_OF_THE_PACKAGE)
+        for part in parts
+    }
+    graph = {}
+    for path in FILES:
+        relative = path.relative_to(PACKAGE).with_suffix("").parts
+        part = "keras_vd" if relative == ("__init__",) else relative[0]
+        for imported in imports_of(path):
+            # A part that is not listed yet stands beside the reports.
+            down = line.get(imported, 1) >= line.get(part, 1)
+            assert down, f"{path.name} imports {imported}, which is above it"
+            if imported != part:
+                graph.setdefault(part, set()).add(imported)
+    # Raises CycleError if parts on one line import each other.
+    order = list(graphlib.TopologicalSorter(graph).static_order())
+    assert order.index("kl") < order.index("posteriors")

@@ -1,0 +1,140 @@
+import keras
+import numpy as np
+import pytest
+from matplotlib import pyplot
+from matplotlib.figure import Figure
+
+from keras_vd import layers, plots, prune, variational_weights
+from tests.models import (
+    inference_weight,
+    log_alpha,
+    mlp,
+    plain_mlp,
+    randomize,
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = keras.Sequential(
+        [
+            keras.Input((5, 6)),
+            layers.VDConv1D(4, 2, name="conv"),
+            layers.VDSeparableConv1D(3, 2, depth_multiplier=2, name="parts"),
+            layers.VDDense(2, name="dense"),
+        ]
+    )
+    randomize(model)
+    return model
+
+
+LABELS = [
+    "conv",
+    "parts/depthwise_kernel",
+    "parts/pointwise_kernel",
+    "dense",
+]
+HISTORY = {
+    "accuracy": [0.1, 0.2, 0.3],
+    "val_accuracy": [0.5, 0.75, 0.875],
+    "nonzero_ratio": [1.0, 4.0, 16.0],
+}
+
+
+@pytest.mark.parametrize("plot", [plots.plot_log_alpha, plots.plot_kept_weights])
+def test_one_panel_per_weight(plot, model):
+    figure = plot(model)
+    assert isinstance(figure, Figure)
+    assert [panel.get_title() for panel in figure.axes] == LABELS
+
+
+@pytest.mark.core
+def test_histogram_holds_every_weight(model):
+    # Oracle: NumPy's histogram of log_alpha from the variables.
+    panels = plots.plot_log_alpha(model, bins=7).axes
+    for panel, posterior in zip(panels, variational_weights(model), strict=True):
+        heights = [bar.get_height() for bar in panel.patches]
+        expected = np.histogram(log_alpha(posterior), bins=7)[0]
+        assert heights == expected.tolist()
+        assert sum(heights) == np.prod(posterior.weight.shape)
+        (threshold,) = panel.lines
+        assert list(threshold.get_xdata()) == [3.0, 3.0]
+        assert panel.get_yscale() == "log"
+
+
+def test_histogram_has_no_line_without_a_threshold():
+    for panel in plots.plot_log_alpha(mlp("gaussian")).axes:
+        assert len(panel.lines) == 0
+
+
+@pytest.mark.core
+def test_picture_of_kept_weights(model):
+    # Oracle: loops over the kernels by their documented shapes.
+    kernels = map(inference_weight, variational_weights(model))
+    conv, depthwise, pointwise, dense = [kernel != 0 for kernel in kernels]
+    expected = [
+        [[conv[k, i, o] for o in range(4)] for k in range(2) for i in range(6)],
+        [
+            [depthwise[k, i, m] for i in range(4) for m in range(2)]
+            for k in range(2)
+        ],
+        pointwise[0],
+        dense,
+    ]
+    panels = plots.plot_kept_weights(model).axes
+    for panel, picture in zip(panels, expected, strict=True):
+        (image,) = panel.images
+        np.testing.assert_array_equal(image.get_array(), picture)
+        # Zero is white, one is black, also if all weights are alike.
+        assert image.get_clim() == (0, 1)
+
+
+def test_training_curves():
+    # Oracle: errors by hand; validation accuracy comes first.
+    left, right = plots.plot_training(HISTORY).axes
+    (error,), (ratio,) = left.lines, right.lines
+    assert error.get_xdata().tolist() == [1, 2, 3]
+    assert error.get_ydata().tolist() == [50.0, 25.0, 12.5]
+    assert list(ratio.get_ydata()) == [1.0, 4.0, 16.0]
+    without = {k: v for k, v in HISTORY.items() if k != "val_accuracy"}
+    (error,) = plots.plot_training(without).axes[0].lines
+    np.testing.assert_allclose(error.get_ydata(), [90.0, 80.0, 70.0])
+
+
+@pytest.mark.parametrize("missing", ["accuracy", "nonzero_ratio"])
+def test_training_curves_need_their_data(missing):
+    history = {k: v for k, v in HISTORY.items() if not k.endswith(missing)}
+    with pytest.raises(ValueError, match="`history` must have") as caught:
+        plots.plot_training(history)
+    assert str(sorted(history)) in str(caught.value)
+
+
+@pytest.mark.parametrize("plot", [plots.plot_log_alpha, plots.plot_kept_weights])
+def test_plain_models_are_refused(plot):
+    with pytest.raises(ValueError, match="at least one variational layer"):
+        plot(plain_mlp())
+
+
+@pytest.mark.core
+def test_files_without_a_display(model, tmp_path, monkeypatch):
+    """Figures become files, and pyplot, which may open windows, has none.
+
+    A fully pruned model has a log_alpha of 20 everywhere.
+    """
+    monkeypatch.delenv("DISPLAY", raising=False)
+    pruned = mlp()
+    prune(pruned, -20.0)
+    figures = [
+        plots.plot_log_alpha(model),
+        plots.plot_kept_weights(model),
+        plots.plot_log_alpha(pruned),
+        plots.plot_kept_weights(pruned),
+        plots.plot_training(HISTORY),
+    ]
+    for number, figure in enumerate(figures):
+        path = tmp_path / f"{number}.png"
+        figure.savefig(path)
+        assert path.read_bytes()[:4] == b"\x89PNG"
+        pixels = pyplot.imread(path)
+        assert pixels.std() > 0.01
+    assert pyplot.get_fignums() == []
