@@ -5,9 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-VERSION = (
-    (ROOT / "keras_vd" / "version.py").read_text().split('"')[-2]
-)
+VERSION = (ROOT / "keras_vd" / "version.py").read_text().split('"')[-2]
 
 TENSORFLOW = ["tensorflow>=2.21"]
 EXAMPLES = [

@@ -70,15 +70,17 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         if value is not None and value < minimum:
             option = "--" + name.replace("_", "-")
             common.fail(f"{option} must be at least {minimum}, not {value}")
-    is_variational = parsed.method in mnist_models.VARIATIONAL
-    for name in (
-        "pretrain_epochs", "finetune_epochs", "kl_weight", "threshold"
+    sparse = tuple(mnist_models.SPARSE)
+    for name, methods in (
+        ("pretrain_epochs", mnist_models.VARIATIONAL),
+        ("kl_weight", mnist_models.VARIATIONAL),
+        ("finetune_epochs", sparse),
+        ("threshold", sparse),
     ):
-        if getattr(parsed, name) and not is_variational:
+        if getattr(parsed, name) is not None and parsed.method not in methods:
             option = "--" + name.replace("_", "-")
             common.fail(
-                f"{option} goes with the methods "
-                f"{', '.join(mnist_models.VARIATIONAL)}, "
+                f"{option} goes with --method {', '.join(methods)}, "
                 f"not with --method {parsed.method}"
             )
     return parsed

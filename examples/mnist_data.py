@@ -149,7 +149,10 @@ def _checked(arrays: dict[str, np.ndarray], source: str) -> Images:
             fail(f"{source}: x_{half} holds values that are not finite")
         if images.ndim == 3:
             images = images[..., None]
-        arrays[f"x_{half}"], arrays[f"y_{half}"] = images, labels.astype("int32")
+        arrays[f"x_{half}"], arrays[f"y_{half}"] = (
+            images,
+            labels.astype("int32"),
+        )
     if arrays["x_train"].shape[1:] != arrays["x_test"].shape[1:]:
         fail(
             f"{source}: training and test images differ in shape: "

@@ -9,7 +9,8 @@ from keras import layers
 import keras_vd
 
 MODELS = ("mlp", "lenet-300-100", "lenet-5")
-VARIATIONAL = ("vd", "sparse_vd", "ard", "gaussian")
+SPARSE = ("sparse_vd", "ard")
+VARIATIONAL = (*SPARSE, "vd", "gaussian")
 METHODS = ("none", "dropout", "gaussian_dropout", *VARIATIONAL)
 
 HIDDEN_UNITS = {"mlp": (500, 300), "lenet-300-100": (300, 100)}

@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+from mnist_models import SPARSE
+
 import keras_vd
 
 
@@ -70,7 +72,7 @@ class Recipe:
 
     def prune_threshold(self, method: str) -> float | None:
         """What to prune at; None leaves it to the method's posterior."""
-        return self.threshold if method in ("sparse_vd", "ard") else None
+        return self.threshold if method in SPARSE else None
 
     def learning_rate_at(
         self, initial: float, epochs: int
@@ -81,12 +83,13 @@ class Recipe:
 
 
 PLAIN = Recipe()
-SPARSE = Recipe(
-    epochs=40,
-    learning_rate=5e-3,
-    constant_share=0.4,
-    warmup_epochs=8,
+SPARSE_DENSE = Recipe(
+    epochs=50,
     finetune_epochs=8,
+    learning_rate=5e-3,
+    constant_share=0.0,
+    warmup_epochs=12,
+    threshold=0.0,
 )
 SPARSE_LENET_5 = Recipe(
     pretrain_epochs=4,
@@ -103,10 +106,10 @@ SPARSE_LENET_5 = Recipe(
 )
 
 RECIPES: dict[tuple[str, str], Recipe] = {
-    ("lenet-300-100", "sparse_vd"): SPARSE,
-    ("lenet-300-100", "ard"): SPARSE,
-    ("mlp", "sparse_vd"): SPARSE,
-    ("mlp", "ard"): SPARSE,
+    ("lenet-300-100", "sparse_vd"): SPARSE_DENSE,
+    ("lenet-300-100", "ard"): SPARSE_DENSE,
+    ("mlp", "sparse_vd"): SPARSE_DENSE,
+    ("mlp", "ard"): SPARSE_DENSE,
     ("lenet-5", "sparse_vd"): SPARSE_LENET_5,
     ("lenet-5", "ard"): SPARSE_LENET_5,
 }

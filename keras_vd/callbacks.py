@@ -62,7 +62,6 @@ class KLAnnealing(keras.callbacks.Callback):
             callable schedule returns a negative or non-finite number.
 
     Example:
-
     >>> annealing = keras_vd.callbacks.KLAnnealing(num_examples=60000)
     >>> annealing.weight_at(10) * 60000
     0.3333333333333333

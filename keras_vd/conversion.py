@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import keras
@@ -30,16 +31,30 @@ def to_deterministic(model: keras.Model) -> keras.Model:
 
     Raises:
         TypeError: if `model` is no Keras model.
-        ValueError: if it is not built or has no variational weights.
+        ValueError: if it is not built, has no variational weights, or is a
+            subclassed model that creates variational layers by itself.
     """
     _check_model(model)
     required_variational_weights(model)
     # Also finds the user's own layers that were never registered.
-    classes = {type(layer).__name__: type(layer) for layer in flatten_layers(model)}
+    classes = {
+        type(layer).__name__: type(layer) for layer in flatten_layers(model)
+    }
     config = keras.saving.serialize_keras_object(model)
     plain = keras.saving.deserialize_keras_object(
         _plain_config(config, classes), custom_objects=classes, safe_mode=False
     )
+    remaining = [
+        layer.name
+        for layer in flatten_layers(plain)
+        if isinstance(layer, VariationalLayer)
+    ]
+    if remaining:
+        raise ValueError(
+            "Argument `model` must describe its variational layers in "
+            "`get_config`, so that plain ones can take their place. "
+            f"'{model.name}' creates some by itself: {remaining}."
+        )
     _copy_weights(model, plain)
     return plain
 
@@ -66,10 +81,11 @@ def _plain_config(config: Any, classes: dict[str, type]) -> Any:
     cls = classes.get(config.get("class_name"))
     if cls is None or not issubclass(cls, VariationalLayer):
         return config
+    added = _added_arguments(cls)
     arguments = {
         name: value
         for name, value in config["config"].items()
-        if name not in ("posterior", "kl_weight")
+        if name not in added
     }
     return {
         **config,
@@ -80,7 +96,20 @@ def _plain_config(config: Any, classes: dict[str, type]) -> Any:
     }
 
 
-def _copy_weights(source: keras.layers.Layer, target: keras.layers.Layer) -> None:
+def _added_arguments(cls: type) -> set[str]:
+    """Arguments of a variational layer that its Keras layer does not have."""
+    added, known = set(), set()
+    for base in cls.__mro__:
+        is_variational = issubclass(base, VariationalLayer)
+        (added if is_variational else known).update(
+            inspect.signature(base.__init__).parameters
+        )
+    return added - known
+
+
+def _copy_weights(
+    source: keras.layers.Layer, target: keras.layers.Layer
+) -> None:
     """Copy values from a variational layer tree to its plain counterpart."""
     posteriors = {
         id(posterior.weight): posterior
@@ -94,7 +123,9 @@ def _copy_weights(source: keras.layers.Layer, target: keras.layers.Layer) -> Non
         value = old if posterior is None else posterior.mean()
         # Through NumPy: two JAX variables must not share one buffer.
         new.assign(ops.convert_to_numpy(value))
-    children = [x for x in sublayers(source) if not isinstance(x, WeightPosterior)]
+    children = [
+        x for x in sublayers(source) if not isinstance(x, WeightPosterior)
+    ]
     for old_child, new_child in zip(children, sublayers(target), strict=True):
         _copy_weights(old_child, new_child)
 

@@ -32,9 +32,7 @@ def plot_log_alpha(model: keras.layers.Layer, bins: int = 80) -> Figure:
         panel.hist(ops.convert_to_numpy(posterior.log_alpha).ravel(), bins=bins)
         if posterior.threshold is not None:
             panel.axvline(posterior.threshold, linestyle="--", color="black")
-        panel.set(
-            title=posterior.label, xlabel="log alpha", yscale="log"
-        )
+        panel.set(title=posterior.label, xlabel="log alpha", yscale="log")
     panels[0].set_ylabel("weights")
     return figure
 

@@ -7,7 +7,8 @@ one object may serve any number of weights.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import keras
 
@@ -67,7 +68,7 @@ class LogUniform(Prior):
         ValueError: if `kl` is none of these.
     """
 
-    _forms = {
+    _forms: ClassVar[dict[str, Callable[[Any], Any]]] = {
         "exact": kl.log_uniform_exact,
         "molchanov": kl.log_uniform_molchanov,
         "kingma": kl.log_uniform_kingma,
@@ -89,7 +90,7 @@ class ARD(Prior):
     """Automatic relevance determination: a Gaussian prior per weight.
 
     Its precision is set to the best value, 1 / (theta^2 + sigma2), which
-        """
+    """
 
     def kl_divergence(self, theta: Any, log_sigma2: Any, log_alpha: Any) -> Any:
         return kl.ard(log_alpha)

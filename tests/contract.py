@@ -257,19 +257,19 @@ def assert_moments(
 
 def training_gradients(layer: Any, inputs: Any) -> dict[str, np.ndarray]:
     """Gradients of sum(outputs^2) + losses by the variables' paths."""
-    fixed = [variable.value for variable in layer.non_trainable_variables]
+    variables = layer.trainable_variables
 
     def objective(*values: Any) -> Any:
-        outputs, _, losses = layer.stateless_call(
-            list(values), fixed, inputs, training=True, return_losses=True
-        )
+        state = list(zip(variables, values, strict=True))
+        with keras.StatelessScope(state, collect_losses=True):
+            outputs = layer(inputs, training=True)
+            losses = layer.losses
         return ops.sum(ops.square(ops.cast(outputs, "float32"))) + sum(losses)
 
-    values = [to_numpy(variable) for variable in layer.trainable_variables]
+    values = [to_numpy(variable) for variable in variables]
     gradients = gradient(objective, *values)
     paths = [
-        variable.path.removeprefix(f"{layer.name}/")
-        for variable in layer.trainable_variables
+        variable.path.removeprefix(f"{layer.name}/") for variable in variables
     ]
     return dict(zip(paths, map(to_numpy, gradients), strict=True))
 

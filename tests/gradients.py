@@ -26,9 +26,7 @@ def gradient(fn: Callable[..., Any], *arrays: Any) -> list[np.ndarray]:
         with tf.GradientTape() as tape:
             tape.watch(tensors)
             total = tf.reduce_sum(fn(*tensors))
-        gradients = tape.gradient(
-            total, tensors, unconnected_gradients="zero"
-        )
+        gradients = tape.gradient(total, tensors, unconnected_gradients="zero")
         return [g.numpy() for g in gradients]
     if backend == "jax":
         import jax

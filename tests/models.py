@@ -74,9 +74,7 @@ def nested():
     inputs = keras.Input((6,))
     hidden = layers.VDDense(8, "relu", name="first", posterior="ard")(inputs)
     hidden = inner(keras.layers.Reshape((2, 4))(hidden))
-    outputs = layers.VDDense(3, "softmax", name="last", posterior="ard")(
-        hidden
-    )
+    outputs = layers.VDDense(3, "softmax", name="last", posterior="ard")(hidden)
     return keras.Model(inputs, outputs)
 
 

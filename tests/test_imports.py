@@ -15,8 +15,7 @@ from tests.models import run_python
 PACKAGE = pathlib.Path(keras_vd.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 MODULES = ["keras_vd"] + [
-    module.name
-    for module in pkgutil.walk_packages([str(PACKAGE)], "keras_vd.")
+    module.name for module in pkgutil.walk_packages([str(PACKAGE)], "keras_vd.")
 ]
 # Optional: needed by plots and examples, or installed by users who want them.
 OPTIONAL = (

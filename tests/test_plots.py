@@ -41,7 +41,9 @@ HISTORY = {
 }
 
 
-@pytest.mark.parametrize("plot", [plots.plot_log_alpha, plots.plot_kept_weights])
+@pytest.mark.parametrize(
+    "plot", [plots.plot_log_alpha, plots.plot_kept_weights]
+)
 def test_one_panel_per_weight(plot, model):
     figure = plot(model)
     assert isinstance(figure, Figure)
@@ -52,7 +54,9 @@ def test_one_panel_per_weight(plot, model):
 def test_histogram_holds_every_weight(model):
     # Oracle: NumPy's histogram of log_alpha from the variables.
     panels = plots.plot_log_alpha(model, bins=7).axes
-    for panel, posterior in zip(panels, variational_weights(model), strict=True):
+    for panel, posterior in zip(
+        panels, variational_weights(model), strict=True
+    ):
         heights = [bar.get_height() for bar in panel.patches]
         expected = np.histogram(log_alpha(posterior), bins=7)[0]
         assert heights == expected.tolist()
@@ -109,7 +113,9 @@ def test_training_curves_need_their_data(missing):
     assert str(sorted(history)) in str(caught.value)
 
 
-@pytest.mark.parametrize("plot", [plots.plot_log_alpha, plots.plot_kept_weights])
+@pytest.mark.parametrize(
+    "plot", [plots.plot_log_alpha, plots.plot_kept_weights]
+)
 def test_plain_models_are_refused(plot):
     with pytest.raises(ValueError, match="at least one variational layer"):
         plot(plain_mlp())

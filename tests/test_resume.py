@@ -15,7 +15,13 @@ import pytest
 
 from keras_vd import variational_weights
 from keras_vd.callbacks import KLAnnealing
-from tests.models import classification_data, mlp, randomize, run_python, to_numpy
+from tests.models import (
+    classification_data,
+    mlp,
+    randomize,
+    run_python,
+    to_numpy,
+)
 
 EPOCHS = 6
 KILLED_IN = 3

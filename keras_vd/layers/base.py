@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 from keras import ops
 
 from keras_vd import posteriors
 
+# A mixin: its attributes are those of the Keras layer listed after it.
+_Mixin = keras.layers.Layer if TYPE_CHECKING else object
 
-class VariationalLayer:
+
+class VariationalLayer(_Mixin):
     """Mixin that gives a Keras layer a posterior for each of its weights.
 
     To be listed before the Keras layer. A subclass names its weights and
@@ -49,9 +52,10 @@ class VariationalLayer:
                 f"dtype={self.dtype_policy.name!r}."
             )
         if getattr(self, "lora_rank", None):
-            self.enable_lora(self.lora_rank)
+            self._refuse("LoRA")
+        # Not through `quantize`, which Keras wraps in checks of its own.
         if self.quantization_mode is not None:
-            self.quantize(self.quantization_mode)
+            self._refuse("Quantization")
 
     def enable_lora(self, *args: Any, **kwargs: Any) -> None:
         """Not for variational layers: see the error."""
@@ -78,7 +82,9 @@ class VariationalLayer:
     @classmethod
     def _posteriors(cls) -> list[tuple[str, str]]:
         """Attribute names: of the posterior, of the weight it belongs to."""
-        return [(f"{name}_posterior", name) for name in cls._variational_weights]
+        return [
+            (f"{name}_posterior", name) for name in cls._variational_weights
+        ]
 
     def _kernel_axes(self, weight: str) -> dict[str, Any]:
         """Arguments of `WeightPosterior.bind`: which axis means what."""
@@ -124,7 +130,7 @@ def keras_class(cls: type) -> type:
 
 
 def _extended_signature(cls: type) -> inspect.Signature:
-    """Signature of the Keras layer, with our arguments before its `**kwargs`."""
+    """Signature of the Keras layer, with ours before its `**kwargs`."""
     parameters = list(inspect.signature(keras_class(cls)).parameters.values())
     all_ours = inspect.signature(VariationalLayer.__init__).parameters
     ours = [all_ours["posterior"], all_ours["kl_weight"]]

@@ -115,9 +115,8 @@ class VDConv1D(_Convolution, keras.layers.Conv1D):
     """`keras.layers.Conv1D` with a posterior over its kernel.
 
     Example:
-
     >>> layer = keras_vd.layers.VDConv1D(4, 3, padding="causal")
-    >>> layer(np.zeros((2, 10, 5))).shape
+    >>> tuple(layer(np.zeros((2, 10, 5))).shape)
     (2, 10, 4)
     """
 
@@ -141,9 +140,8 @@ class VDConv2D(_Convolution, keras.layers.Conv2D):
     """`keras.layers.Conv2D` with a posterior over its kernel.
 
     Example:
-
     >>> layer = keras_vd.layers.VDConv2D(20, 5, posterior="ard")
-    >>> layer(np.zeros((2, 28, 28, 1))).shape
+    >>> tuple(layer(np.zeros((2, 28, 28, 1))).shape)
     (2, 24, 24, 20)
     """
 

@@ -42,9 +42,8 @@ class VDDense(VariationalLayer, keras.layers.Dense):
             weight was set.
 
     Example:
-
     >>> layer = keras_vd.layers.VDDense(10, kl_weight=1 / 60000)
-    >>> layer(np.zeros((2, 784)), training=True).shape
+    >>> tuple(layer(np.zeros((2, 784)), training=True).shape)
     (2, 10)
     """
 
@@ -63,9 +62,8 @@ class VDEinsumDense(VariationalLayer, keras.layers.EinsumDense):
     equation sums over are its inputs, the others its output units.
 
     Example:
-
     >>> layer = keras_vd.layers.VDEinsumDense("abc,cd->abd", (None, 4))
-    >>> layer(np.zeros((2, 3, 5))).shape
+    >>> tuple(layer(np.zeros((2, 3, 5))).shape)
     (2, 3, 4)
     """
 

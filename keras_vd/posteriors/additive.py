@@ -70,7 +70,6 @@ class SparseVD(AdditiveGaussian):
         **options: See `AdditiveGaussian` and `WeightPosterior`.
 
     Example:
-
     >>> posterior = keras_vd.posteriors.SparseVD(threshold=2.0)
     >>> layer = keras_vd.layers.VDDense(10, posterior=posterior)
     """

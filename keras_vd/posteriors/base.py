@@ -123,7 +123,9 @@ class WeightPosterior(keras.layers.Layer):
             )
         self.threshold = threshold
         self.train_clip = bool(train_clip)
-        self.estimator = check_choice("estimator", estimator, ("local", "weight"))
+        self.estimator = check_choice(
+            "estimator", estimator, ("local", "weight")
+        )
         self.kl_scale = check_number("kl_scale", kl_scale, 0.0)
         if kl_weight is not None:
             kl_weight = check_number("kl_weight", kl_weight, 0.0)
@@ -150,7 +152,9 @@ class WeightPosterior(keras.layers.Layer):
         # Hidden from Keras' tracking: the layer owns and saves the weight.
         object.__setattr__(self, "_theta", weight)
         self.input_axes = tuple(axis % len(weight.shape) for axis in input_axes)
-        self.output_axes = tuple(axis % len(weight.shape) for axis in output_axes)
+        self.output_axes = tuple(
+            axis % len(weight.shape) for axis in output_axes
+        )
         self.groups = groups
         self.channel_axis = channel_axis
         self.build(tuple(weight.shape))
@@ -188,10 +192,14 @@ class WeightPosterior(keras.layers.Layer):
         with full_precision():
             theta = ops.cast(ops.convert_to_tensor(self._theta), "float32")
             log_sigma2, log_alpha = self._log_variances(theta)
-            log_alpha = ops.clip(log_alpha, -MAX_ABS_LOG_ALPHA, MAX_ABS_LOG_ALPHA)
+            log_alpha = ops.clip(
+                log_alpha, -MAX_ABS_LOG_ALPHA, MAX_ABS_LOG_ALPHA
+            )
             keep_mask = ops.convert_to_tensor(self.keep_mask)
-        return theta, log_sigma2, ops.where(
-            keep_mask, log_alpha, MAX_ABS_LOG_ALPHA
+        return (
+            theta,
+            log_sigma2,
+            ops.where(keep_mask, log_alpha, MAX_ABS_LOG_ALPHA),
         )
 
     def _is_kept(self, log_alpha: Any, threshold: float | None) -> Any:
@@ -254,7 +262,9 @@ class WeightPosterior(keras.layers.Layer):
         """
         return self._kl_divergence(*self._read_parameters())
 
-    def _kl_divergence(self, theta: Any, log_sigma2: Any, log_alpha: Any) -> Any:
+    def _kl_divergence(
+        self, theta: Any, log_sigma2: Any, log_alpha: Any
+    ) -> Any:
         terms = self.prior.kl_divergence(theta, log_sigma2, log_alpha)
         kept = ops.convert_to_tensor(self.keep_mask)
         return ops.sum(ops.where(kept, terms, 0.0))
@@ -310,8 +320,8 @@ class WeightPosterior(keras.layers.Layer):
         mean, sigma2 = self._training_moments(*parameters)
         if self.estimator == "weight":
             noise = standard_normal(
-            ops.shape(mean), "float32", self.seed_generator
-        )
+                ops.shape(mean), "float32", self.seed_generator
+            )
             weight = mean + ops.sqrt(sigma2) * noise
             return linear_op(inputs, ops.cast(weight, inputs.dtype))
         return self._local_reparameterization(linear_op, inputs, mean, sigma2)

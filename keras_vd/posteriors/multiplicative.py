@@ -62,7 +62,9 @@ class VD(WeightPosterior):
     ) -> None:
         super().__init__(share=share, **options)
         if max_alpha is not None:
-            max_alpha = check_number("max_alpha", max_alpha, 0.0, exclusive=True)
+            max_alpha = check_number(
+                "max_alpha", max_alpha, 0.0, exclusive=True
+            )
         self.max_alpha = max_alpha
         self.alpha_init = check_number(
             "alpha_init",

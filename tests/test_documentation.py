@@ -1,0 +1,68 @@
+"""What the README and the docstrings show does what they say."""
+
+import doctest
+import importlib
+import pathlib
+import pkgutil
+import re
+
+import keras
+import numpy as np
+import pytest
+
+import keras_vd
+
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="exports a SavedModel"
+)
+def test_the_first_example_of_the_readme(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    keras.utils.set_random_seed(0)
+    names = {}
+    code = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
+    assert len(code.strip().splitlines()) <= 26
+    exec(compile(code, "README.md", "exec"), names)
+    assert "Sparsity at inference" in capsys.readouterr().out
+    # Oracle: the promise of the page. Sparse, accurate, plain, exported.
+    report = keras_vd.sparsity_report(names["model"])
+    assert report.nonzero_ratio > 10
+    classes = names["plain"].predict(names["x"], verbose=0).argmax(-1)
+    assert np.mean(classes == names["y"]) > 0.96
+    assert {
+        type(layer).__module__.split(".")[0] for layer in names["plain"].layers
+    } == {"keras"}
+    assert (tmp_path / "digits_model" / "saved_model.pb").exists()
+
+
+def test_the_options_example_of_the_readme():
+    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    names = {"keras_vd": keras_vd}
+    exec(compile(code, "README.md", "exec"), names)
+    assert isinstance(names["layer"], keras_vd.layers.VDDense)
+
+
+def test_every_layer_is_in_the_readme():
+    missing = [n for n in keras_vd.layers.__all__ if f"`{n}`" not in README]
+    assert missing == []
+
+
+def module_names():
+    found = pkgutil.walk_packages(keras_vd.__path__, "keras_vd.")
+    return [module.name for module in found]
+
+
+@pytest.mark.parametrize("name", module_names())
+def test_docstring_examples(name):
+    module = importlib.import_module(name)
+    names = {"keras": keras, "keras_vd": keras_vd, "np": np}
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    runner = doctest.DocTestRunner(
+        optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    )
+    for example in finder.find(module, name, extraglobs=names):
+        runner.run(example)
+    assert runner.failures == 0

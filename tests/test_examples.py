@@ -1,0 +1,212 @@
+"""The examples, shrunk to seconds."""
+
+import json
+import os
+import pathlib
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+import mnist
+import mnist_data
+import mnist_models
+import summarize_mnist
+
+
+def run(*arguments):
+    return mnist.run(mnist.parse_arguments([str(a) for a in arguments]))
+
+
+@pytest.fixture
+def npz(tmp_path):
+    """A factory of image files: 60 small images of 3 classes, or as told."""
+
+    def write(**changes):
+        rng = np.random.default_rng(0)
+        arrays = {
+            "x_train": rng.integers(0, 256, (60, 16, 16), "uint8"),
+            "y_train": np.arange(60) % 3,
+            "x_test": rng.integers(0, 256, (12, 16, 16), "uint8"),
+            "y_test": np.arange(12) % 3,
+        } | changes
+        file = tmp_path / "images.npz"
+        np.savez(file, **{k: v for k, v in arrays.items() if v is not None})
+        return file
+
+    return write
+
+
+@pytest.mark.parametrize("method", mnist_models.METHODS)
+def test_every_method_runs_on_digits(method, tmp_path):
+    results = run(
+        *("--dataset", "digits", "--method", method, "--limit", 200),
+        *("--epochs", 2, "--out", tmp_path / "out"),
+    )
+    # Oracle: what is on disk is what was returned, and loads again.
+    written = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert written["errors_percent"] == results["errors_percent"]
+    assert results["training_images"] == 200
+    model = keras.models.load_model(tmp_path / "out" / "model.keras")
+    images = mnist_data.load("digits", None)
+    error = mnist.error_percent(mnist.predict(model, images), images.y_test)
+    is_variational = method in mnist_models.VARIATIONAL
+    stage = "pruned" if is_variational else "trained"
+    assert error == pytest.approx(results["errors_percent"][stage])
+    pictures = {file.name for file in (tmp_path / "out").glob("*.png")}
+    expected = {"log_alpha.png", "kept_weights.png", "training.png"}
+    assert pictures == (expected if is_variational else set())
+    if keras.backend.backend() == "tensorflow":
+        assert results["export_difference"] < 1e-6
+
+
+def test_lenet_5_takes_a_file_of_the_users_own(npz, tmp_path, capsys):
+    results = run(
+        *("--model", "lenet-5", "--data", npz(), "--pretrain-epochs", 1),
+        *("--epochs", 1, "--finetune-epochs", 1, "--holdout", 10),
+        *("--out", tmp_path / "out"),
+    )
+    # Oracle: the Caffe variant on 16x16 images leaves 1x1x50 inputs to fc 500.
+    shapes = [row["shape"] for row in results["sparsity"]["rows"]]
+    assert shapes == [[5, 5, 1, 20], [5, 5, 20, 50], [50, 500], [500, 3]]
+    assert results["training_images"] == 50
+    assert results["test_images"] == 10
+    assert "val_accuracy" in results["history"]
+    # Fine-tuning keeps the zeros: count them in the plain network.
+    plain = keras.models.load_model(tmp_path / "out" / "pruned.keras")
+    kernels = [layer.kernel for layer in plain.layers if layer.weights]
+    nonzero = sum(int(np.count_nonzero(np.asarray(k))) for k in kernels)
+    assert nonzero <= results["sparsity"]["nonzero"]
+    assert "active inputs" in capsys.readouterr().out
+
+
+def test_the_seed_decides_the_result(tmp_path):
+    errors = [
+        run(
+            *("--dataset", "digits", "--limit", 100, "--epochs", 2),
+            *("--seed", seed, "--out", tmp_path / str(i)),
+        )["history"]["loss"]
+        for i, seed in enumerate((3, 3, 4))
+    ]
+    assert errors[0] == pytest.approx(errors[1], rel=1e-5)
+    assert errors[0] != pytest.approx(errors[2], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--epochs", 0), "--epochs must be at least 1, not 0"),
+        (("--batch-size", -1), "--batch-size must be at least 1"),
+        (("--limit", 10**6), "--limit 1000000 is more than the 1437"),
+        (("--holdout", 1437), "--holdout 1437 leaves none"),
+        (("--model", "lenet-5"), "needs images of at least 16x16"),
+        (("--method", "none", "--kl-weight", 0.5), "--kl-weight goes with"),
+        (("--method", "vd", "--threshold", 1), "--threshold goes with"),
+        (("--out", __file__), "cannot write to --out"),
+        (("--data", "no_such_file.npz"), "cannot be read as an .npz file"),
+        (("--data", __file__), "cannot be read as an .npz file"),
+    ],
+)
+def test_impossible_wishes_end_with_one_line_and_code_2(
+    arguments, message, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit_info:
+        run("--dataset", "digits", *arguments)
+    assert exit_info.value.code == 2
+    stderr = capsys.readouterr().err.strip().splitlines()
+    assert stderr[-1].startswith("error: ")
+    assert message in stderr[-1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"y_test": None}, "missing: y_test"),
+        ({"x_train": np.zeros((60, 256))}, "x_train must have shape"),
+        ({"x_train": np.zeros((0, 16, 16))}, "x_train must have shape"),
+        ({"y_train": np.zeros(59, int)}, "y_train must have shape (60,)"),
+        ({"y_train": np.zeros(60)}, "y_train must hold integers"),
+        ({"y_train": np.full(60, -1)}, "y_train must hold integers"),
+        ({"x_test": np.full((12, 16, 16), np.nan)}, "not finite"),
+        ({"x_test": np.zeros((12, 8, 8))}, "differ in shape"),
+    ],
+)
+def test_a_bad_file_is_refused(changes, message, npz, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        mnist_data.load("digits", npz(**changes))
+    assert exit_info.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_integers_are_scaled_and_floats_are_not(npz):
+    images = mnist_data.load("mnist", npz(x_test=np.full((12, 16, 16), 0.5)))
+    assert images.x_train.max() == 1.0
+    assert images.x_train.shape == (60, 16, 16, 1)
+    np.testing.assert_array_equal(images.x_test, 0.5)
+
+
+def test_a_missing_data_set_is_one_line(capsys, monkeypatch):
+    tfds = pytest.importorskip("tensorflow_datasets")
+
+    def no_network(*args, **kwargs):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(tfds, "load", no_network)
+    with pytest.raises(SystemExit) as exit_info:
+        mnist_data.load("mnist", None)
+    assert exit_info.value.code == 2
+    line = capsys.readouterr().err.strip()
+    assert "no route to host" in line
+    assert "--dataset digits needs no download" in line
+    assert len(line.splitlines()) == 1
+
+
+@pytest.mark.skipif(
+    "TFDS_DATA_DIR" not in os.environ, reason="TFDS_DATA_DIR is not set"
+)
+def test_real_mnist_is_read():
+    # Oracle: facts published with the data set.
+    images = mnist_data.load("mnist", None)
+    assert images.x_train.shape == (60000, 28, 28, 1)
+    assert images.x_test.shape == (10000, 28, 28, 1)
+    assert np.bincount(images.y_test).tolist() == [
+        *(980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009),
+    ]
+    assert images.x_train.mean() == pytest.approx(0.1307, abs=1e-4)
+
+
+def test_summary_averages_seeds(tmp_path, capsys, monkeypatch):
+    for seed, (error, ratio) in enumerate(((1.0, 80.0), (2.0, 100.0))):
+        results = {
+            "data": "mnist",
+            "model": "lenet-300-100",
+            "method": "sparse_vd",
+            "seed": seed,
+            "seconds": 60.0,
+            "recipe": {"epochs": 1},
+            "errors_percent": {"trained": error, "pruned": error},
+            "frontier": [{"nonzero_ratio": ratio, "error_percent": error}] * 2,
+            "sparsity": {
+                "nonzero_ratio": ratio,
+                "nonzero_ratio_with_biases": ratio,
+                "n_active": [10 + 2 * seed],
+                "rows": [{"memory_percent": 50.0}],
+            },
+        }
+        (tmp_path / f"{seed}.json").write_text(json.dumps(results))
+    files = [str(file) for file in tmp_path.glob("*.json")]
+    picture = tmp_path / "frontier.png"
+    monkeypatch.setattr("sys.argv", ["x", *files, "--out", str(picture)])
+    summarize_mnist.main()
+    cells = capsys.readouterr().out.splitlines()[-1].split(" | ")
+    # Oracle: mean and sample standard deviation by hand.
+    assert "0, 1" in cells
+    assert "1.50 ± 0.71" in cells
+    assert "90.0 ± 14.1" in cells
+    assert "11" in cells
+    assert picture.stat().st_size > 1000
