@@ -123,10 +123,20 @@ def fit(
     schedule = keras.callbacks.LearningRateScheduler(
         recipe.learning_rate_at(learning_rate, epochs)
     )
+    data: dict[str, Any] = {
+        "x": images.x_train,
+        "y": images.y_train,
+        "batch_size": recipe.batch_size,
+    }
+    if recipe.shift:
+        seed = int(np.random.randint(2**31))  # follows --seed
+        data = {
+            "x": mnist_data.ShiftedBatches(
+                images, recipe.batch_size, recipe.shift, seed
+            )
+        }
     history = model.fit(
-        images.x_train,
-        images.y_train,
-        batch_size=recipe.batch_size,
+        **data,
         epochs=epochs,
         callbacks=[*callbacks, schedule],
         # The test set is not looked at during training; held-out images are.
@@ -274,9 +284,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.method in mnist_models.VARIATIONAL:
         model, history = train_variational(arguments, images, recipe)
         errors["trained"] = error_percent(predict(model, images), images.y_test)
+        results["frontier"] = frontier(model, images)
         report = keras_vd.prune(model, recipe.prune_threshold(arguments.method))
         errors["pruned"] = error_percent(predict(model, images), images.y_test)
-        results["frontier"] = frontier(model, images)
         results["history"] = history
         results["sparsity"] = report.to_dict()
         final = prune_and_finetune(model, images, recipe)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import zipfile
 from pathlib import Path
 
+import keras
 import numpy as np
 from common import fail
 
@@ -55,6 +57,46 @@ class Images:
             self.y_train[-number:],
             is_held_out=True,
         )
+
+
+class ShiftedBatches(keras.utils.PyDataset):
+    """Shuffled training batches, each image shifted by a few pixels.
+
+    Args:
+        images: The images; what a shift leaves empty is black.
+        batch_size: Images per batch.
+        shift: Largest shift along each axis, in pixels.
+        seed: Of the order and of the shifts.
+    """
+
+    def __init__(
+        self, images: Images, batch_size: int, shift: int, seed: int
+    ) -> None:
+        super().__init__()
+        margin = [(0, 0), (shift, shift), (shift, shift), (0, 0)]
+        height, width = images.x_train.shape[1:3]
+        # (n, 2 shift + 1, 2 shift + 1, channels, height, width), a view
+        self.windows = np.lib.stride_tricks.sliding_window_view(
+            np.pad(images.x_train, margin), (height, width), axis=(1, 2)
+        )
+        self.labels = images.y_train
+        self.batch_size = batch_size
+        self.rng = np.random.default_rng(seed)
+        self.on_epoch_end()
+
+    def on_epoch_end(self) -> None:
+        self.order = self.rng.permutation(len(self.labels))
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.labels) / self.batch_size)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        start = index * self.batch_size
+        chosen = self.order[start : start + self.batch_size]
+        positions = self.windows.shape[1]
+        rows, columns = self.rng.integers(0, positions, (2, len(chosen)))
+        batch = self.windows[chosen, rows, columns]
+        return np.moveaxis(batch, 1, -1), self.labels[chosen]
 
 
 def load(dataset: str, file: Path | None) -> Images:

@@ -36,6 +36,7 @@ class Recipe:
         threshold: log_alpha at which a weight is pruned at the end.
         log_sigma2_init: Initial log variance.
         weight_decay: Factor of |kernel|^2 / 2 in the loss of plain networks.
+        shift: Largest random shift of a training image, in pixels.
     """
 
     pretrain_epochs: int = 0
@@ -51,6 +52,7 @@ class Recipe:
     threshold: float = 3.0
     log_sigma2_init: float = -8.0
     weight_decay: float = 1e-4
+    shift: int = 0
 
     def posterior(self, method: str) -> keras_vd.posteriors.WeightPosterior:
         """Template of the posterior of every weight."""
@@ -84,25 +86,26 @@ class Recipe:
 
 PLAIN = Recipe()
 SPARSE_DENSE = Recipe(
-    epochs=50,
+    epochs=70,
     finetune_epochs=8,
     learning_rate=5e-3,
     constant_share=0.0,
-    warmup_epochs=12,
+    warmup_epochs=16,
     threshold=0.0,
 )
 SPARSE_LENET_5 = Recipe(
-    pretrain_epochs=4,
-    epochs=40,
-    finetune_epochs=8,
+    pretrain_epochs=5,
+    epochs=70,
+    finetune_epochs=20,
     batch_size=200,
     learning_rate=2e-3,
     plain_learning_rate=2e-3,
     constant_share=0.4,
-    warmup_epochs=40,
-    kl_weight=3.0,
+    warmup_epochs=70,
+    kl_weight=2.5,
     clip_threshold=1.0,
     threshold=0.0,
+    shift=1,
 )
 
 RECIPES: dict[tuple[str, str], Recipe] = {

@@ -210,3 +210,33 @@ def test_summary_averages_seeds(tmp_path, capsys, monkeypatch):
     assert "90.0 ± 14.1" in cells
     assert "11" in cells
     assert picture.stat().st_size > 1000
+
+
+def test_shifted_batches_are_shifted_images(npz):
+    images = mnist_data.load("digits", npz())
+    batches = mnist_data.ShiftedBatches(images, batch_size=25, shift=1, seed=0)
+    assert len(batches) == 3
+    seen, shifts = [], set()
+    # Oracle: every image is one of nine shifted copies made by np.roll.
+    padded = np.pad(images.x_train, [(0, 0), (1, 1), (1, 1), (0, 0)])
+    for index in range(3):
+        for image, label, source in zip(
+            *batches[index], batches.order[25 * index :], strict=False
+        ):
+            assert label == images.y_train[source]
+            matches = [
+                (i, j)
+                for i in (-1, 0, 1)
+                for j in (-1, 0, 1)
+                if (
+                    np.roll(padded[source], (i, j), (0, 1))[1:-1, 1:-1] == image
+                ).all()
+            ]
+            assert len(matches) == 1
+            shifts.add(matches[0])
+            seen.append(source)
+    assert sorted(seen) == list(range(60))
+    assert len(shifts) > 5
+    order = batches.order.copy()
+    batches.on_epoch_end()
+    assert (order != batches.order).any()
