@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import random
 import sys
 import time
 from pathlib import Path
@@ -129,7 +130,7 @@ def fit(
         "batch_size": recipe.batch_size,
     }
     if recipe.shift:
-        seed = int(np.random.randint(2**31))  # follows --seed
+        seed = random.randrange(2**31)  # follows --seed
         data = {
             "x": mnist_data.ShiftedBatches(
                 images, recipe.batch_size, recipe.shift, seed
