@@ -86,11 +86,11 @@ class Recipe:
 
 PLAIN = Recipe()
 SPARSE_DENSE = Recipe(
-    epochs=70,
+    epochs=60,
     finetune_epochs=8,
     learning_rate=5e-3,
     constant_share=0.0,
-    warmup_epochs=16,
+    warmup_epochs=14,
     threshold=0.0,
 )
 SPARSE_LENET_5 = Recipe(
