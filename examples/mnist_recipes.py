@@ -93,6 +93,7 @@ SPARSE_DENSE = Recipe(
     warmup_epochs=14,
     threshold=0.0,
 )
+SPARSE_MLP = dataclasses.replace(SPARSE_DENSE, epochs=30, warmup_epochs=8)
 SPARSE_LENET_5 = Recipe(
     pretrain_epochs=5,
     epochs=70,
@@ -111,8 +112,8 @@ SPARSE_LENET_5 = Recipe(
 RECIPES: dict[tuple[str, str], Recipe] = {
     ("lenet-300-100", "sparse_vd"): SPARSE_DENSE,
     ("lenet-300-100", "ard"): SPARSE_DENSE,
-    ("mlp", "sparse_vd"): SPARSE_DENSE,
-    ("mlp", "ard"): SPARSE_DENSE,
+    ("mlp", "sparse_vd"): SPARSE_MLP,
+    ("mlp", "ard"): SPARSE_MLP,
     ("lenet-5", "sparse_vd"): SPARSE_LENET_5,
     ("lenet-5", "ard"): SPARSE_LENET_5,
 }
@@ -122,12 +123,15 @@ def get(model: str, method: str, images: int) -> Recipe:
     """The recipe of a network and method, for that many training images."""
     recipe = RECIPES.get((model, method), PLAIN)
     if images < 10_000:
-        # Small data sets have few steps in an epoch: take more epochs.
+        # Small data sets have few steps in an epoch: take more epochs. They
+        # also say less about each weight, so full KL costs more accuracy.
         recipe = dataclasses.replace(
             recipe,
+            pretrain_epochs=2 * recipe.pretrain_epochs,
             epochs=80,
+            finetune_epochs=20 if recipe.finetune_epochs else 0,
             warmup_epochs=20,
             batch_size=32,
-            finetune_epochs=20 if recipe.finetune_epochs else 0,
+            kl_weight=0.3 * recipe.kl_weight,
         )
     return recipe

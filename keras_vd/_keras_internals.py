@@ -28,8 +28,18 @@ def sublayers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
 
 
 def flatten_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
-    """`layer` and all layers below it, each once."""
-    return list(layer._flatten_layers())
+    """`layer` and all layers below it, each once, in order of creation.
+
+    Keras' own walk reverses the order within every nested layer.
+    """
+    found: dict[int, keras.layers.Layer] = {}
+    pending = [layer]
+    while pending:
+        current = pending.pop()
+        if id(current) not in found:
+            found[id(current)] = current
+            pending.extend(reversed(sublayers(current)))
+    return list(found.values())
 
 
 def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
@@ -47,7 +57,7 @@ def exclude_from_weight_decay(
     is resumed. Wrappers such as `LossScaleOptimizer` are looked through.
     """
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    excluded = getattr(optimizer, "_exclude_from_weight_decay", set())
+    excluded: set[Any] = getattr(optimizer, "_exclude_from_weight_decay", set())
     keys = {optimizer._var_key(variable) for variable in variables}
     optimizer._exclude_from_weight_decay = excluded | keys
     optimizer._exclude_from_weight_decay_cache = {}

@@ -31,8 +31,9 @@ def to_deterministic(model: keras.Model) -> keras.Model:
 
     Raises:
         TypeError: if `model` is no Keras model.
-        ValueError: if it is not built, has no variational weights, or is a
-            subclassed model that creates variational layers by itself.
+        ValueError: if it is not built, has no variational weights, has a
+            variational layer with a `call` of its own, or is a subclassed
+            model that creates variational layers by itself.
     """
     _check_model(model)
     required_variational_weights(model)
@@ -81,6 +82,12 @@ def _plain_config(config: Any, classes: dict[str, type]) -> Any:
     cls = classes.get(config.get("class_name"))
     if cls is None or not issubclass(cls, VariationalLayer):
         return config
+    if cls.call.__module__.split(".")[0] != "keras_vd":
+        raise ValueError(
+            "Argument `model` must compute what Keras layers compute. "
+            f"'{cls.__name__}' overrides `call`, which "
+            f"`keras.layers.{keras_class(cls).__name__}` does not know."
+        )
     added = _added_arguments(cls)
     arguments = {
         name: value
@@ -98,11 +105,12 @@ def _plain_config(config: Any, classes: dict[str, type]) -> Any:
 
 def _added_arguments(cls: type) -> set[str]:
     """Arguments of a variational layer that its Keras layer does not have."""
-    added, known = set(), set()
+    added: set[str] = set()
+    known: set[str] = set()
     for base in cls.__mro__:
         is_variational = issubclass(base, VariationalLayer)
         (added if is_variational else known).update(
-            inspect.signature(base.__init__).parameters
+            inspect.signature(vars(base).get("__init__", object)).parameters
         )
     return added - known
 

@@ -90,6 +90,8 @@ class ARD(Prior):
     """Automatic relevance determination: a Gaussian prior per weight.
 
     Its precision is set to the best value, 1 / (theta^2 + sigma2), which
+    leaves KL = log(1 + 1/alpha) / 2 (Kharitonov et al. 2018,
+    arXiv:1811.00596). Unlike the log-uniform prior it is proper.
     """
 
     def kl_divergence(self, theta: Any, log_sigma2: Any, log_alpha: Any) -> Any:

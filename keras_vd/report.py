@@ -6,7 +6,6 @@ import dataclasses
 import io
 import math
 from collections import Counter
-from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -37,25 +36,13 @@ def variational_weights(model: keras.layers.Layer) -> list[WeightPosterior]:
             "Argument `model` must be a Keras model or layer. Received: "
             f"model={model!r} (of type {type(model).__name__})."
         )
-    layers = _in_order(model, {})
-    found = [layer for layer in layers if isinstance(layer, WeightPosterior)]
+    found = [x for x in flatten_layers(model) if isinstance(x, WeightPosterior)]
     if not all(posterior.built for posterior in found):
         raise ValueError(
             f"Argument `model` must be built, so that its weights exist. "
             f"'{model.name}' is not: call it on data or `model.build(shape)`."
         )
     return found
-
-
-def _in_order(
-    layer: keras.layers.Layer, seen: dict[int, keras.layers.Layer]
-) -> Iterable[keras.layers.Layer]:
-    """`layer` and all below it, each once, depth first."""
-    if id(layer) not in seen:
-        seen[id(layer)] = layer
-        for child in sublayers(layer):
-            _in_order(child, seen)
-    return seen.values()
 
 
 def required_variational_weights(
@@ -236,7 +223,12 @@ class SparsityReport:
             "nonzero_ratio_of_model",
             "n_active",
         )
-        return {"rows": rows, **{name: getattr(self, name) for name in totals}}
+        figures = {name: getattr(self, name) for name in totals}
+        # JSON knows no infinity: the ratio of a model without weights is null.
+        return {
+            "rows": rows,
+            **{k: None if v == math.inf else v for k, v in figures.items()},
+        }
 
     def to_table(self) -> rich.table.Table:
         """The report as a table to print with `rich`."""
@@ -283,11 +275,10 @@ class SparsityReport:
         return [*rows, ("whole model", weights, nonzero)]
 
     def __str__(self) -> str:
-        console = rich.console.Console(
-            file=io.StringIO(), width=110, color_system=None
-        )
+        text = io.StringIO()
+        console = rich.console.Console(file=text, width=110, color_system=None)
         console.print(self.to_table())
-        return console.file.getvalue()
+        return text.getvalue()
 
 
 def sparsity_report(model: keras.layers.Layer) -> SparsityReport:
@@ -307,7 +298,8 @@ def sparsity_report(model: keras.layers.Layer) -> SparsityReport:
     posteriors = required_variational_weights(model)
     rows = tuple(map(_row, _row_names(posteriors), posteriors))
     means = {id(posterior.weight) for posterior in posteriors}
-    biases, others = [], []
+    biases: list[np.ndarray] = []
+    others: list[np.ndarray] = []
     for layer in flatten_layers(model):
         if isinstance(layer, WeightPosterior):
             continue
@@ -322,9 +314,9 @@ def sparsity_report(model: keras.layers.Layer) -> SparsityReport:
     return SparsityReport(
         rows=rows,
         biases=sum(array.size for array in biases),
-        nonzero_biases=sum(int(np.count_nonzero(array)) for array in biases),
+        nonzero_biases=_nonzero(biases),
         others=sum(array.size for array in others),
-        nonzero_others=sum(int(np.count_nonzero(array)) for array in others),
+        nonzero_others=_nonzero(others),
     )
 
 
@@ -339,6 +331,10 @@ def _row_names(posteriors: list[WeightPosterior]) -> list[str]:
         uses[name] += 1
         names.append(name if uses[name] == 1 else f"{name}_{uses[name]}")
     return names
+
+
+def _nonzero(arrays: list[np.ndarray]) -> int:
+    return sum(int(np.count_nonzero(array)) for array in arrays)
 
 
 def _row(name: str, posterior: WeightPosterior) -> WeightRow:
@@ -361,7 +357,7 @@ def _row(name: str, posterior: WeightPosterior) -> WeightRow:
     )
 
 
-def _any_along(nonzero: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+def _any_along(nonzero: np.ndarray, axes: tuple[int, ...]) -> Any:
     """Whether anything is True for each index along `axes`."""
     axes = tuple(axis % nonzero.ndim for axis in axes)
     others = tuple(i for i in range(nonzero.ndim) if i not in axes)

@@ -37,12 +37,6 @@ REFUSED_ARGUMENTS = {
 }
 POSTERIOR_CONFIG = {"threshold": 2.5, "log_sigma2_init": -7.0}
 
-if IS_JAX:
-    import jax
-
-    # Tests compile much and run little.
-    jax.config.update("jax_disable_most_optimizations", True)
-
 
 @dataclasses.dataclass(frozen=True)
 class Case:

@@ -343,10 +343,6 @@ np.save(sys.argv[1] + "/outputs.npy", outputs)
     )
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="KLWeight cannot be created where Keras builds a model by tracing.",
-)
 @pytest.mark.core
 def test_subclassed_model_that_keras_builds_by_calling_it():
     class Lazy(Wrapping):
@@ -405,3 +401,13 @@ def test_freeze_zeros():
     assert to_numpy(second.bias).any()
     with pytest.raises(TypeError, match="`model` must be a Keras model"):
         keras_vd.freeze_zeros(first)
+
+
+def test_a_layer_with_a_call_of_its_own_is_refused():
+    class Doubled(layers.VDDense):
+        def call(self, inputs, training=None):
+            return 2.0 * super().call(inputs, training)
+
+    model = keras.Sequential([keras.Input((6,)), Doubled(2)])
+    with pytest.raises(ValueError, match=r"'Doubled' overrides `call`"):
+        keras_vd.to_deterministic(model)

@@ -1,19 +1,11 @@
-"""A run that was killed and resumed ends as the one that was not.
-
-Keras' backups hold all weights and the optimizer, but not the states of random
-seeds: a resumed run draws the noise of its first epochs again, as it does with
-`keras.layers.Dropout`. To compare runs exactly, `Seeds` puts the states beside
-the backup.
-"""
+"""A run that was killed and resumed ends as the one that was not."""
 
 import os
-import pathlib
 
 import keras
 import numpy as np
 import pytest
 
-from keras_vd import variational_weights
 from keras_vd.callbacks import KLAnnealing
 from tests.models import (
     classification_data,
@@ -25,31 +17,6 @@ from tests.models import (
 
 EPOCHS = 6
 KILLED_IN = 3
-
-
-class Seeds(keras.callbacks.Callback):
-    """Saves the state of every seed, and restores it. Listed before the backup.
-
-    So that the states never are newer than the weights.
-    """
-
-    def __init__(self, directory):
-        super().__init__()
-        self.path = pathlib.Path(directory) / "seeds.npz"
-
-    def states(self):
-        posteriors = variational_weights(self.model)
-        return [posterior.seed_generator.state for posterior in posteriors]
-
-    def on_train_begin(self, logs=None):
-        if self.path.exists():
-            with np.load(self.path) as saved:
-                for name, state in enumerate(self.states()):
-                    state.assign(saved[str(name)])
-
-    def on_epoch_end(self, epoch, logs=None):
-        arrays = map(keras.ops.convert_to_numpy, self.states())
-        np.savez(self.path, **{str(i): a for i, a in enumerate(arrays)})
 
 
 class Kill(keras.callbacks.Callback):
@@ -89,7 +56,6 @@ def train(directory, kill=None):
         verbose=0,
         callbacks=[
             KLAnnealing(16, 1, 4, verbose=0),
-            Seeds(directory),
             keras.callbacks.BackupAndRestore(str(directory / "backup")),
             *([] if kill is None else [Kill(kill == "with the process")]),
         ],

@@ -10,8 +10,11 @@ from keras import ops
 
 from keras_vd import posteriors
 
-# A mixin: its attributes are those of the Keras layer listed after it.
-_Mixin = keras.layers.Layer if TYPE_CHECKING else object
+# A mixin has the attributes of the Keras layer that is listed after it.
+if TYPE_CHECKING:
+    from keras.layers import Layer as _Mixin
+else:
+    _Mixin = object
 
 
 class VariationalLayer(_Mixin):

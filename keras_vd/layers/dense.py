@@ -67,9 +67,15 @@ class VDEinsumDense(VariationalLayer, keras.layers.EinsumDense):
     (2, 3, 4)
     """
 
-    def _kernel_axes(self, weight: str) -> dict[str, Any]:
+    def _axes(self) -> tuple[str, str, str, str]:
+        """Axes of inputs, inputs shared with others, kernel and outputs."""
         operands, outputs = self.equation.replace(" ", "").split("->")
         inputs, kernel = operands.split(",")
+        shared = [axis for axis in inputs if axis in kernel + outputs]
+        return inputs, "".join(shared), kernel, outputs
+
+    def _kernel_axes(self, weight: str) -> dict[str, Any]:
+        _, inputs, kernel, outputs = self._axes()
         summed = [axis for axis in kernel if axis not in outputs]
         last_summed = max((inputs.index(axis) for axis in summed), default=-1)
         return {
@@ -80,5 +86,14 @@ class VDEinsumDense(VariationalLayer, keras.layers.EinsumDense):
             "channel_axis": last_summed - len(inputs),
         }
 
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        # Along an axis that only the inputs have, every entry meets the same
+        # weight, and the same noise: sum before anything is squared.
+        inputs_axes, shared, _, _ = self._axes()
+        if inputs_axes != shared:
+            inputs = ops.einsum(f"{inputs_axes}->{shared}", inputs)
+        return super().call(inputs, training=training)
+
     def _linear_op(self, inputs: Any, kernel: Any) -> Any:
-        return ops.einsum(self.equation, inputs, kernel)
+        _, shared, kernel_axes, outputs = self._axes()
+        return ops.einsum(f"{shared},{kernel_axes}->{outputs}", inputs, kernel)

@@ -54,8 +54,12 @@ class KLWeight(keras.Variable):
 
     def __init__(self, value: float | None) -> None:
         self.is_set = value is not None
+        # An initializer, not a value: Keras may delay the creation.
         super().__init__(
-            initializer=self.UNSET if value is None else value,
+            initializer=keras.initializers.Constant(
+                self.UNSET if value is None else value
+            ),
+            shape=(),
             dtype="float32",
             trainable=False,
             autocast=False,
@@ -364,6 +368,16 @@ class WeightPosterior(keras.layers.Layer):
         divergence = self._kl_divergence(theta, log_sigma2, log_alpha)
         weight = ops.convert_to_tensor(self.kl_weight)
         self.add_loss(weight * self.kl_scale * divergence)
+
+    def save_own_variables(self, store: Any) -> None:
+        super().save_own_variables(store)
+        # Keras saves no seeds; a resumed run shall go on with the same noise.
+        store["seed_state"] = self.seed_generator.state
+
+    def load_own_variables(self, store: Any) -> None:
+        own = {key: store[key] for key in store.keys() if key != "seed_state"}
+        super().load_own_variables(own)
+        self.seed_generator.state.assign(store["seed_state"])
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -89,6 +89,12 @@ class VD(WeightPosterior):
     def build(self, input_shape: tuple[int, ...]) -> None:
         super().build(input_shape)
         by_input = self.noise == "input"
+        if by_input and self.share == "unit" and len(self.input_axes) != 1:
+            raise ValueError(
+                "`noise='input'` with `share='unit'` needs a weight with one "
+                f"input axis; '{self.label}' has {len(self.input_axes)} in its "
+                f"shape {tuple(self.weight.shape)}. Use `share='layer'`."
+            )
         self.shared_log_alpha = self.add_weight(
             name="log_alpha",
             shape=self._shared_shape(
@@ -98,11 +104,11 @@ class VD(WeightPosterior):
             trainable=self.learn_alpha,
             dtype="float32",
             autocast=False,
-            constraint=self._bound if self.max_alpha else None,
+            constraint=None if self.max_alpha is None else self._bound,
         )
 
     def _bound(self, log_alpha: Any) -> Any:
-        return ops.minimum(log_alpha, math.log(self.max_alpha))
+        return ops.minimum(log_alpha, ops.log(self.max_alpha))
 
     def _log_variances(self, theta: Any) -> tuple[Any, Any]:
         log_alpha = ops.convert_to_tensor(self.shared_log_alpha)

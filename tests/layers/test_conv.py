@@ -133,7 +133,7 @@ CASES = [
             "kernel_size": 3,
             "strides": 2,
             "padding": "same",
-            "output_padding": 1,
+            "output_padding": (0, 1),
             "use_bias": False,
         },
     ),

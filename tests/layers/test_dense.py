@@ -114,6 +114,23 @@ def test_weight_estimator_draws_one_matrix():
     assert_moments(outputs[:, :-1].astype("float64"), theta, sigma**2)
 
 
+@pytest.mark.core
+@pytest.mark.parametrize("equation", ["abc,cd->ad", "acb,cd->ad"])
+def test_einsum_over_an_axis_of_the_inputs_alone(equation):
+    """Oracle: one weight for the whole axis, (sum_b x_abc)^2 @ sigma2."""
+    keras.utils.set_random_seed(0)
+    arguments = {"equation": equation, "output_shape": 3}
+    case = Case("einsum", layers.VDEinsumDense, (4, 4), arguments)
+    layer, example = case.make(), case.inputs(1)
+    summed = example.sum(1 + (equation[2] == "b"))
+    posterior = layer.kernel_posterior
+    assert_moments(
+        draw(layer, example),
+        (summed @ to_numpy(posterior.theta))[0],
+        (summed**2 @ np.exp(to_numpy(posterior.log_sigma2)))[0],
+    )
+
+
 @pytest.mark.parametrize(
     ("equation", "output_shape", "shape", "expected"),
     [
