@@ -104,7 +104,12 @@ def choose_recipe(
         )
         if getattr(arguments, name) is not None
     }
-    return dataclasses.replace(recipe, **wishes)
+    # A shorter run warms up in the same share of its epochs.
+    share = recipe.warmup_epochs / recipe.epochs
+    recipe = dataclasses.replace(recipe, **wishes)
+    return dataclasses.replace(
+        recipe, warmup_epochs=round(share * recipe.epochs)
+    )
 
 
 def fit(

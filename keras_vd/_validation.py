@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+import keras
+
+T = TypeVar("T")
 
 
 def check_number(
@@ -78,3 +83,35 @@ def check_choice(argument: str, value: object, allowed: Iterable[str]) -> str:
             f"Received: {argument}={value!r}."
         )
     return value
+
+
+def resolve(
+    argument: str,
+    identifier: object,
+    base: type[T],
+    names: Mapping[str, type[T]],
+) -> T:
+    """Return the object that a string, a config or an object stands for.
+
+    Args:
+        argument: Name of the argument, for the message.
+        identifier: A key of `names`, an instance of `base`, or its serialized
+            form.
+        base: Class that the object must have.
+        names: Classes by their strings.
+
+    Raises:
+        ValueError: if `identifier` is none of these.
+    """
+    found = identifier
+    if isinstance(identifier, dict):
+        found = keras.saving.deserialize_keras_object(identifier)
+    elif isinstance(identifier, str) and identifier in names:
+        found = names[identifier]()
+    if not isinstance(found, base):
+        raise ValueError(
+            f"Argument `{argument}` must be one of {list(names)}, an object "
+            f"from `keras_vd.{argument}s` or the config of one. Received: "
+            f"{argument}={identifier!r}."
+        )
+    return found

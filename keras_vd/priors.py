@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import keras
 
 from keras_vd import kl
-from keras_vd._validation import check_choice, check_number
+from keras_vd._validation import check_choice, check_number, resolve
 
 
 class Prior:
@@ -133,20 +133,11 @@ def get(identifier: Any) -> Prior:
     Raises:
         ValueError: if `identifier` is none of these.
     """
-    if isinstance(identifier, Prior):
-        return identifier
-    if isinstance(identifier, dict):
-        return deserialize(identifier)
-    if not isinstance(identifier, str) or identifier not in _NAMES:
-        raise ValueError(
-            f"Argument `prior` must be one of {list(_NAMES)} or an object "
-            f"from `keras_vd.priors`. Received: prior={identifier!r}."
-        )
-    return _NAMES[identifier]()
+    return resolve("prior", identifier, Prior, _NAMES)
 
 
 def serialize(prior: Prior) -> dict[str, Any]:
-    """A JSON-ready description of `prior`."""
+    """A JSON-ready description of `prior`, which `get` understands."""
     return keras.saving.serialize_keras_object(prior)
 
 
@@ -156,10 +147,4 @@ def deserialize(config: dict[str, Any]) -> Prior:
     Raises:
         ValueError: if `config` describes something else.
     """
-    prior = keras.saving.deserialize_keras_object(config)
-    if not isinstance(prior, Prior):
-        raise ValueError(
-            "Argument `prior` must describe a `keras_vd.priors.Prior`. "
-            f"Received: {config!r}."
-        )
-    return prior
+    return get(config)

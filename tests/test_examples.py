@@ -15,6 +15,7 @@ sys.path.insert(0, str(EXAMPLES))
 import mnist
 import mnist_data
 import mnist_models
+import mnist_recipes
 import summarize_mnist
 
 
@@ -210,6 +211,21 @@ def test_summary_averages_seeds(tmp_path, capsys, monkeypatch):
     assert "90.0 ± 14.1" in cells
     assert "11" in cells
     assert picture.stat().st_size > 1000
+
+
+def test_a_shorter_run_warms_up_in_the_same_share_of_it():
+    arguments = mnist.parse_arguments(["--epochs", "30"])
+    recipe = mnist.choose_recipe(arguments, 60000)
+    usual = mnist_recipes.get("lenet-300-100", "sparse_vd", 60000)
+    assert recipe.epochs == 30
+    assert recipe.warmup_epochs == 30 * usual.warmup_epochs // usual.epochs
+    # Oracle of the schedule: constant, then linear to 0, by hand.
+    rate = recipe.learning_rate_at(0.1, 10)
+    expected = [
+        0.1 * min(1, (10 - e) / (10 - 10 * recipe.constant_share))
+        for e in range(10)
+    ]
+    assert [rate(epoch) for epoch in range(10)] == pytest.approx(expected)
 
 
 def test_shifted_batches_are_shifted_images(npz):

@@ -14,6 +14,7 @@ from typing import Any
 
 import keras
 
+from keras_vd._validation import resolve
 from keras_vd.posteriors.additive import (
     ARD,
     AdditiveGaussian,
@@ -50,17 +51,7 @@ def get(identifier: Any) -> WeightPosterior:
     Raises:
         ValueError: if `identifier` is none of these.
     """
-    if isinstance(identifier, WeightPosterior):
-        return identifier
-    if isinstance(identifier, dict):
-        return deserialize(identifier)
-    if not isinstance(identifier, str) or identifier not in _NAMES:
-        raise ValueError(
-            f"Argument `posterior` must be one of {list(_NAMES)} or an object "
-            "from `keras_vd.posteriors`. Received: "
-            f"posterior={identifier!r}."
-        )
-    return _NAMES[identifier]()
+    return resolve("posterior", identifier, WeightPosterior, _NAMES)
 
 
 def instantiate(
@@ -82,7 +73,7 @@ def instantiate(
 
 
 def serialize(posterior: WeightPosterior) -> dict[str, Any]:
-    """A JSON-ready description of the options of `posterior`."""
+    """A JSON-ready description of its options, which `get` understands."""
     config = keras.saving.serialize_keras_object(posterior)
     # A template has no shape of its own.
     config.pop("build_config", None)
@@ -95,10 +86,4 @@ def deserialize(config: dict[str, Any]) -> WeightPosterior:
     Raises:
         ValueError: if `config` describes something else.
     """
-    posterior = keras.saving.deserialize_keras_object(config)
-    if not isinstance(posterior, WeightPosterior):
-        raise ValueError(
-            "Argument `posterior` must describe a "
-            f"`keras_vd.posteriors.WeightPosterior`. Received: {config!r}."
-        )
-    return posterior
+    return get(config)
