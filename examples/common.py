@@ -20,11 +20,11 @@ def fail(message: str) -> NoReturn:
 
 
 def describe_device() -> str:
-    """Backend, its devices and the number of cores, in one line."""
-    devices = ", ".join(keras.distribution.list_devices())
+    """Backend, the device that computes, and the number of cores."""
+    device = str(keras.ops.zeros(1).device).rsplit("/", 1)[-1]
     return (
-        f"Keras {keras.__version__} on {keras.backend.backend()}, devices: "
-        f"{devices}; {os.cpu_count()} CPU cores"
+        f"Keras {keras.__version__} on {keras.backend.backend()}, device "
+        f"{device}, {os.cpu_count()} CPU cores"
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import socket
+import urllib.request
 import zipfile
 from pathlib import Path
 
@@ -116,13 +118,14 @@ def _mnist() -> dict[str, np.ndarray]:
     try:
         import tensorflow_datasets as tfds
 
-        # Whole arrays, in the order of the files, without a progress bar.
+        builder = tfds.builder("mnist")
+        if not builder.is_prepared():
+            _check_network("storage.googleapis.com")
+            builder.download_and_prepare()
+        # Whole arrays, in the order of the files.
         splits = tfds.as_numpy(
-            tfds.load(
-                "mnist",
-                split=["train", "test"],
-                batch_size=-1,
-                as_supervised=True,
+            builder.as_dataset(
+                split=["train", "test"], batch_size=-1, as_supervised=True
             )
         )
     except Exception as error:  # TFDS raises whatever its downloader raises
@@ -135,6 +138,12 @@ def _mnist() -> dict[str, np.ndarray]:
         )
     (x_train, y_train), (x_test, y_test) = splits
     return dict(zip(ARRAYS, (x_train, y_train, x_test, y_test), strict=True))
+
+
+def _check_network(host: str) -> None:
+    """Raise OSError at once where TFDS would retry for minutes."""
+    if not urllib.request.getproxies():
+        socket.create_connection((host, 443), timeout=10).close()
 
 
 def _digits() -> dict[str, np.ndarray]:

@@ -151,13 +151,14 @@ def test_integers_are_scaled_and_floats_are_not(npz):
     np.testing.assert_array_equal(images.x_test, 0.5)
 
 
-def test_a_missing_data_set_is_one_line(capsys, monkeypatch):
+def test_a_missing_data_set_is_one_line(capsys, monkeypatch, tmp_path):
     tfds = pytest.importorskip("tensorflow_datasets")
 
     def no_network(*args, **kwargs):
         raise ConnectionError("no route to host")
 
-    monkeypatch.setattr(tfds, "load", no_network)
+    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
+    monkeypatch.setattr("socket.create_connection", no_network)
     with pytest.raises(SystemExit) as exit_info:
         mnist_data.load("mnist", None)
     assert exit_info.value.code == 2

@@ -85,7 +85,7 @@ def test_unknown_posterior(posterior):
 
 def test_config_of_something_else_as_posterior():
     config = keras.saving.serialize_keras_object(priors.ARD())
-    with pytest.raises(ValueError, match="WeightPosterior"):
+    with pytest.raises(ValueError, match=r"object from `keras_vd.posteriors`"):
         layers.VDDense(3, posterior=config)
 
 

@@ -121,7 +121,7 @@ def test_every_option_survives_the_config(posterior, options):
 
 def test_deserialize_refuses_other_objects():
     config = keras.saving.serialize_keras_object(keras.layers.Dense(2))
-    with pytest.raises(ValueError, match="object from `keras_vd.posteriors`"):
+    with pytest.raises(ValueError, match=r"object from `keras_vd.posteriors`"):
         posteriors.deserialize(config)
 
 
