@@ -70,7 +70,14 @@ class Recipe:
         return sparse(
             log_sigma2_init=self.log_sigma2_init,
             threshold=self.clip_threshold,
+            prior=self.prior(method),
         )
+
+    def prior(self, method: str) -> keras_vd.priors.Prior:
+        """What the KL of a sparse method is measured to."""
+        if method == "ard":
+            return keras_vd.priors.ARD()
+        return keras_vd.priors.LogUniform(kl="exact")
 
     def prune_threshold(self, method: str) -> float | None:
         """What to prune at; None leaves it to the method's posterior."""
