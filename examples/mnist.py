@@ -53,6 +53,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--batch-size", type=int, help="default: the recipe's")
     add("--kl-weight", type=float, help="default: the recipe's")
     add("--threshold", type=float, help="default: the recipe's")
+    add("--shift", type=int, help="random shifts; default: the recipe's")
     add("--seed", type=int, default=0)
     add("--limit", type=int, help="use only that many training images")
     add("--holdout", type=int, help="report on that many training images")
@@ -63,6 +64,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         ("pretrain_epochs", 0),
         ("finetune_epochs", 0),
         ("batch_size", 1),
+        ("shift", 0),
         ("limit", 1),
         ("holdout", 1),
         ("seed", 0),
@@ -101,6 +103,7 @@ def choose_recipe(
             "batch_size",
             "kl_weight",
             "threshold",
+            "shift",
         )
         if getattr(arguments, name) is not None
     }
