@@ -101,6 +101,7 @@ SPARSE_DENSE = Recipe(
     threshold=0.0,
 )
 SPARSE_MLP = dataclasses.replace(SPARSE_DENSE, epochs=30, warmup_epochs=8)
+SPARSE_LENET_300_100 = dataclasses.replace(SPARSE_DENSE, kl_weight=1.7, shift=1)
 SPARSE_LENET_5 = Recipe(
     pretrain_epochs=5,
     epochs=70,
@@ -117,8 +118,8 @@ SPARSE_LENET_5 = Recipe(
 )
 
 RECIPES: dict[tuple[str, str], Recipe] = {
-    ("lenet-300-100", "sparse_vd"): SPARSE_DENSE,
-    ("lenet-300-100", "ard"): SPARSE_DENSE,
+    ("lenet-300-100", "sparse_vd"): SPARSE_LENET_300_100,
+    ("lenet-300-100", "ard"): SPARSE_LENET_300_100,
     ("mlp", "sparse_vd"): SPARSE_MLP,
     ("mlp", "ard"): SPARSE_MLP,
     ("lenet-5", "sparse_vd"): SPARSE_LENET_5,
@@ -131,7 +132,8 @@ def get(model: str, method: str, images: int) -> Recipe:
     recipe = RECIPES.get((model, method), PLAIN)
     if images < 10_000:
         # Small data sets have few steps in an epoch: take more epochs. They
-        # also say less about each weight, so full KL costs more accuracy.
+        # also say less about each weight, so that full KL costs accuracy, and
+        # a pixel is much of a small image.
         recipe = dataclasses.replace(
             recipe,
             pretrain_epochs=2 * recipe.pretrain_epochs,
@@ -139,6 +141,7 @@ def get(model: str, method: str, images: int) -> Recipe:
             finetune_epochs=20 if recipe.finetune_epochs else 0,
             warmup_epochs=20,
             batch_size=32,
-            kl_weight=0.3 * recipe.kl_weight,
+            kl_weight=0.3,
+            shift=0,
         )
     return recipe
