@@ -34,7 +34,7 @@ import rich.table
 import keras_vd
 import keras_vd.plots
 
-FRONTIER = (3.0, 2.0, 1.0, 0.0, -1.0, -2.0)
+FRONTIER = (3.0, 2.0, 1.0, 0.5, 0.0, -0.5, -1.0)
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -3,8 +3,9 @@
     python examples/summarize_mnist.py runs/*/results.json --out frontier.png
 
 Runs of the same network, method, data and recipe are averaged over their
-seeds. The picture shows error against nonzero ratio: the mean over the seeds
-at several thresholds, the final networks, and published points.
+seeds. The picture shows error against nonzero ratio: curves for the same
+weights at several thresholds, stars for the final networks, means over the
+seeds, and published points.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from common import fail
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # Error in %, weights / non-zero weights: Molchanov et al. 2017, table 1.
@@ -49,9 +51,15 @@ def final_error(run: dict[str, Any]) -> float:
     return errors.get("fine-tuned", errors.get("pruned", errors["trained"]))
 
 
+def describe(run: dict[str, Any]) -> str:
+    """The method, and whether images were shifted."""
+    shift = run["recipe"].get("shift")
+    return run["method"] + (f", shifts of {shift} pixel" if shift else "")
+
+
 def row(runs: list[dict[str, Any]]) -> list[str]:
     first = runs[0]
-    cells = [first["data"], first["model"], first["method"]]
+    cells = [first["data"], first["model"], describe(first)]
     cells.append(", ".join(str(run["seed"]) for run in runs))
     cells.append(spread([run["errors_percent"]["trained"] for run in runs], 2))
     cells.append(spread([final_error(run) for run in runs], 2))
@@ -92,6 +100,26 @@ def markdown(groups: dict[tuple, list[dict[str, Any]]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
+def draw_runs(panel: Axes, runs: list[dict[str, Any]]) -> None:
+    """A curve over thresholds, and a star for the final network."""
+    curves = [
+        [(p["nonzero_ratio"], p["error_percent"]) for p in run["frontier"]]
+        for run in runs
+    ]
+    name = describe(runs[0])
+    (line,) = panel.plot(
+        *np.mean(curves, axis=0).T, ".-", label=f"{name}: as trained"
+    )
+    panel.plot(
+        np.mean([run["sparsity"]["nonzero_ratio"] for run in runs]),
+        np.mean([final_error(run) for run in runs]),
+        "*",
+        color=line.get_color(),
+        markersize=14,
+        label=f"{name}: pruned and fine-tuned",
+    )
+
+
 def plot_frontier(groups: dict[tuple, list[dict[str, Any]]]) -> Figure:
     networks = [name for name in PUBLISHED if any(name in g for g in groups)]
     if not networks:
@@ -99,34 +127,22 @@ def plot_frontier(groups: dict[tuple, list[dict[str, Any]]]) -> Figure:
     figure = Figure(figsize=(6 * len(networks), 4.5), layout="constrained")
     panels = figure.subplots(1, len(networks), squeeze=False)[0]
     for panel, network in zip(panels, networks, strict=True):
-        for (_, model, method, _), runs in groups.items():
-            if model != network or "frontier" not in runs[0]:
-                continue
-            points = np.mean(
-                [
-                    [
-                        (p["nonzero_ratio"], p["error_percent"])
-                        for p in run["frontier"]
-                    ]
-                    for run in runs
-                ],
-                axis=0,
-            )
-            panel.plot(*points.T, "o-", label=f"{method}, thresholds 3 to -2")
-            ratio = np.mean([r["sparsity"]["nonzero_ratio"] for r in runs])
-            error = np.mean([final_error(run) for run in runs])
-            panel.plot(ratio, error, "k*", markersize=12)
-            panel.annotate(f"{method}, final", (ratio, error))
-        for name, (error, ratio) in PUBLISHED[network].items():
-            panel.plot(ratio, error, "s", color="gray")
-            panel.annotate(name, (ratio, error), color="gray")
+        for key, runs in groups.items():
+            if network in key and "frontier" in runs[0]:
+                draw_runs(panel, runs)
+        published = PUBLISHED[network]
+        for marker, (name, (error, ratio)) in zip(
+            "sv^D", published.items(), strict=True
+        ):
+            panel.plot(ratio, error, marker, color="gray", label=name)
         panel.set(
             title=network,
             xlabel="weights / non-zero weights",
             ylabel="test error, %",
             xscale="log",
+            ylim=(0.0, 1.5 * max(error for error, _ in published.values())),
         )
-        panel.legend()
+        panel.legend(loc="lower left", fontsize="small")
     return figure
 
 

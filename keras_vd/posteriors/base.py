@@ -250,10 +250,11 @@ class WeightPosterior(keras.layers.Layer):
         Returns:
             Float32 tensor of the weight's shape.
         """
-        mean, sigma2 = self._training_moments(*self._read_parameters())
-        return mean + ops.sqrt(sigma2) * standard_normal(
-            ops.shape(mean), "float32", self.seed_generator
-        )
+        return self._draw(*self._training_moments(*self._read_parameters()))
+
+    def _draw(self, mean: Any, sigma2: Any) -> Any:
+        noise = standard_normal(ops.shape(mean), "float32", self.seed_generator)
+        return mean + ops.sqrt(sigma2) * noise
 
     def kl_divergence(self) -> Any:
         """KL of this weight's posterior to its prior, summed over the weight.
@@ -323,10 +324,7 @@ class WeightPosterior(keras.layers.Layer):
         self._add_kl_loss(*parameters)
         mean, sigma2 = self._training_moments(*parameters)
         if self.estimator == "weight":
-            noise = standard_normal(
-                ops.shape(mean), "float32", self.seed_generator
-            )
-            weight = mean + ops.sqrt(sigma2) * noise
+            weight = self._draw(mean, sigma2)
             return linear_op(inputs, ops.cast(weight, inputs.dtype))
         return self._local_reparameterization(linear_op, inputs, mean, sigma2)
 

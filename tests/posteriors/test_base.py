@@ -392,3 +392,29 @@ def test_half_precision_noise_has_finite_gradients(policy):
     gradients = training_gradients(layer, DENSE.inputs() * 0.0)
     for value in gradients.values():
         assert np.isfinite(value).all()
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("estimator", ["local", "weight"])
+def test_gradients_are_finite_where_weights_are_pruned(estimator):
+    """sqrt has no gradient at the zero variance of a pruned weight."""
+    layer = layers.VDDense(
+        3,
+        posterior=posteriors.SparseVD(estimator=estimator),
+        kl_weight=0.1,
+    )
+    layer.build((None, 4))
+    posterior = layer.kernel_posterior
+    mask = np.arange(12).reshape(4, 3) % 2 == 0
+    posterior.keep_mask.assign(mask)
+    inputs = np.ones((2, 4), "float32")
+    optimizer = keras.optimizers.SGD(1.0)
+    model = keras.Sequential([keras.Input((4,)), layer])
+    model.compile(optimizer, "mse")
+    before = keras.ops.convert_to_numpy(layer.kernel)
+    model.fit(inputs, np.zeros((2, 3)), epochs=1, verbose=0)
+    for variable in model.trainable_variables:
+        assert np.isfinite(keras.ops.convert_to_numpy(variable)).all()
+    # Oracle: what does not enter the loss does not move, the rest does.
+    moved = keras.ops.convert_to_numpy(layer.kernel) != before
+    np.testing.assert_array_equal(moved, mask)
