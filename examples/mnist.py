@@ -259,6 +259,35 @@ def prune_and_finetune(
     return plain
 
 
+def run_variational(
+    arguments: argparse.Namespace,
+    images: mnist_data.Images,
+    recipe: mnist_recipes.Recipe,
+    out: Path,
+    results: dict[str, Any],
+) -> tuple[keras.Sequential, keras_vd.SparsityReport]:
+    """Train, prune, fine-tune; add to `results` and write to `out`."""
+    errors, plots = results["errors_percent"], keras_vd.plots
+    model, history = train_variational(arguments, images, recipe)
+    errors["trained"] = error_percent(predict(model, images), images.y_test)
+    results["history"] = history
+    results["frontier"] = frontier(model, images)
+    # Before pruning, which turns log_alpha into a mark.
+    plots.plot_log_alpha(model).savefig(out / "log_alpha.png")
+    report = keras_vd.prune(model, recipe.prune_threshold(arguments.method))
+    errors["pruned"] = error_percent(predict(model, images), images.y_test)
+    results["sparsity"] = report.to_dict()
+    plots.plot_kept_weights(model).savefig(out / "kept_weights.png")
+    plots.plot_training(history).savefig(out / "training.png")
+    model.save(out / "model.keras")
+    final = prune_and_finetune(model, images, recipe)
+    if recipe.finetune_epochs:
+        errors["fine-tuned"] = error_percent(
+            predict(final, images), images.y_test
+        )
+    return final, report
+
+
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     name = arguments.data.stem if arguments.data else arguments.dataset
     out = common.prepare_folder(
@@ -290,27 +319,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "errors_percent": {},
     }
     errors = results["errors_percent"]
+    report = None
     if arguments.method in mnist_models.VARIATIONAL:
-        model, history = train_variational(arguments, images, recipe)
-        errors["trained"] = error_percent(predict(model, images), images.y_test)
-        results["frontier"] = frontier(model, images)
-        report = keras_vd.prune(model, recipe.prune_threshold(arguments.method))
-        errors["pruned"] = error_percent(predict(model, images), images.y_test)
-        results["history"] = history
-        results["sparsity"] = report.to_dict()
-        final = prune_and_finetune(model, images, recipe)
-        if recipe.finetune_epochs:
-            errors["fine-tuned"] = error_percent(
-                predict(final, images), images.y_test
-            )
-        save_pictures(model, history, out)
-        model.save(out / "model.keras")
+        final, report = run_variational(arguments, images, recipe, out, results)
     else:
         final = train_plain(
             arguments, images, recipe, arguments.method, recipe.epochs
         )
         errors["trained"] = error_percent(predict(final, images), images.y_test)
-        report = None
     results["seconds"] = time.perf_counter() - start
     final.save(out / "pruned.keras" if report else out / "model.keras")
     outputs = common.export_and_predict(
@@ -323,15 +339,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     common.write_json(out / "results.json", results)
     print_summary(results, report, out)
     return results
-
-
-def save_pictures(
-    model: keras.Sequential, history: dict[str, list[float]], out: Path
-) -> None:
-    plots = keras_vd.plots
-    plots.plot_log_alpha(model).savefig(out / "log_alpha.png")
-    plots.plot_kept_weights(model).savefig(out / "kept_weights.png")
-    plots.plot_training(history).savefig(out / "training.png")
 
 
 def print_summary(

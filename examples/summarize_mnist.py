@@ -160,6 +160,7 @@ def main() -> None:
         except (OSError, ValueError, KeyError) as error:
             fail(f"{file} is no results.json of examples/mnist.py: {error!r}")
         groups[key].append(run)
+    groups = dict(sorted(groups.items()))
     print(markdown(groups))
     if arguments.out:
         plot_frontier(groups).savefig(arguments.out, dpi=120)
