@@ -128,7 +128,8 @@ def plot_frontier(groups: dict[tuple, list[dict[str, Any]]]) -> Figure:
     panels = figure.subplots(1, len(networks), squeeze=False)[0]
     for panel, network in zip(panels, networks, strict=True):
         for key, runs in groups.items():
-            if network in key and "frontier" in runs[0]:
+            is_comparable = network in key and "mnist" in key
+            if is_comparable and "frontier" in runs[0]:
                 draw_runs(panel, runs)
         published = PUBLISHED[network]
         for marker, (name, (error, ratio)) in zip(
