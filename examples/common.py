@@ -51,6 +51,9 @@ def export_and_predict(
     Returns:
         Its outputs, or None where the backend cannot export.
     """
+    if keras.backend.backend() == "torch":
+        print("no SavedModel: Keras exports it from TensorFlow and JAX only")
+        return None
     try:
         import tensorflow as tf
 

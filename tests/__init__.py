@@ -1,0 +1,7 @@
+import keras
+
+if keras.backend.backend() == "jax":
+    import jax
+
+    # Tests compile much and run little.
+    jax.config.update("jax_disable_most_optimizations", True)
