@@ -23,7 +23,7 @@ def standard_normal(shape: tuple[Any, ...], dtype: Any, seed: Any) -> Any:
     """
     if keras.backend.backend() != "tensorflow":
         return keras.random.normal(shape, dtype=dtype, seed=seed)
-    # On a CPU TensorFlow's normal draws take 3 to 5 times as long as Box and
+    # On a CPU TensorFlow's normal draws take several times as long as Box and
     # Muller's pairs of normals out of pairs of uniforms.
     half = (*shape[:-1], (shape[-1] + 1) // 2)
     uniforms = keras.random.uniform((2, *half), dtype="float32", seed=seed)
