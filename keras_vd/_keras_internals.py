@@ -6,7 +6,9 @@ that moves it fails there and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import types
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -61,3 +63,39 @@ def exclude_from_weight_decay(
     keys = {optimizer._var_key(variable) for variable in variables}
     optimizer._exclude_from_weight_decay = excluded | keys
     optimizer._exclude_from_weight_decay_cache = {}
+
+
+@contextlib.contextmanager
+def replaced_attributes(instance: Any, **values: Any) -> Iterator[None]:
+    """Attributes of a layer or cell that have other values for a while.
+
+    Past Keras' tracking: what comes and goes is neither saved nor trained.
+    """
+    attributes = vars(instance)
+    kept = {name: attributes[name] for name in values if name in attributes}
+    attributes.update(values)
+    try:
+        yield
+    finally:
+        for name in values:
+            del attributes[name]
+        attributes.update(kept)
+
+
+def with_other_ops(method: Any, **functions: Callable[..., Any]) -> Any:
+    """A bound method of Keras with some of its `ops` functions replaced.
+
+    A copy of the function with globals of its own: nothing else is touched.
+    """
+    function = method.__func__
+    names = dict(function.__globals__)
+    names["ops"] = types.SimpleNamespace(**{**vars(names["ops"]), **functions})
+    copy = types.FunctionType(
+        function.__code__,
+        names,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return types.MethodType(copy, method.__self__)

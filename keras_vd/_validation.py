@@ -85,6 +85,27 @@ def check_choice(argument: str, value: object, allowed: Iterable[str]) -> str:
     return value
 
 
+def check_choices(
+    argument: str, value: object, allowed: Iterable[str]
+) -> tuple[str, ...]:
+    """Return `value` if it is a sequence of different strings in `allowed`.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    choices = list(allowed)
+    if (
+        not isinstance(value, (list, tuple))
+        or any(item not in choices for item in value)
+        or len(set(value)) < len(value)
+    ):
+        raise ValueError(
+            f"Argument `{argument}` must be a tuple of different names out of "
+            f"{choices}. Received: {argument}={value!r}."
+        )
+    return tuple(value)
+
+
 def resolve(
     argument: str,
     identifier: object,

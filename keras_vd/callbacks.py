@@ -126,6 +126,8 @@ class KLAnnealing(keras.callbacks.Callback):
         }
         for row in report.rows:
             figures[f"n_active/{row.name}"] = row.active_inputs
+        for group in report.groups:
+            figures[f"n_active/{group.name}"] = group.active
         if logs is not None:
             logs.update(figures)
         if self.verbose:

@@ -82,7 +82,7 @@ def _plain_config(config: Any, classes: dict[str, type]) -> Any:
     cls = classes.get(config.get("class_name"))
     if cls is None or not issubclass(cls, VariationalLayer):
         return config
-    if cls.call.__module__.split(".")[0] != "keras_vd":
+    if cls.call.__module__.split(".")[0] not in ("keras_vd", "keras"):
         raise ValueError(
             "Argument `model` must compute what Keras layers compute. "
             f"'{cls.__name__}' overrides `call`, which "
@@ -94,6 +94,9 @@ def _plain_config(config: Any, classes: dict[str, type]) -> Any:
         for name, value in config["config"].items()
         if name not in added
     }
+    # Names of group variables, where Keras has an integer of its own.
+    if isinstance(arguments.get("groups"), list):
+        del arguments["groups"]
     return {
         **config,
         "module": "keras.layers",
@@ -119,23 +122,30 @@ def _copy_weights(
     source: keras.layers.Layer, target: keras.layers.Layer
 ) -> None:
     """Copy values from a variational layer tree to its plain counterpart."""
-    posteriors = {
-        id(posterior.weight): posterior
-        for posterior in sublayers(source)
-        if isinstance(posterior, WeightPosterior)
+    replaced = {
+        id(variable): value
+        for layer in flatten_layers(source)
+        if isinstance(layer, VariationalLayer)
+        for variable, value in layer.inference_values()
     }
+    _copy_variables(source, target, replaced)
+
+
+def _copy_variables(
+    source: keras.layers.Layer,
+    target: keras.layers.Layer,
+    replaced: dict[int, Any],
+) -> None:
     for old, new in zip(
         own_variables(source), own_variables(target), strict=True
     ):
-        posterior = posteriors.get(id(old))
-        value = old if posterior is None else posterior.mean()
         # Through NumPy: two JAX variables must not share one buffer.
-        new.assign(ops.convert_to_numpy(value))
+        new.assign(ops.convert_to_numpy(replaced.get(id(old), old)))
     children = [
         x for x in sublayers(source) if not isinstance(x, WeightPosterior)
     ]
     for old_child, new_child in zip(children, sublayers(target), strict=True):
-        _copy_weights(old_child, new_child)
+        _copy_variables(old_child, new_child, replaced)
 
 
 def freeze_zeros(model: keras.Model) -> None:

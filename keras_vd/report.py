@@ -14,7 +14,7 @@ import rich.console
 import rich.table
 from keras import ops
 
-from keras_vd._keras_internals import flatten_layers, own_variables, sublayers
+from keras_vd._keras_internals import flatten_layers, own_variables
 from keras_vd.posteriors import WeightPosterior
 
 
@@ -143,11 +143,30 @@ class WeightRow:
 
 
 @dataclasses.dataclass(frozen=True)
+class GroupRow:
+    """Group variables of one kind, of one layer, at inference.
+
+    Attributes:
+        name: Name of the layer, and of the kind of groups.
+        groups: Number of groups.
+        active: Number of groups that are not pruned.
+    """
+
+    name: str
+    groups: int
+    active: int
+
+
+@dataclasses.dataclass(frozen=True)
 class SparsityReport:
     """Sparsity of a model at inference, weight by weight and in total.
 
+    A weight counts as zero if it, or a group that it belongs to, is pruned.
+    Group variables are no weights: they end up inside the kernels.
+
     Attributes:
         rows: One `WeightRow` per variational weight.
+        groups: One `GroupRow` per layer and kind of groups.
         biases: Number of other parameters of the variational layers.
         nonzero_biases: Number of those that are not zero.
         others: Number of parameters of all other layers.
@@ -155,6 +174,7 @@ class SparsityReport:
     """
 
     rows: tuple[WeightRow, ...]
+    groups: tuple[GroupRow, ...]
     biases: int
     nonzero_biases: int
     others: int
@@ -227,6 +247,7 @@ class SparsityReport:
         # JSON knows no infinity: the ratio of a model without weights is null.
         return {
             "rows": rows,
+            "groups": [dataclasses.asdict(row) for row in self.groups],
             **{k: None if v == math.inf else v for k, v in figures.items()},
         }
 
@@ -255,6 +276,10 @@ class SparsityReport:
                 f"{row.active_outputs} of {row.outputs}",
                 f"{row.memory_percent:.2f}",
             )
+        table.add_section()
+        for group in self.groups:
+            kept = f"{group.active} of {group.groups} groups"
+            table.add_row(group.name, "", "", "", "", kept)
         table.add_section()
         for label, total, nonzero in self._totals():
             table.add_row(
@@ -296,23 +321,22 @@ def sparsity_report(model: keras.layers.Layer) -> SparsityReport:
         ValueError: if it is not built or has no variational weights.
     """
     posteriors = required_variational_weights(model)
-    rows = tuple(map(_row, _row_names(posteriors), posteriors))
-    means = {id(posterior.weight) for posterior in posteriors}
+    named = list(zip(_row_names(posteriors), posteriors, strict=True))
+    weights = {id(posterior.weight) for posterior in posteriors}
     biases: list[np.ndarray] = []
     others: list[np.ndarray] = []
     for layer in flatten_layers(model):
         if isinstance(layer, WeightPosterior):
             continue
-        is_variational = any(
-            isinstance(x, WeightPosterior) for x in sublayers(layer)
-        )
+        variables = own_variables(layer)
+        rest = [x for x in variables if id(x) not in weights]
+        is_variational = len(rest) < len(variables)
         (biases if is_variational else others).extend(
-            ops.convert_to_numpy(variable)
-            for variable in own_variables(layer)
-            if id(variable) not in means
+            map(ops.convert_to_numpy, rest)
         )
     return SparsityReport(
-        rows=rows,
+        rows=tuple(_row(*x) for x in named if not x[1].is_group),
+        groups=tuple(_group_row(*x) for x in named if x[1].is_group),
         biases=sum(array.size for array in biases),
         nonzero_biases=_nonzero(biases),
         others=sum(array.size for array in others),
@@ -340,9 +364,9 @@ def _nonzero(arrays: list[np.ndarray]) -> int:
 def _row(name: str, posterior: WeightPosterior) -> WeightRow:
     nonzero = ops.convert_to_numpy(posterior.mean()) != 0.0
     reads = _any_along(nonzero, posterior.input_axes)
-    if posterior.groups > 1:
+    if posterior.conv_groups > 1:
         # Each group of outputs reads channels of its own: split the last axis.
-        split = (*nonzero.shape[:-1], posterior.groups, -1)
+        split = (*nonzero.shape[:-1], posterior.conv_groups, -1)
         reads = _any_along(nonzero.reshape(split), (-3, -2))
     writes = _any_along(nonzero, posterior.output_axes)
     return WeightRow(
@@ -355,6 +379,11 @@ def _row(name: str, posterior: WeightPosterior) -> WeightRow:
         outputs=writes.size,
         active_outputs=int(np.count_nonzero(writes)),
     )
+
+
+def _group_row(name: str, posterior: WeightPosterior) -> GroupRow:
+    alive = ops.convert_to_numpy(posterior.mean()) != 0.0
+    return GroupRow(name, alive.size, int(np.count_nonzero(alive)))
 
 
 def _any_along(nonzero: np.ndarray, axes: tuple[int, ...]) -> Any:

@@ -13,8 +13,12 @@ from keras_vd.layers.conv import (
     VDSeparableConv2D,
 )
 from keras_vd.layers.dense import VDDense, VDEinsumDense
+from keras_vd.layers.embedding import VDEmbedding
+from keras_vd.layers.recurrent import VDGRU, VDLSTM, VDSimpleRNN
 
 __all__ = [
+    "VDGRU",
+    "VDLSTM",
     "VDConv1D",
     "VDConv1DTranspose",
     "VDConv2D",
@@ -25,6 +29,8 @@ __all__ = [
     "VDDepthwiseConv1D",
     "VDDepthwiseConv2D",
     "VDEinsumDense",
+    "VDEmbedding",
     "VDSeparableConv1D",
     "VDSeparableConv2D",
+    "VDSimpleRNN",
 ]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import math
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
 from keras import ops
 
 from keras_vd import posteriors
+from keras_vd._validation import check_choices
 
 # A mixin has the attributes of the Keras layer that is listed after it.
 if TYPE_CHECKING:
@@ -17,14 +20,19 @@ else:
     _Mixin = object
 
 
+# Number of group variables, and what spreads their values over a weight.
+Expansion = tuple[int, Callable[[Any], Any]]
+
+
 class VariationalLayer(_Mixin):
     """Mixin that gives a Keras layer a posterior for each of its weights.
 
-    To be listed before the Keras layer. A subclass names its weights and
-    implements `_kernel_axes` and, with a single kernel, `_linear_op`.
+    To be listed before the Keras layer. A subclass names its weights, says
+    what their axes mean and which groups of weights may go together.
     """
 
     _variational_weights: tuple[str, ...] = ("kernel",)
+    _available_groups: tuple[str, ...] = ("input", "output")
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -36,15 +44,24 @@ class VariationalLayer(_Mixin):
         *args: Any,
         posterior: Any = "sparse_vd",
         kl_weight: float | None = None,
+        groups: Sequence[str] | int = (),
         **kwargs: Any,
     ) -> None:
+        keras_arguments = inspect.signature(keras_class(type(self))).parameters
+        if isinstance(groups, int) and "groups" in keras_arguments:
+            kwargs["groups"], groups = groups, ()
         super().__init__(*args, **kwargs)
         self._check_supported()
-        for weight in self._variational_weights:
-            name = f"{weight}_posterior"
-            setattr(
-                self, name, posteriors.instantiate(posterior, name, kl_weight)
-            )
+        self.group_names = check_choices(
+            "groups", groups, self._available_groups
+        )
+        for name, _ in self._posteriors():
+            new = posteriors.instantiate(posterior, name, kl_weight)
+            setattr(self, name, new)
+        for group in self.group_names:
+            name = f"{group}_group"
+            new = posteriors.instantiate(posterior, name, kl_weight, True)
+            setattr(self, name, new)
 
     def _check_supported(self) -> None:
         if self.variable_dtype == "float16":
@@ -77,9 +94,23 @@ class VariationalLayer(_Mixin):
 
     def build(self, input_shape: Any) -> None:
         super().build(input_shape)
-        for posterior, weight in self._posteriors():
-            getattr(self, posterior).bind(
-                getattr(self, weight), **self._kernel_axes(weight)
+        self._bind_posteriors(self)
+
+    def _bind_posteriors(self, owner: keras.layers.Layer) -> None:
+        """Bind the posteriors to the weights, which `owner` has built."""
+        for name, weight in self._posteriors():
+            multipliers = {}
+            for group, (size, expand) in self._expansions(weight).items():
+                variables = getattr(self, f"{group}_group")
+                if not variables.built:
+                    variables.bind_group(size, f"{self.name}/{group}")
+                multipliers[group] = (variables, expand)
+            is_only_one = len(self._variational_weights) == 1
+            getattr(self, name).bind(
+                getattr(owner, weight),
+                self.name if is_only_one else f"{self.name}/{weight}",
+                multipliers=multipliers,
+                **self._kernel_axes(weight),
             )
 
     @classmethod
@@ -93,9 +124,50 @@ class VariationalLayer(_Mixin):
         """Arguments of `WeightPosterior.bind`: which axis means what."""
         raise NotImplementedError
 
+    def _expansions(self, weight: str) -> dict[str, Expansion]:
+        """The layer's groups that multiply `weight`, by their names."""
+        raise NotImplementedError
+
+    def inference_values(self) -> list[tuple[keras.Variable, Any]]:
+        """Variables that inference replaces, and the tensors that it uses.
+
+        Returns:
+            Pairs; the tensors are float32 and of the variable's shape.
+        """
+        found = [getattr(self, name) for name, _ in self._posteriors()]
+        return [(posterior.weight, posterior.mean()) for posterior in found]
+
+    def get_config(self) -> dict[str, Any]:
+        posterior = getattr(self, self._posteriors()[0][0])
+        config = {
+            **super().get_config(),
+            "posterior": posteriors.serialize(posterior),
+            "kl_weight": posterior.initial_kl_weight,
+        }
+        # Convolutions have an argument of that name, an integer.
+        if self.group_names or "groups" not in config:
+            config["groups"] = list(self.group_names)
+        return config
+
+
+class LinearLayer(VariationalLayer):
+    """Mixin of dense layers and convolutions: bias and activation come last.
+
+    Group variables multiply all weights that read an input unit, or all that
+    write an output unit; a pruned output unit becomes its activated bias.
+    """
+
     def _linear_op(self, inputs: Any, kernel: Any) -> Any:
         """The layer without noise, bias and activation."""
         raise NotImplementedError
+
+    def _expansions(self, weight: str) -> dict[str, Expansion]:
+        axes = self._kernel_axes(weight)
+        shape = getattr(self, weight).shape
+        return {
+            group: along_axes(shape, axes[f"{group}_axes"])
+            for group in self.group_names
+        }
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         outputs = self.kernel_posterior.project(
@@ -113,13 +185,17 @@ class VariationalLayer(_Mixin):
             outputs = self.activation(outputs)
         return outputs
 
-    def get_config(self) -> dict[str, Any]:
-        posterior = getattr(self, self._posteriors()[0][0])
-        return {
-            **super().get_config(),
-            "posterior": posteriors.serialize(posterior),
-            "kl_weight": posterior.initial_kl_weight,
-        }
+
+def along_axes(shape: Sequence[int], axes: Sequence[int]) -> Expansion:
+    """One group variable for each index along some axes of a weight.
+
+    Args:
+        shape: Shape of the weight.
+        axes: Axes that the group variables run over.
+    """
+    along = [axis % len(shape) for axis in axes]
+    spread = [size if i in along else 1 for i, size in enumerate(shape)]
+    return math.prod(spread), lambda values: ops.reshape(values, spread)
 
 
 def keras_class(cls: type) -> type:
@@ -135,10 +211,25 @@ def keras_class(cls: type) -> type:
 def _extended_signature(cls: type) -> inspect.Signature:
     """Signature of the Keras layer, with ours before its `**kwargs`."""
     parameters = list(inspect.signature(keras_class(cls)).parameters.values())
-    all_ours = inspect.signature(VariationalLayer.__init__).parameters
-    ours = [all_ours["posterior"], all_ours["kl_weight"]]
+    taken = {parameter.name for parameter in parameters}
+    ours = [
+        parameter
+        for name, parameter in _own_parameters(cls).items()
+        if name not in taken
+    ]
     is_rest = parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
     position = len(parameters) - is_rest
     return inspect.Signature(
         [*parameters[:position], *ours, *parameters[position:]]
     )
+
+
+def _own_parameters(cls: type) -> dict[str, inspect.Parameter]:
+    """What the variational bases of a layer ask for by keyword."""
+    return {
+        parameter.name: parameter
+        for base in reversed(cls.__mro__)
+        if issubclass(base, VariationalLayer)
+        for parameter in inspect.signature(base.__init__).parameters.values()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }

@@ -6,8 +6,10 @@ local reparameterization of convolutions (Molchanov et al. 2017,
 arXiv:1701.05369); `estimator="weight"` draws one kernel per call instead.
 
 Input and output shapes, arguments, errors and the meaning of strides, padding,
-dilation, groups and data format are those of the Keras layer of the same name;
-`posterior` and `kl_weight` are explained in `VDDense`.
+dilation and data format are those of the Keras layer of the same name;
+`posterior` and `kl_weight` are explained in `VDDense`. `groups` is Keras'
+number of groups of a grouped convolution where it is an integer, and the names
+of `VDDense` where it is a tuple, over channels and filters.
 """
 
 from __future__ import annotations
@@ -17,19 +19,19 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vd.layers.base import VariationalLayer
+from keras_vd.layers.base import Expansion, LinearLayer
 
 _register = keras.saving.register_keras_serializable(package="keras_vd")
 
 
-class _Convolution(VariationalLayer):
+class _Convolution(LinearLayer):
     """Kernel of shape `(*kernel_size, channels / groups, filters)`."""
 
     def _kernel_axes(self, weight: str) -> dict[str, Any]:
         return {
             "input_axes": (-2,),
             "output_axes": (-1,),
-            "groups": self.groups,
+            "conv_groups": self.groups,
             "channel_axis": self._channel_axis(),
         }
 
@@ -96,6 +98,11 @@ class _SeparableConvolution(_DepthwiseConvolution):
             "output_axes": (-1,),
             "channel_axis": self._channel_axis(),
         }
+
+    def _expansions(self, weight: str) -> dict[str, Expansion]:
+        group = "input" if weight == "depthwise_kernel" else "output"
+        found = super()._expansions(weight)
+        return {name: found[name] for name in found if name == group}
 
     def _pointwise_op(self, inputs: Any, kernel: Any) -> Any:
         return ops.conv(inputs, kernel, data_format=self.data_format)

@@ -7,11 +7,11 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vd.layers.base import VariationalLayer
+from keras_vd.layers.base import LinearLayer
 
 
 @keras.saving.register_keras_serializable(package="keras_vd")
-class VDDense(VariationalLayer, keras.layers.Dense):
+class VDDense(LinearLayer, keras.layers.Dense):
     """`keras.layers.Dense` with a posterior over its kernel.
 
     Training: y ~ N(x @ theta, x^2 @ sigma2), independent for every example,
@@ -22,11 +22,17 @@ class VDDense(VariationalLayer, keras.layers.Dense):
             from `keras_vd.posteriors`.
         kl_weight: Float or None: multiplier of the KL in nats, normally
             1 / (number of training examples). None: set by `KLAnnealing`.
+        groups: Tuple of `"input"`, `"output"`: whether all weights of an
+            input or output unit share a multiplier with a posterior of its
+            own, so that they can go together. A pruned output unit becomes
+            its activated bias.
         *args: Of `keras.layers.Dense`.
         **kwargs: Of `keras.layers.Dense`.
 
     Attributes:
         kernel_posterior: `WeightPosterior` of the kernel.
+        input_group: `WeightPosterior` of the multipliers; `output_group`
+            likewise.
 
     Input shape:
         `(batch, ..., input_dim)`
@@ -35,7 +41,8 @@ class VDDense(VariationalLayer, keras.layers.Dense):
         `(batch, ..., units)`
 
     Losses:
-        One scalar in training: `kl_weight` times the KL divergence.
+        One scalar in training, `kl_weight` times the KL divergence, for the
+        kernel and for each kind of groups.
 
     Raises:
         ValueError: if an argument is not allowed; in training, if no KL
@@ -55,7 +62,7 @@ class VDDense(VariationalLayer, keras.layers.Dense):
 
 
 @keras.saving.register_keras_serializable(package="keras_vd")
-class VDEinsumDense(VariationalLayer, keras.layers.EinsumDense):
+class VDEinsumDense(LinearLayer, keras.layers.EinsumDense):
     """`keras.layers.EinsumDense` with a posterior over its kernel.
 
     Arguments, losses and errors as for `VDDense`; axes of the kernel that the

@@ -55,7 +55,10 @@ def get(identifier: Any) -> WeightPosterior:
 
 
 def instantiate(
-    identifier: Any, name: str, kl_weight: float | None = None
+    identifier: Any,
+    name: str,
+    kl_weight: float | None = None,
+    is_group: bool = False,
 ) -> WeightPosterior:
     """A new, unbuilt posterior for one weight of one layer.
 
@@ -63,13 +66,13 @@ def instantiate(
         identifier: Whatever `get` takes; an object serves as a template.
         name: Name of the new sub-layer.
         kl_weight: Initial KL weight; None leaves the template's.
+        is_group: Whether it is for group variables rather than a weight.
     """
     template = get(identifier)
     if kl_weight is None:
         kl_weight = template.initial_kl_weight
-    return type(template)(
-        **template.get_config(), kl_weight=kl_weight, name=name
-    )
+    config = template.get_group_config() if is_group else template.get_config()
+    return type(template)(**config, kl_weight=kl_weight, name=name)
 
 
 def serialize(posterior: WeightPosterior) -> dict[str, Any]:

@@ -4,20 +4,13 @@ This is the central idea of the library. The posterior mean `theta` *is* the
 kernel of an ordinary Keras layer; a `WeightPosterior` is a small sub-layer
 that refers to it and owns everything variational: the variance, the prior, the
 KL weight, the noise seed and the mask of kept weights. A layer only has to say
-which linear operation it is; `project` does the rest, for all of them.
-
-    mean = linear_op(x, theta)
-    variance = linear_op(x**2, sigma2)
-    y = mean + sqrt(variance) * standard normal noise
-
-This is the local reparameterization of Kingma et al. 2015
-(arXiv:1506.02557, section 2.3): noise on the output of every example instead
-of one noisy weight matrix for the whole batch.
+which linear operation it is, and `project` (in `projection.py`) does the rest;
+or it asks for one `draw` of the weight.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -28,51 +21,19 @@ from keras_vd import priors
 from keras_vd._keras_internals import full_precision
 from keras_vd._noise import standard_normal
 from keras_vd._validation import check_choice, check_number
+from keras_vd.posteriors.kl_weight import NO_KL_WEIGHT, KLWeight
+from keras_vd.posteriors.projection import Projection
 
 # log(theta^2 + 1e-8) keeps log_alpha and its gradient finite at theta = 0.
 THETA2_FLOOR = 1e-8
 # A numerical guard, far outside every decision; it also stands for "pruned".
 MAX_ABS_LOG_ALPHA = 20.0
 
-NO_KL_WEIGHT = (
-    "Layer '{name}' has a variational posterior but no KL weight, so its loss "
-    "has no scale. Pass `kl_weight=1 / N` to the layer, N being the number of "
-    "training examples, or train with "
-    "`callbacks=[keras_vd.callbacks.KLAnnealing(num_examples=N)]`."
-)
+# A group variable's posterior, and what spreads its values over a weight.
+Multiplier = tuple["WeightPosterior", Callable[[Any], Any]]
 
 
-class KLWeight(keras.Variable):
-    """Scalar multiplier of the KL divergence that knows whether it was set.
-
-    Nobody can read a variable's value while a training step is being traced,
-    yet a forgotten KL weight has to be an error there. So it notes in Python
-    when a value is assigned; until then it holds -1, in saved files too.
-    """
-
-    UNSET = -1.0
-
-    def __init__(self, value: float | None) -> None:
-        self.is_set = value is not None
-        # An initializer, not a value: Keras may delay the creation.
-        super().__init__(
-            initializer=keras.initializers.Constant(
-                self.UNSET if value is None else value
-            ),
-            shape=(),
-            dtype="float32",
-            trainable=False,
-            autocast=False,
-            name="kl_weight",
-        )
-
-    def assign(self, value: Any) -> Any:
-        assigned = super().assign(value)
-        self.is_set = bool(ops.convert_to_numpy(assigned) >= 0.0)
-        return assigned
-
-
-class WeightPosterior(keras.layers.Layer):
+class WeightPosterior(Projection, keras.layers.Layer):
     """Base of all posteriors: a factorized Gaussian over one weight tensor.
 
     Users choose a posterior by name (`posterior="sparse_vd"`) or pass an
@@ -100,6 +61,8 @@ class WeightPosterior(keras.layers.Layer):
     Attributes:
         kl_weight: Scalar variable, float32.
         keep_mask: Bool variable of the weight's shape; False is pruned.
+        label: Name of the weight for people.
+        is_group: Whether the weight is a group variable.
 
     Raises:
         TypeError: if a number is expected and something else came.
@@ -135,33 +98,58 @@ class WeightPosterior(keras.layers.Layer):
             kl_weight = check_number("kl_weight", kl_weight, 0.0)
         self.initial_kl_weight = kl_weight
         self.seed_generator = keras.random.SeedGenerator()
+        self.is_group = False
 
     def bind(
         self,
         weight: keras.Variable,
+        label: str,
         input_axes: Sequence[int],
         output_axes: Sequence[int],
-        groups: int = 1,
+        conv_groups: int = 1,
         channel_axis: int = -1,
+        multipliers: Mapping[str, Multiplier] | None = None,
     ) -> None:
         """Make this the posterior of `weight`, whose value is the mean.
 
         Args:
             weight: Variable of the layer that owns this posterior.
+            label: Name of the weight for people.
             input_axes: Axes of `weight` that run over input units.
             output_axes: Axes of `weight` that run over output units.
-            groups: Number of groups of a grouped convolution.
+            conv_groups: Number of groups of a grouped convolution.
             channel_axis: Axis of the layer's inputs over input units.
+            multipliers: By name, group variables that multiply the weight.
         """
-        # Hidden from Keras' tracking: the layer owns and saves the weight.
+        # Hidden from Keras' tracking: the layer owns and saves the weight and
+        # the group variables.
         object.__setattr__(self, "_theta", weight)
+        object.__setattr__(self, "_multipliers", multipliers or {})
+        self.label = label
         self.input_axes = tuple(axis % len(weight.shape) for axis in input_axes)
         self.output_axes = tuple(
             axis % len(weight.shape) for axis in output_axes
         )
-        self.groups = groups
+        self.conv_groups = conv_groups
         self.channel_axis = channel_axis
         self.build(tuple(weight.shape))
+
+    def bind_group(self, size: int, label: str) -> None:
+        """Make this the posterior of `size` group variables, which start at 1.
+
+        Args:
+            size: Number of groups of weights, with one multiplier each.
+            label: Name of the groups for people.
+        """
+        scales = self.add_weight(
+            name="scales",
+            shape=(size,),
+            initializer="ones",
+            dtype="float32",
+            autocast=False,
+        )
+        self.is_group = True
+        self.bind(scales, label, input_axes=(0,), output_axes=(0,))
 
     def build(self, input_shape: tuple[int, ...]) -> None:
         self.keep_mask = self.add_weight(
@@ -229,32 +217,71 @@ class WeightPosterior(keras.layers.Layer):
         """
         return self._read_parameters()[2]
 
-    @property
-    def label(self) -> str:
-        """Name of the weight for people: the layer's, and which weight."""
-        *_, layer, weight = self._theta.path.split("/")
-        return layer if weight == "kernel" else f"{layer}/{weight}"
-
     def mean(self) -> Any:
         """The weight at inference: theta, and 0 where it is pruned.
+
+        Group variables are multiplied in, at their own inference values.
 
         Returns:
             Float32 tensor of the weight's shape.
         """
         theta, _, log_alpha = self._read_parameters()
-        return ops.where(self._is_kept(log_alpha, self.threshold), theta, 0.0)
+        mean = ops.where(self._is_kept(log_alpha, self.threshold), theta, 0.0)
+        return mean * self._scale(
+            {name: group.mean() for name, (group, _) in self._groups()}
+        )
 
     def sample(self) -> Any:
         """One draw of the weight from the posterior used in training.
 
+        Group variables are multiplied in, with a draw of their own.
+
         Returns:
             Float32 tensor of the weight's shape.
         """
-        return self._draw(*self._training_moments(*self._read_parameters()))
+        mean, sigma2 = self._training_moments(*self._read_parameters())
+        return (mean + self._deviation(mean, sigma2)) * self._scale(
+            {name: group.sample() for name, (group, _) in self._groups()}
+        )
 
-    def _draw(self, mean: Any, sigma2: Any) -> Any:
+    def draw(self, scales: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Start a training pass: one draw of the weight, the KL in the losses.
+
+        Args:
+            scales: Values of this weight's group variables, by name.
+
+        Returns:
+            The mean, and the deviation from it that was drawn; their sum is
+            the weight of this pass. Float32 tensors of the weight's shape.
+
+        Raises:
+            ValueError: if the KL weight was never set.
+        """
+        parameters = self._read_parameters()
+        self._add_kl_loss(*parameters)
+        mean, sigma2 = self._training_moments(*parameters)
+        deviation, scale = self._deviation(mean, sigma2), self._scale(scales)
+        return mean * scale, deviation * scale
+
+    def draw_groups(self) -> dict[str, Any]:
+        """As `draw`, for the group variables of this weight, by name."""
+        return {
+            name: sum(group.draw({})) for name, (group, _) in self._groups()
+        }
+
+    def _groups(self) -> Iterable[tuple[str, Multiplier]]:
+        return self._multipliers.items()
+
+    def _scale(self, scales: Mapping[str, Any]) -> Any:
+        """Product of the group variables, broadcastable to the weight."""
+        product = 1.0
+        for name, (_, expand) in self._groups():
+            product = product * expand(scales[name])
+        return product
+
+    def _deviation(self, mean: Any, sigma2: Any) -> Any:
         noise = standard_normal(ops.shape(mean), "float32", self.seed_generator)
-        return mean + ops.sqrt(sigma2) * noise
+        return ops.sqrt(sigma2) * noise
 
     def kl_divergence(self) -> Any:
         """KL of this weight's posterior to its prior, summed over the weight.
@@ -298,57 +325,6 @@ class WeightPosterior(keras.layers.Layer):
         """Fraction of the weight that is zero at inference."""
         return float(np.mean(ops.convert_to_numpy(self.mean()) == 0.0))
 
-    def project(
-        self, linear_op: Callable[[Any, Any], Any], inputs: Any, training: Any
-    ) -> Any:
-        """Apply `linear_op` with this posterior's weight.
-
-        Training adds noise, and the KL divergence to the losses; inference
-        uses `mean()` and is deterministic.
-
-        Args:
-            linear_op: `(inputs, weight) -> outputs`, linear in both, without
-                a bias: noise belongs to the weight alone.
-            inputs: Tensor in the layer's compute dtype.
-            training: Bool or None, never a tensor.
-
-        Returns:
-            Tensor of the shape and dtype of `linear_op(inputs, weight)`.
-
-        Raises:
-            ValueError: if `training` and the KL weight was never set.
-        """
-        if not training:
-            return linear_op(inputs, ops.cast(self.mean(), inputs.dtype))
-        parameters = self._read_parameters()
-        self._add_kl_loss(*parameters)
-        mean, sigma2 = self._training_moments(*parameters)
-        if self.estimator == "weight":
-            weight = self._draw(mean, sigma2)
-            return linear_op(inputs, ops.cast(weight, inputs.dtype))
-        return self._local_reparameterization(linear_op, inputs, mean, sigma2)
-
-    def _local_reparameterization(
-        self,
-        linear_op: Callable[[Any, Any], Any],
-        inputs: Any,
-        mean: Any,
-        sigma2: Any,
-    ) -> Any:
-        outputs = linear_op(inputs, ops.cast(mean, inputs.dtype))
-        variances = linear_op(
-            ops.square(inputs), ops.cast(sigma2, inputs.dtype)
-        )
-        # sqrt has no gradient at 0, and 1e-8 is 0 in float16. A rounding error
-        # of a fast convolution may also leave a variance slightly negative.
-        is_half = keras.backend.standardize_dtype(outputs.dtype) == "float16"
-        floor = 1e-6 if is_half else 1e-8
-        stddev = ops.sqrt(ops.maximum(variances, 0.0) + floor)
-        noise = standard_normal(
-            ops.shape(outputs), outputs.dtype, self.seed_generator
-        )
-        return outputs + stddev * noise
-
     def _training_moments(
         self, theta: Any, log_sigma2: Any, log_alpha: Any
     ) -> tuple[Any, Any]:
@@ -386,3 +362,7 @@ class WeightPosterior(keras.layers.Layer):
             "estimator": self.estimator,
             "kl_scale": self.kl_scale,
         }
+
+    def get_group_config(self) -> dict[str, Any]:
+        """As `get_config`, for group variables: nothing to share there."""
+        return {**self.get_config(), "share": "weight"}

@@ -125,6 +125,7 @@ class VD(WeightPosterior):
     ) -> Any:
         if not training or self.noise == "weight":
             return super().project(linear_op, inputs, training)
+        scales = self.draw_groups()
         parameters = self._read_parameters()
         self._add_kl_loss(*parameters)
         mean, _ = self._training_moments(*parameters)
@@ -133,7 +134,8 @@ class VD(WeightPosterior):
         )
         stddev = ops.cast(self._input_stddev(inputs), inputs.dtype)
         noisy_inputs = inputs * (1.0 + stddev * noise)
-        return linear_op(noisy_inputs, ops.cast(mean, inputs.dtype))
+        weight = mean * self._scale(scales)
+        return linear_op(noisy_inputs, ops.cast(weight, inputs.dtype))
 
     def _input_stddev(self, inputs: Any) -> Any:
         """sqrt(alpha), broadcastable to `inputs`."""
@@ -159,3 +161,6 @@ class VD(WeightPosterior):
             "noise": self.noise,
             **super().get_config(),
         }
+
+    def get_group_config(self) -> dict[str, Any]:
+        return {**super().get_group_config(), "noise": "weight"}

@@ -1,0 +1,98 @@
+"""Variational embedding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_vd.layers.base import Expansion, VariationalLayer, along_axes
+
+
+@keras.saving.register_keras_serializable(package="keras_vd")
+class VDEmbedding(VariationalLayer, keras.layers.Embedding):
+    """`keras.layers.Embedding` with a posterior over its vectors.
+
+    Training looks up one sample of all vectors, drawn at each call: a token
+    has the same noise wherever it occurs in the batch (Chirkova et al. 2018,
+    arXiv:1810.10927). `estimator` of the posterior plays no part.
+
+    Args:
+        posterior: See `VDDense`.
+        kl_weight: See `VDDense`.
+        groups: Tuple of `"vocabulary"` (one multiplier for each token, so that
+            whole tokens can go) and `"features"` (one for each entry of the
+            vectors).
+        *args: Of `keras.layers.Embedding`.
+        **kwargs: Of `keras.layers.Embedding`.
+
+    Attributes:
+        embeddings_posterior: `WeightPosterior` of the vectors.
+        vocabulary_group: `WeightPosterior` of the multipliers;
+            `features_group` likewise.
+
+    Input shape:
+        `(batch, ...)` of token ids in `[0, input_dim)`. As in Keras, ids out
+        of range are an error on TensorFlow (CPU) and PyTorch, while JAX
+        returns NaN.
+
+    Output shape:
+        `(batch, ..., output_dim)`
+
+    Losses:
+        One scalar in training, `kl_weight` times the KL divergence, for the
+        vectors and for each kind of groups.
+
+    Raises:
+        ValueError: if an argument is not allowed; in training, if no KL
+            weight was set.
+
+    Example:
+    >>> layer = keras_vd.layers.VDEmbedding(100, 8, groups=("vocabulary",))
+    >>> tuple(layer(np.array([[3, 14, 15]])).shape)
+    (1, 3, 8)
+    """
+
+    _variational_weights = ("embeddings",)
+    _available_groups = ("vocabulary", "features")
+
+    def __init__(self, *args: Any, weights: Any = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Keras would build the layer at once, before its posterior exists.
+        if weights is not None:
+            self.build()
+            is_listed = isinstance(weights, list) and len(weights) == 1
+            self.embeddings.assign(weights[0] if is_listed else weights)
+
+    def build(self, input_shape: Any = None) -> None:
+        if not self.built:
+            super().build(input_shape)
+
+    def _kernel_axes(self, weight: str) -> dict[str, Any]:
+        return {"input_axes": (0,), "output_axes": (1,)}
+
+    def _expansions(self, weight: str) -> dict[str, Expansion]:
+        axes = {"vocabulary": (0,), "features": (1,)}
+        shape = self.embeddings.shape
+        return {
+            group: along_axes(shape, axes[group]) for group in self.group_names
+        }
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        inputs = ops.convert_to_tensor(inputs)
+        posterior = self.embeddings_posterior
+        if training:
+            embeddings = sum(posterior.draw(posterior.draw_groups()))
+        else:
+            embeddings = posterior.mean()
+        dtype = keras.backend.standardize_dtype(inputs.dtype)
+        if not keras.backend.is_int_dtype(dtype):
+            inputs = ops.cast(inputs, "int32")
+        embeddings = ops.cast(embeddings, self.compute_dtype)
+        return ops.take(embeddings, inputs, axis=0)
+
+    def compute_output_spec(
+        self, inputs: Any, training: bool | None = None
+    ) -> Any:
+        return super().compute_output_spec(inputs)

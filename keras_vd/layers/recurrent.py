@@ -1,0 +1,295 @@
+"""Variational recurrent layers: one weight sample for all time steps.
+
+Kernel and recurrent kernel are drawn once per call, before the time loop, and
+take the places of the cell's own while Keras' layer runs. So the gates are
+Keras' own, fused kernels included, and every time step meets the same weights
+(Gal and Ghahramani 2016, arXiv:1512.05287; Lobacheva et al. 2017,
+arXiv:1708.00077).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_vd._keras_internals import replaced_attributes
+from keras_vd._validation import check_choice
+from keras_vd.layers._flipout import FlippedKernel, flipped_methods
+from keras_vd.layers.base import Expansion, VariationalLayer, along_axes
+
+_register = keras.saving.register_keras_serializable(package="keras_vd")
+
+
+class _Recurrent(VariationalLayer):
+    """Mixin of recurrent layers, whose weights belong to a cell.
+
+    Kernel of shape `(input_dim, gates * units)`, recurrent kernel of shape
+    `(units, gates * units)`; the gates are blocks of columns.
+    """
+
+    _variational_weights = ("kernel", "recurrent_kernel")
+    _available_groups = ("input", "units", "gates")
+    _num_gates: int
+    # Block of columns whose activation is what a unit takes in.
+    _candidate: int
+
+    def __init__(
+        self, *args: Any, estimator: str = "batch", **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.estimator = check_choice(
+            "estimator", estimator, ("batch", "sequence")
+        )
+        # Keras' `Bidirectional` hands the weights of layers that allow cuDNN
+        # to a fused kernel by itself, past `inner_loop` and its samples.
+        self._use_cudnn = getattr(self, "use_cudnn", False)
+        self.use_cudnn = False
+        self._check_noise()
+        if "units" in self.group_names:
+            self._check_activation()
+
+    def _check_noise(self) -> None:
+        if getattr(self.kernel_posterior, "noise", "weight") != "weight":
+            raise ValueError(
+                f"Layer '{self.name}' draws its weights once for all time "
+                "steps: the posterior's `noise` must be 'weight'. Received: "
+                f"noise={self.kernel_posterior.noise!r}."
+            )
+
+    def _check_activation(self) -> None:
+        at_zero = ops.convert_to_numpy(self.activation(ops.zeros(1)))
+        if np.any(at_zero != 0.0):
+            raise ValueError(
+                f"Argument `groups` of layer '{self.name}' may only contain "
+                "'units' if `activation` is 0 at 0, so that a pruned unit is "
+                f"0. Received: activation={self.activation!r}, which is "
+                f"{float(at_zero[0]):g} there."
+            )
+
+    def build(
+        self, sequences_shape: Any, initial_state_shape: Any = None
+    ) -> None:
+        # Past the mixin's, which has a single input shape.
+        super(VariationalLayer, self).build(
+            sequences_shape, initial_state_shape
+        )
+        self._bind_posteriors(self.cell)
+
+    def _kernel_axes(self, weight: str) -> dict[str, Any]:
+        return {"input_axes": (0,), "output_axes": (1,)}
+
+    def _expansions(self, weight: str) -> dict[str, Expansion]:
+        shape = getattr(self.cell, weight).shape
+        found = {
+            "units": (
+                self.units,
+                functools.partial(self._expand_units, weight),
+            ),
+            "gates": along_axes(shape, (1,)),
+        }
+        if weight == "kernel":
+            found["input"] = along_axes(shape, (0,))
+        return {name: found[name] for name in self.group_names if name in found}
+
+    def _expand_units(self, weight: str, values: Any) -> Any:
+        """Spread the group variables of units over a kernel.
+
+        A unit's variable multiplies what the unit takes in. At 0 the unit is
+        0, and all else that it reads, writes or keeps is dead.
+        """
+        alive = _is_alive(values)
+        columns = self._at_candidate(values, alive)[None, :]
+        return columns * alive[:, None] if weight != "kernel" else columns
+
+    def inference_values(self) -> list[tuple[keras.Variable, Any]]:
+        weights = self._inference_weights()
+        return [(getattr(self.cell, name), weights[name]) for name in weights]
+
+    def inner_loop(
+        self,
+        sequences: Any,
+        initial_state: Any,
+        mask: Any,
+        training: bool | None = False,
+    ) -> Any:
+        use_cudnn = self._use_cudnn
+        if not training:
+            attributes = self._cast(self._inference_weights())
+        elif self.estimator == "batch":
+            attributes = self._batch_sample()
+        else:
+            attributes = self._sequence_samples(ops.shape(sequences)[0])
+            use_cudnn = False
+        with (
+            replaced_attributes(self, use_cudnn=use_cudnn),
+            replaced_attributes(self.cell, **attributes),
+        ):
+            return super().inner_loop(
+                sequences, initial_state, mask, training=training
+            )
+
+    def _cast(self, weights: dict[str, Any]) -> dict[str, Any]:
+        dtype = self.cell.compute_dtype
+        return {name: ops.cast(weights[name], dtype) for name in weights}
+
+    def _inference_weights(self) -> dict[str, Any]:
+        weights = {
+            weight: getattr(self, posterior).mean()
+            for posterior, weight in self._posteriors()
+        }
+        scales = {
+            name: getattr(self, f"{name}_group").mean()
+            for name in self.group_names
+        }
+        return weights | self._bias(scales)
+
+    def _draw(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """Means, deviations and bias of one training pass."""
+        scales = {
+            name: sum(getattr(self, f"{name}_group").draw({}))
+            for name in self.group_names
+        }
+        means, deviations = {}, {}
+        for posterior, weight in self._posteriors():
+            draw = getattr(self, posterior).draw(scales)
+            means[weight], deviations[weight] = draw
+        return means, deviations, self._bias(scales)
+
+    def _batch_sample(self) -> dict[str, Any]:
+        means, deviations, bias = self._draw()
+        weights = {name: means[name] + deviations[name] for name in means}
+        return self._cast(weights | bias)
+
+    def _sequence_samples(self, batch_size: Any) -> dict[str, Any]:
+        means, deviations, bias = self._draw()
+        means, deviations = self._cast(means), self._cast(deviations)
+        kernels = {
+            weight: FlippedKernel.draw(
+                means[weight],
+                deviations[weight],
+                batch_size,
+                getattr(self, posterior).seed_generator,
+            )
+            for posterior, weight in self._posteriors()
+        }
+        return kernels | self._cast(bias) | flipped_methods(self.cell)
+
+    def _bias(self, scales: dict[str, Any]) -> dict[str, Any]:
+        """The cell's bias, if it has one, without that of pruned groups.
+
+        Args:
+            scales: Values of the group variables, by name.
+        """
+        if not self.use_bias:
+            return {}
+        bias = ops.cast(ops.convert_to_tensor(self.cell.bias), "float32")
+        if "units" in scales:
+            bias = bias * self._at_candidate(_is_alive(scales["units"]))
+        if "gates" in scales and len(bias.shape) == 2:
+            # GRU with `reset_after`: the reset gate multiplies the second
+            # bias, and a pruned candidate shall be a constant.
+            gates = ops.split(_is_alive(scales["gates"]), self._num_gates)
+            recurrent = self._at_candidate(gates[self._candidate])
+            bias = bias * ops.stack([ops.ones_like(recurrent), recurrent])
+        return {"bias": bias}
+
+    def _at_candidate(self, values: Any, others: Any = None) -> Any:
+        """One value per column: `values` for the candidate's block.
+
+        Args:
+            values: Tensor of shape `(units,)`.
+            others: Tensor of shape `(units,)` for each other block; default 1.
+        """
+        blocks = [ops.ones_like(values) if others is None else others]
+        blocks = blocks * self._num_gates
+        blocks[self._candidate] = values
+        return ops.concatenate(blocks)
+
+
+def _is_alive(values: Any) -> Any:
+    """1 where a group variable is not 0, and 0 elsewhere."""
+    return ops.cast(ops.not_equal(values, 0.0), values.dtype)
+
+
+@_register
+class VDSimpleRNN(_Recurrent, keras.layers.SimpleRNN):
+    """`keras.layers.SimpleRNN` with posteriors over both kernels.
+
+    Arguments, attributes and errors as for `VDLSTM`; there are no gates to
+    group.
+    """
+
+    _available_groups = ("input", "units")
+    _num_gates, _candidate = 1, 0
+
+
+@_register
+class VDLSTM(_Recurrent, keras.layers.LSTM):
+    """`keras.layers.LSTM` with posteriors over kernel and recurrent kernel.
+
+    Training draws both once per call: all time steps meet the same weights,
+    and each direction of a `Bidirectional` has its own. Inference uses the
+    posterior means with pruned weights at zero. `estimator` of the posterior
+    plays no part.
+
+    Args:
+        posterior: See `VDDense`.
+        kl_weight: See `VDDense`.
+        groups: Tuple of `"input"` (one multiplier for each entry of the
+            inputs), `"units"` and `"gates"` (for each gate of each unit),
+            with a posterior of their own, so that all weights of a group can
+            go together (Lobacheva et al. 2020, arXiv:1911.05585). A pruned
+            gate is its activated bias at all times. A unit's multiplier acts
+            on its candidate, the part that the gates let in; a pruned unit is
+            0, if it starts at 0.
+        estimator: `"batch"` (one sample for the whole batch, as in
+            arXiv:1708.00077) or `"sequence"`: one for each sequence, all made
+            from one draw by random signs for input and output units
+            (Flipout, Wen et al. 2018, arXiv:1803.04386). These are exact
+            samples that are uncorrelated, not independent, at the cost of a
+            second product per step and without the fused kernels of GPUs.
+        *args: Of `keras.layers.LSTM`.
+        **kwargs: Of `keras.layers.LSTM`. `use_cudnn` reads as False on the
+            layer; what was passed holds inside its time loop.
+
+    Attributes:
+        kernel_posterior: `WeightPosterior` of the cell's kernel.
+        recurrent_kernel_posterior: `WeightPosterior`.
+        input_group: `WeightPosterior` of the multipliers; `units_group` and
+            `gates_group` likewise.
+
+    Input shape:
+        `(batch, timesteps, features)`
+
+    Output shape:
+        As of `keras.layers.LSTM`.
+
+    Losses:
+        In training, for each kernel and each kind of groups: `kl_weight`
+        times the KL divergence, whatever the number of time steps.
+
+    Raises:
+        ValueError: if an argument is not allowed; in training, if no KL
+            weight was set.
+
+    Example:
+    >>> layer = keras_vd.layers.VDLSTM(4, groups=("gates",), kl_weight=1e-4)
+    >>> tuple(layer(np.zeros((2, 10, 3)), training=True).shape)
+    (2, 4)
+    """
+
+    _num_gates, _candidate = 4, 2
+
+
+@_register
+class VDGRU(_Recurrent, keras.layers.GRU):
+    """`keras.layers.GRU` with posteriors over kernel and recurrent kernel.
+
+    Arguments, attributes and errors as for `VDLSTM`.
+    """
+
+    _num_gates, _candidate = 3, 2

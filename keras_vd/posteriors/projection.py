@@ -1,0 +1,84 @@
+"""How a posterior's noise enters a linear operation.
+
+    mean = linear_op(x, theta)
+    variance = linear_op(x**2, sigma2)
+    y = mean + sqrt(variance) * standard normal noise
+
+This is the local reparameterization of Kingma et al. 2015
+(arXiv:1506.02557, section 2.3): noise on the output of every example instead
+of one noisy weight matrix for the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import keras
+from keras import ops
+
+from keras_vd._noise import standard_normal
+
+if TYPE_CHECKING:
+    from keras_vd.posteriors.base import WeightPosterior as _Mixin
+else:
+    _Mixin = object
+
+
+class Projection(_Mixin):
+    """Mixin of `WeightPosterior`: linear operations with a noisy weight."""
+
+    def project(
+        self, linear_op: Callable[[Any, Any], Any], inputs: Any, training: Any
+    ) -> Any:
+        """Apply `linear_op` with this posterior's weight.
+
+        Training adds noise, and the KL divergence to the losses; inference
+        uses `mean()` and is deterministic.
+
+        Args:
+            linear_op: `(inputs, weight) -> outputs`, linear in both, without
+                a bias: noise belongs to the weight alone.
+            inputs: Tensor in the layer's compute dtype.
+            training: Bool or None, never a tensor.
+
+        Returns:
+            Tensor of the shape and dtype of `linear_op(inputs, weight)`.
+
+        Raises:
+            ValueError: if `training` and the KL weight was never set.
+        """
+        if not training:
+            return linear_op(inputs, ops.cast(self.mean(), inputs.dtype))
+        scales = self.draw_groups()
+        if self.estimator == "weight":
+            weight = sum(self.draw(scales))
+            return linear_op(inputs, ops.cast(weight, inputs.dtype))
+        parameters = self._read_parameters()
+        self._add_kl_loss(*parameters)
+        mean, sigma2 = self._training_moments(*parameters)
+        scale = self._scale(scales)
+        return self._local_reparameterization(
+            linear_op, inputs, mean * scale, sigma2 * scale**2
+        )
+
+    def _local_reparameterization(
+        self,
+        linear_op: Callable[[Any, Any], Any],
+        inputs: Any,
+        mean: Any,
+        sigma2: Any,
+    ) -> Any:
+        outputs = linear_op(inputs, ops.cast(mean, inputs.dtype))
+        variances = linear_op(
+            ops.square(inputs), ops.cast(sigma2, inputs.dtype)
+        )
+        # sqrt has no gradient at 0, and 1e-8 is 0 in float16. A rounding error
+        # of a fast convolution may also leave a variance slightly negative.
+        is_half = keras.backend.standardize_dtype(outputs.dtype) == "float16"
+        floor = 1e-6 if is_half else 1e-8
+        stddev = ops.sqrt(ops.maximum(variances, 0.0) + floor)
+        noise = standard_normal(
+            ops.shape(outputs), outputs.dtype, self.seed_generator
+        )
+        return outputs + stddev * noise
