@@ -10,8 +10,8 @@ each pair of neighbouring blocks, and its spread.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
-import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -21,6 +21,7 @@ import rich.console
 import rich.table
 
 import keras_vd
+from benchmarks.timing import interleaved, ratio
 
 NETWORKS = {"784-300-100-10": (784, 300, 100, 10), "1024x1024": (1024, 1024)}
 
@@ -40,15 +41,6 @@ def build(units: tuple[int, ...], kl: str) -> keras.Sequential:
     return model
 
 
-def seconds_per_step(
-    model: keras.Model, x: np.ndarray, y: np.ndarray, steps: int
-) -> float:
-    start = time.perf_counter()
-    for _ in range(steps):
-        model.train_on_batch(x, y)
-    return (time.perf_counter() - start) / steps
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch-size", type=int, default=100)
@@ -65,21 +57,19 @@ def main() -> None:
         rng = np.random.default_rng(0)
         x = rng.standard_normal((arguments.batch_size, units[0]), "float32")
         y = rng.standard_normal((arguments.batch_size, units[-1]), "float32")
-        models = {kl: build(units, kl) for kl in ("molchanov", "exact")}
-        times = {kl: [] for kl in models}
-        for block in range(arguments.blocks + 1):
-            for kl, model in models.items():
-                seconds = seconds_per_step(model, x, y, arguments.steps)
-                if block:  # the first one compiles
-                    times[kl].append(1000 * seconds)
-        ratios = np.array(times["exact"]) / np.array(times["molchanov"])
-        low, median, high = np.percentile(ratios, (25, 50, 75))
+        times = interleaved(
+            {
+                kl: functools.partial(build(units, kl).train_on_batch, x, y)
+                for kl in ("molchanov", "exact")
+            },
+            arguments.blocks,
+            arguments.steps,
+        )
         table.add_row(
             name,
             f"{np.median(times['molchanov']):.2f}",
             f"{np.median(times['exact']):.2f}",
-            f"{median:.3f}",
-            f"{low:.3f} to {high:.3f}",
+            *ratio(times["exact"], times["molchanov"]),
         )
     rich.console.Console(width=90).print(table)
 

@@ -92,6 +92,17 @@ class VariationalLayer(_Mixin):
             "`keras_vd.to_deterministic(model)`."
         )
 
+    def _refuse_input_noise(self) -> None:
+        """For layers that draw their weights rather than their outputs."""
+        posterior = getattr(self, self._posteriors()[0][0])
+        noise = getattr(posterior, "noise", "weight")
+        if noise != "weight":
+            raise ValueError(
+                f"Layer '{self.name}' draws its weights once per call: the "
+                "posterior's `noise` must be 'weight'. Received: "
+                f"noise={noise!r}."
+            )
+
     def build(self, input_shape: Any) -> None:
         super().build(input_shape)
         self._bind_posteriors(self)

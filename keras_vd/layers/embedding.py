@@ -59,6 +59,7 @@ class VDEmbedding(VariationalLayer, keras.layers.Embedding):
 
     def __init__(self, *args: Any, weights: Any = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._refuse_input_noise()
         # Keras would build the layer at once, before its posterior exists.
         if weights is not None:
             self.build()

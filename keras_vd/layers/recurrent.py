@@ -10,6 +10,7 @@ arXiv:1708.00077).
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import Any
 
 import keras
@@ -19,7 +20,12 @@ from keras import ops
 from keras_vd._keras_internals import replaced_attributes
 from keras_vd._validation import check_choice
 from keras_vd.layers._flipout import FlippedKernel, flipped_methods
-from keras_vd.layers.base import Expansion, VariationalLayer, along_axes
+from keras_vd.layers.base import (
+    Expansion,
+    VariationalLayer,
+    along_axes,
+    keras_class,
+)
 
 _register = keras.saving.register_keras_serializable(package="keras_vd")
 
@@ -48,17 +54,9 @@ class _Recurrent(VariationalLayer):
         # to a fused kernel by itself, past `inner_loop` and its samples.
         self._use_cudnn = getattr(self, "use_cudnn", False)
         self.use_cudnn = False
-        self._check_noise()
+        self._refuse_input_noise()
         if "units" in self.group_names:
             self._check_activation()
-
-    def _check_noise(self) -> None:
-        if getattr(self.kernel_posterior, "noise", "weight") != "weight":
-            raise ValueError(
-                f"Layer '{self.name}' draws its weights once for all time "
-                "steps: the posterior's `noise` must be 'weight'. Received: "
-                f"noise={self.kernel_posterior.noise!r}."
-            )
 
     def _check_activation(self) -> None:
         at_zero = ops.convert_to_numpy(self.activation(ops.zeros(1)))
@@ -177,6 +175,13 @@ class _Recurrent(VariationalLayer):
             for posterior, weight in self._posteriors()
         }
         return kernels | self._cast(bias) | flipped_methods(self.cell)
+
+    def get_config(self) -> dict[str, Any]:
+        config = {**super().get_config(), "estimator": self.estimator}
+        # Keras forgets the argument; `Bidirectional` copies layers by config.
+        if "use_cudnn" in inspect.signature(keras_class(type(self))).parameters:
+            config["use_cudnn"] = self._use_cudnn
+        return config
 
     def _bias(self, scales: dict[str, Any]) -> dict[str, Any]:
         """The cell's bias, if it has one, without that of pruned groups.

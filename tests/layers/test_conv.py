@@ -11,16 +11,16 @@ from tests.contract import (
     KL_WEIGHT,
     MAX_Z,
     Case,
-    LayerContract,
+    LinearContract,
     MixedPrecisionContract,
     assert_close,
     check_every_argument,
     draw,
     parametrize,
-    plain_linear,
     randomize,
     to_numpy,
 )
+from tests.plain import plain_linear
 
 SEPARABLE = ("depthwise_kernel", "pointwise_kernel")
 
@@ -213,7 +213,7 @@ CASES = [
 
 
 @parametrize(CASES)
-class TestContract(LayerContract):
+class TestContract(LinearContract):
     pass
 
 
@@ -340,4 +340,5 @@ def test_every_argument_survives_the_config(layer, kernels, arguments):
     strided = {**arguments, "strides": 2}
     if "output_padding" in inspect.signature(layer).parameters:
         strided["output_padding"] = 1
-    check_every_argument(layer, strided, {**arguments, "dilation_rate": 2})
+    dilated = {**arguments, "dilation_rate": 2, "groups": ("output", "input")}
+    check_every_argument(layer, strided, dilated)

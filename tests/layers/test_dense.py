@@ -9,7 +9,7 @@ from tests.contract import (
     MAX_Z,
     NUM_DRAWS,
     Case,
-    LayerContract,
+    LinearContract,
     MixedPrecisionContract,
     assert_close,
     assert_moments,
@@ -49,7 +49,7 @@ CASES = [
 
 
 @parametrize(CASES)
-class TestContract(LayerContract):
+class TestContract(LinearContract):
     pass
 
 
@@ -160,6 +160,7 @@ REGULARIZATION = {
     "activity_regularizer": "l2",
     "kernel_constraint": "non_neg",
     "bias_constraint": "non_neg",
+    "groups": ("output", "input"),
 }
 
 

@@ -15,11 +15,11 @@ from tests.contract import (
     assert_equal,
     assert_moments,
     draw,
-    plain_linear,
     sequential,
     to_numpy,
     training_gradients,
 )
+from tests.plain import plain_linear
 
 DENSE = Case("dense", layers.VDDense, (4,), {"units": 3})
 CONV = Case("conv", layers.VDConv1D, (5, 2), {"filters": 2, "kernel_size": 2})
