@@ -125,14 +125,12 @@ class Run:
 
     def train(self, stage: imdb_recipes.Stage) -> None:
         """Train for one stage, removing what is dead now and then."""
-        is_variational = self.network.method in imdb_models.SPARSE
-        if is_variational and stage.shrink_every:
-            self.network = dataclasses.replace(
-                self.network, structure_scale=stage.structure_scale
-            )
+        self.network = dataclasses.replace(
+            self.network, structure_scale=stage.structure_scale
+        )
         step = stage.shrink_every or stage.epochs
         for start in range(0, stage.epochs, step):
-            if is_variational and stage.shrink_every:
+            if stage.shrink_every:
                 self.shrink()
             self._fit(stage, start, min(start + step, stage.epochs))
 
@@ -167,7 +165,7 @@ class Run:
         if self.network.method in imdb_models.SPARSE:
             callbacks.append(
                 keras_vd.callbacks.KLAnnealing(
-                    len(x), schedule=lambda e: at(stage.kl_weight, e + 0.5)
+                    len(x), schedule=lambda e: at(stage.kl_weight, e)
                 )
             )
         length = stage.length or x.shape[1]
@@ -212,17 +210,17 @@ def train(
     Returns:
         The run; description and report of the network it started from.
     """
-    directions = 2 if arguments.model == "bilstm" else 1
+    is_sparse = arguments.method in imdb_models.SPARSE
     network = imdb_models.Network(
         arguments.model,
         arguments.method,
         len(texts.words),
         recipe.features,
-        (recipe.units,) * directions,
+        recipe.units,
         recipe.groups,
         recipe.log_sigma2_init,
+        recipe.variational[0].structure_scale if is_sparse else 1.0,
     )
-    is_sparse = arguments.method in imdb_models.SPARSE
     model = network.build()
     report = keras_vd.sparsity_report(model) if is_sparse else None
     run = Run(texts, texts.words, network, model, recipe.batch_size)
@@ -323,14 +321,18 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     trained, initial = train(arguments, texts, recipe)
     accuracies = results["accuracy_percent"]
-    if arguments.method in imdb_models.SPARSE:
+    is_sparse = arguments.method in imdb_models.SPARSE
+    if is_sparse:
         final = prune_and_finetune(trained, recipe, accuracies)
         results["sparsity"] = imdb_tables.describe_sparsity(
             *initial,
             keras_vd.sparsity_report(trained.model),
             imdb_models.find_alive(trained.model),
         )
+        if name != "imdb":
+            del results["sparsity"]["ratio_to_published"]
         results["words"] = imdb_tables.word_effects(final, trained.words)
+        results["vocabulary"] = trained.words
         if name == "synthetic":
             matter = [*imdb_data.GOOD, *imdb_data.BAD]
             results["words_that_matter"] = matter
@@ -343,9 +345,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         )
     results["history"] = trained.history
     results["seconds"] = time.perf_counter() - start
-    # Probabilities from now on.
-    final.get_layer("classifier").activation = keras.activations.sigmoid
-    final.save(out / "pruned.keras")
+    final = imdb_models.with_probabilities(final)
+    final.save(out / ("pruned.keras" if is_sparse else "model.keras"))
     export(final, trained, recipe.length, out, results)
     common.write_json(out / "results.json", results)
     imdb_tables.print_summary(results)

@@ -16,6 +16,8 @@ try:
     import tensorflow as tf
 except ImportError as error:
     fail(f"texts become ids, and models SavedModels, in TensorFlow: {error}")
+# Shrinking networks are compiled anew: that is no mistake to warn of.
+tf.get_logger().setLevel("ERROR")
 
 PADDING, UNKNOWN = 0, 1
 VALIDATION_SHARE = 0.1

@@ -55,7 +55,11 @@ def export(
         model.export(network, verbose=False)
         classifier = Classifier(ids, length, tf.saved_model.load(network))
         tf.saved_model.save(
-            classifier, folder, {"serving_default": classifier.serve}
+            classifier,
+            folder,
+            {"serving_default": classifier.serve},
+            # Those of a network from JAX cannot be saved twice.
+            tf.saved_model.SaveOptions(experimental_custom_gradients=False),
         )
     return True
 

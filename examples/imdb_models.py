@@ -40,7 +40,7 @@ class Network:
     method: str
     vocabulary: int
     features: int
-    units: tuple[int, ...]
+    units: int
     groups: tuple[str, ...] = ()
     log_sigma2_init: float = -8.0
     structure_scale: float = 1.0
@@ -59,20 +59,9 @@ class Network:
             **self._options(EMBEDDING_GROUPS, 1.0),
         )
         options = self._options(RECURRENT_GROUPS, self.structure_scale)
+        second = recurrent(self.units, name="recurrent", **options)
         if self.model == "bilstm":
-            forward, backward = self.units
-            second = layers.Bidirectional(
-                recurrent(forward, name="recurrent", **options),
-                backward_layer=recurrent(
-                    backward,
-                    go_backwards=True,
-                    name="backward_recurrent",
-                    **options,
-                ),
-                name="bidirectional",
-            )
-        else:
-            second = recurrent(*self.units, name="recurrent", **options)
+            second = layers.Bidirectional(second, name="bidirectional")
         third = dense(
             1, name="classifier", **self._options((), self.structure_scale)
         )
@@ -116,6 +105,15 @@ class Network:
     def plain(self) -> Network:
         """The same network of Keras layers."""
         return dataclasses.replace(self, method="none")
+
+
+def with_probabilities(model: keras.Sequential) -> keras.Sequential:
+    """The same plain network with a probability as its output."""
+    config = model.get_config()
+    config["layers"][-1]["config"]["activation"] = "sigmoid"
+    new = keras.Sequential.from_config(config)
+    new.set_weights(model.get_weights())
+    return new
 
 
 def drop_words(model: keras.Sequential, ids: list[int]) -> None:
@@ -258,13 +256,13 @@ def shrink(
     alive = find_alive(model)
     # A layer needs a unit and a feature even if nothing is left to compute.
     features = alive.features if len(alive.features) else np.array([0])
-    units = tuple(u if len(u) else np.array([0]) for u in alive.units)
+    units = _equally_many(alive.units, network.units)
     ids = np.concatenate([[PADDING, UNKNOWN], alive.words])
     network = dataclasses.replace(
         network,
         vocabulary=len(ids),
         features=len(features),
-        units=tuple(map(len, units)),
+        units=len(units[0]),
     )
     new = network.build()
     old_layer, new_layer = (x.get_layer("embedding") for x in (model, new))
@@ -311,6 +309,18 @@ def shrink(
     new_ids = np.full(len(words), UNKNOWN, "int32")
     new_ids[ids] = np.arange(len(ids))
     return new, network, [words[i] for i in ids], new_ids
+
+
+def _equally_many(
+    units: tuple[np.ndarray, ...], total: int
+) -> list[np.ndarray]:
+    """The units of each direction, with dead ones where it has fewer."""
+    size = max(1, *map(len, units))
+    dead = [np.setdiff1d(np.arange(total), kept) for kept in units]
+    return [
+        np.sort(np.concatenate([kept, others[: size - len(kept)]]))
+        for kept, others in zip(units, dead, strict=True)
+    ]
 
 
 def _copy_posteriors(

@@ -59,7 +59,10 @@ def describe_sparsity(
         "kept": {
             "words": [len(alive.words), before.vocabulary],
             "features": [len(alive.features), before.features],
-            "units": [sum(map(len, alive.units)), sum(before.units)],
+            "units": [
+                sum(map(len, alive.units)),
+                before.units * len(alive.units),
+            ],
             "gates": [alive.gates, gates],
         },
     }
@@ -109,17 +112,28 @@ def print_summary(results: dict[str, Any]) -> None:
         )
         console.print(f"kept: {kept}")
         console.print(
-            f"ratio: {sparsity['ratio']:.0f}, with biases: "
-            f"{sparsity['ratio_with_biases']:.0f}, weights of the published "
-            f"network over what is left: {sparsity['ratio_to_published']:.0f}"
+            f"weights per non-zero one: {sparsity['ratio']:.0f}, with biases: "
+            f"{sparsity['ratio_with_biases']:.0f}"
         )
+        if "ratio_to_published" in sparsity:
+            console.print(
+                "weights of the published network per non-zero one of this: "
+                f"{sparsity['ratio_to_published']:.0f}"
+            )
     table = rich.table.Table(title=f"{results['model']}, {results['method']}")
     table.add_column("model")
     table.add_column("accuracy %", justify="right")
     for stage, accuracy in results["accuracy_percent"].items():
         table.add_row(stage, f"{accuracy:.2f}")
     console.print(table)
-    effects = results.get("words", [])
+    if "words" in results:
+        _print_words(console, results)
+
+
+def _print_words(
+    console: rich.console.Console, results: dict[str, Any]
+) -> None:
+    effects = results["words"]
     for sign, chosen in (
         ("+", [x for x in effects if x[1] > 0]),
         ("-", [x for x in reversed(effects) if x[1] < 0]),

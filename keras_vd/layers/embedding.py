@@ -88,7 +88,7 @@ class VDEmbedding(VariationalLayer, keras.layers.Embedding):
         else:
             embeddings = posterior.mean()
         dtype = keras.backend.standardize_dtype(inputs.dtype)
-        if not keras.backend.is_int_dtype(dtype):
+        if dtype not in ("int32", "int64"):
             inputs = ops.cast(inputs, "int32")
         embeddings = ops.cast(embeddings, self.compute_dtype)
         return ops.take(embeddings, inputs, axis=0)
