@@ -6,6 +6,8 @@ import json
 import os
 import sys
 import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -41,6 +43,45 @@ def prepare_folder(path: Path) -> Path:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def read_runs(
+    files: Iterable[Path], measure: str
+) -> dict[tuple[str, ...], list[dict[str, Any]]]:
+    """Read results.json files; runs that differ in the seed go together.
+
+    Args:
+        files: Paths of the files.
+        measure: Entry that tells this example's results from another's.
+
+    Returns:
+        Lists of results, by data, model, method and recipe.
+    """
+    groups = defaultdict(list)
+    for file in sorted(files):
+        try:
+            run = json.loads(file.read_text())
+            recipe = json.dumps(run["recipe"], sort_keys=True)
+            key = (run["data"], run["model"], run["method"], recipe)
+            run[measure]
+        except (OSError, ValueError, KeyError) as error:
+            fail(f"{file} is no results.json of this example: {error!r}")
+        groups[key].append(run)
+    return dict(sorted(groups.items()))
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """Mean, and the standard deviation over seeds where there are several."""
+    text = f"{np.mean(values):,.{digits}f}"
+    if len(values) > 1:
+        text += f" ± {np.std(values, ddof=1):,.{digits}f}"
+    return text
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def export_and_predict(

@@ -11,13 +11,11 @@ seeds, and published points.
 from __future__ import annotations
 
 import argparse
-import json
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import fail
+from common import fail, markdown, read_runs, spread
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -37,13 +35,19 @@ PUBLISHED = {
     },
 }
 
-
-def spread(values: list[float], digits: int) -> str:
-    """Mean, and the standard deviation over seeds where there are several."""
-    text = f"{np.mean(values):.{digits}f}"
-    if len(values) > 1:
-        text += f" ± {np.std(values, ddof=1):.{digits}f}"
-    return text
+HEADER = (
+    "data",
+    "network",
+    "method",
+    "seeds",
+    "error %, trained",
+    "error %, final",
+    "nonzero ratio",
+    "with biases",
+    "n_active",
+    "memory %",
+    "seconds",
+)
 
 
 def final_error(run: dict[str, Any]) -> float:
@@ -80,24 +84,6 @@ def row(runs: list[dict[str, Any]]) -> list[str]:
         cells += ["1", "1", "all", "100"]
     cells.append(spread([run["seconds"] for run in runs], 0))
     return cells
-
-
-def markdown(groups: dict[tuple, list[dict[str, Any]]]) -> str:
-    header = [
-        "data",
-        "network",
-        "method",
-        "seeds",
-        "error %, trained",
-        "error %, final",
-        "nonzero ratio",
-        "with biases",
-        "n_active",
-        "memory %",
-        "seconds",
-    ]
-    rows = [header, ["---"] * len(header), *map(row, groups.values())]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
 def draw_runs(panel: Axes, runs: list[dict[str, Any]]) -> None:
@@ -152,17 +138,8 @@ def main() -> None:
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, help="PNG of the frontier")
     arguments = parser.parse_args()
-    groups = defaultdict(list)
-    for file in sorted(arguments.files):
-        try:
-            run = json.loads(file.read_text())
-            recipe = json.dumps(run["recipe"], sort_keys=True)
-            key = (run["data"], run["model"], run["method"], recipe)
-        except (OSError, ValueError, KeyError) as error:
-            fail(f"{file} is no results.json of examples/mnist.py: {error!r}")
-        groups[key].append(run)
-    groups = dict(sorted(groups.items()))
-    print(markdown(groups))
+    groups = read_runs(arguments.files, "errors_percent")
+    print(markdown(HEADER, map(row, groups.values())))
     if arguments.out:
         plot_frontier(groups).savefig(arguments.out, dpi=120)
 

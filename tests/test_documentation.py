@@ -38,10 +38,12 @@ def test_the_first_example_of_the_readme(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "digits_model" / "saved_model.pb").exists()
 
 
-def test_the_options_example_of_the_readme():
-    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[1]
+def test_the_other_examples_of_the_readme():
     names = {"keras_vd": keras_vd}
-    exec(compile(code, "README.md", "exec"), names)
+    for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL)[1:]:
+        exec(compile(code, "README.md", "exec"), names)
+    assert isinstance(names["embedding"], keras_vd.layers.VDEmbedding)
+    assert isinstance(names["recurrent"], keras_vd.layers.VDLSTM)
     assert isinstance(names["layer"], keras_vd.layers.VDDense)
 
 

@@ -5,6 +5,9 @@ A failure here means that this Keras release is not supported yet.
 
 from __future__ import annotations
 
+import sys
+from contextlib import nullcontext
+
 import keras
 import numpy as np
 import pytest
@@ -105,3 +108,126 @@ def test_optimizers_without_exclusions_are_accepted():
     internals.exclude_from_weight_decay(optimizer, [variable])
     optimizer.apply([ops.ones(2)], [variable])
     assert_equal(variable, np.float32(1.0) - np.float32(0.1) * np.ones(2, "f"))
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_replaced_attributes(is_broken):
+    """Identity: the very same attributes afterwards, also after an error.
+
+    In between, a tensor neither is tracked nor stands in any list of weights.
+    """
+    cell = keras.layers.SimpleRNNCell(2)
+    cell.build((None, 3))
+    kernel, before = cell.kernel, dict(vars(cell))
+    paths = [weight.path for weight in cell.weights]
+    expected = pytest.raises(ArithmeticError) if is_broken else nullcontext()
+    with (
+        expected,
+        internals.replaced_attributes(cell, kernel=ops.ones((3, 2)), extra=5),
+    ):
+        assert_equal(cell.kernel, np.ones((3, 2)))
+        assert cell.extra == 5
+        assert [weight.path for weight in cell.weights] == paths
+        assert any(weight is kernel for weight in cell.trainable_weights)
+        if is_broken:
+            raise ArithmeticError
+    assert cell.kernel is kernel
+    assert not hasattr(cell, "extra")
+    after = vars(cell)
+    assert set(after) == set(before)
+    assert all(after[name] is before[name] for name in before)
+    assert [weight.path for weight in cell.weights] == paths
+
+
+@pytest.mark.core
+def test_replaced_attributes_in_each_other():
+    """Oracle: the inner value, then the outer one, then none."""
+    cell = keras.layers.SimpleRNNCell(2)
+    with internals.replaced_attributes(cell, extra=1):
+        with internals.replaced_attributes(cell, extra=2):
+            assert cell.extra == 2
+        assert cell.extra == 1
+    assert not hasattr(cell, "extra")
+
+
+CELLS = {
+    "simple_rnn": (keras.layers.SimpleRNNCell(2), ["call"]),
+    "lstm": (keras.layers.LSTMCell(2), ["call"]),
+    "lstm_split": (
+        keras.layers.LSTMCell(2, implementation=1),
+        ["call", "_compute_carry_and_output"],
+    ),
+    "gru": (keras.layers.GRUCell(2), ["call"]),
+    "gru_split": (keras.layers.GRUCell(2, implementation=1), ["call"]),
+    "gru_reset_before": (
+        keras.layers.GRUCell(2, reset_after=False),
+        ["call"],
+    ),
+}
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("name", CELLS)
+def test_with_other_ops(name):
+    """Oracle: both kernels at twice their size, by doubling all products.
+
+    A cell has to compute all of its products with `ops.matmul`, through the
+    name `ops` of its module, and the copy must leave that module alone.
+    """
+    cell, methods = CELLS[name]
+    if not cell.built:
+        cell.build((None, 3))
+    module = sys.modules[type(cell).__module__]
+    module_ops = module.ops
+    kernels = [cell.kernel, cell.recurrent_kernel]
+    products = []
+
+    def doubled(inputs, kernel):
+        products.append(kernel.shape)
+        return 2.0 * ops.matmul(inputs, kernel)
+
+    inputs = np.random.default_rng(0).normal(size=(1, 3)).astype("float32")
+    states = [np.full((1, 2), 0.5, "float32")] * (1 + ("lstm" in name))
+    plain = to_numpy(cell(inputs, states)[0])
+    copies = {
+        method: internals.with_other_ops(getattr(cell, method), matmul=doubled)
+        for method in methods
+    }
+    with internals.replaced_attributes(cell, **copies):
+        outputs = to_numpy(cell(inputs, states)[0])
+    assert module.ops is module_ops
+    assert module.ops.matmul is not doubled
+    assert_equal(cell(inputs, states)[0], plain)
+    # All columns of both kernels take part, and nothing does twice.
+    assert sum(shape[1] for shape in products) == sum(
+        kernel.shape[1] for kernel in kernels
+    )
+    twice = {
+        name: 2.0 * ops.convert_to_tensor(kernel)
+        for name, kernel in zip(
+            ("kernel", "recurrent_kernel"), kernels, strict=True
+        )
+    }
+    with internals.replaced_attributes(cell, **twice):
+        expected = to_numpy(cell(inputs, states)[0])
+    np.testing.assert_allclose(outputs, expected, rtol=1e-6, atol=1e-6)
+    assert np.abs(outputs - plain).max() > 1e-3
+
+
+@pytest.mark.core
+def test_splitting_in_cells():
+    """Oracle: by hand; an LSTM that splits its kernel does so with `ops`."""
+    cell = keras.layers.LSTMCell(2, implementation=1)
+    cell.build((None, 3))
+    shapes = []
+
+    def split(tensor, sections, axis=0):
+        shapes.append((tuple(tensor.shape), sections, axis))
+        return ops.split(tensor, sections, axis=axis)
+
+    call = internals.with_other_ops(cell.call, split=split)
+    states = [np.zeros((1, 2), "float32")] * 2
+    outputs = call(np.ones((1, 3), "float32"), states)[0]
+    assert shapes == [((3, 8), 4, 1), ((8,), 4, 0)]
+    assert_equal(outputs, cell(np.ones((1, 3), "float32"), states)[0])

@@ -38,7 +38,7 @@ class _Recurrent(VariationalLayer):
     """
 
     _variational_weights = ("kernel", "recurrent_kernel")
-    _available_groups = ("input", "units", "gates")
+    _available_groups: tuple[str, ...] = ("input", "units", "gates")
     _num_gates: int
     # Block of columns whose activation is what a unit takes in.
     _candidate: int
@@ -82,7 +82,7 @@ class _Recurrent(VariationalLayer):
 
     def _expansions(self, weight: str) -> dict[str, Expansion]:
         shape = getattr(self.cell, weight).shape
-        found = {
+        found: dict[str, Expansion] = {
             "units": (
                 self.units,
                 functools.partial(self._expand_units, weight),
@@ -257,6 +257,7 @@ class VDLSTM(_Recurrent, keras.layers.LSTM):
             (Flipout, Wen et al. 2018, arXiv:1803.04386). These are exact
             samples that are uncorrelated, not independent, at the cost of a
             second product per step and without the fused kernels of GPUs.
+            Group variables are drawn once per call in both cases.
         *args: Of `keras.layers.LSTM`.
         **kwargs: Of `keras.layers.LSTM`. `use_cudnn` reads as False on the
             layer; what was passed holds inside its time loop.

@@ -30,7 +30,7 @@ THETA2_FLOOR = 1e-8
 MAX_ABS_LOG_ALPHA = 20.0
 
 # A group variable's posterior, and what spreads its values over a weight.
-Multiplier = tuple["WeightPosterior", Callable[[Any], Any]]
+Multiplier = tuple[Any, Callable[[Any], Any]]
 
 
 class WeightPosterior(Projection, keras.layers.Layer):

@@ -12,17 +12,15 @@ of one noisy weight matrix for the whole batch.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 from keras import ops
 
 from keras_vd._noise import standard_normal
 
-if TYPE_CHECKING:
-    from keras_vd.posteriors.base import WeightPosterior as _Mixin
-else:
-    _Mixin = object
+# What it has of `WeightPosterior`, a type checker cannot see.
+_Mixin: Any = object
 
 
 class Projection(_Mixin):

@@ -36,6 +36,11 @@ def test_signature_is_the_keras_layers_and_ours(name):
     theirs = dict(inspect.signature(plain_class(layer)).parameters)
     assert ours.pop("posterior").default == "sparse_vd"
     assert ours.pop("kl_weight").default is None
+    if "groups" not in theirs:
+        assert ours.pop("groups").default == ()
+    if "estimator" in ours:
+        assert ours.pop("estimator").default == "batch"
+    assert set(ours) == set(theirs)
     assert [name for name in ours if name in theirs] == list(theirs)
     for argument, parameter in theirs.items():
         assert ours[argument].default == parameter.default
