@@ -3,12 +3,12 @@
 from keras_vd import callbacks, kl, layers, posteriors, priors
 from keras_vd.conversion import freeze_zeros, to_deterministic
 from keras_vd.report import (
-    SparsityReport,
     kl_divergence,
     prune,
     sparsity_report,
     variational_weights,
 )
+from keras_vd.sparsity import SparsityReport
 from keras_vd.version import __version__
 
 __all__ = [

@@ -40,7 +40,8 @@ class KLAnnealing(keras.callbacks.Callback):
     as do `History` and the progress bar.
 
     The noise parameters are kept out of the optimizer's weight decay, which
-    would pull log variances towards a variance of 1.
+    would pull log variances towards a variance of 1, and so are the group
+    variables, which start at 1.
 
     Args:
         num_examples: Int >= 1: number of training examples N.

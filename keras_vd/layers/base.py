@@ -146,7 +146,14 @@ class VariationalLayer(_Mixin):
             Pairs; the tensors are float32 and of the variable's shape.
         """
         found = [getattr(self, name) for name, _ in self._posteriors()]
-        return [(posterior.weight, posterior.mean()) for posterior in found]
+        return [
+            *((posterior.weight, posterior.mean()) for posterior in found),
+            *self.inference_biases(),
+        ]
+
+    def inference_biases(self) -> list[tuple[keras.Variable, Any]]:
+        """As `inference_values`, for biases of what may be pruned."""
+        return []
 
     def get_config(self) -> dict[str, Any]:
         posterior = getattr(self, self._posteriors()[0][0])

@@ -103,9 +103,9 @@ class _Recurrent(VariationalLayer):
         columns = self._at_candidate(values, alive)[None, :]
         return columns * alive[:, None] if weight != "kernel" else columns
 
-    def inference_values(self) -> list[tuple[keras.Variable, Any]]:
-        weights = self._inference_weights()
-        return [(getattr(self.cell, name), weights[name]) for name in weights]
+    def inference_biases(self) -> list[tuple[keras.Variable, Any]]:
+        found = self._bias(self._group_means())
+        return [(self.cell.bias, bias) for bias in found.values()]
 
     def inner_loop(
         self,
@@ -139,11 +139,13 @@ class _Recurrent(VariationalLayer):
             weight: getattr(self, posterior).mean()
             for posterior, weight in self._posteriors()
         }
-        scales = {
+        return weights | self._bias(self._group_means())
+
+    def _group_means(self) -> dict[str, Any]:
+        return {
             name: getattr(self, f"{name}_group").mean()
             for name in self.group_names
         }
-        return weights | self._bias(scales)
 
     def _draw(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """Means, deviations and bias of one training pass."""

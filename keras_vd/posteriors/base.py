@@ -184,20 +184,20 @@ class WeightPosterior(Projection, keras.layers.Layer):
         with full_precision():
             theta = ops.cast(ops.convert_to_tensor(self._theta), "float32")
             log_sigma2, log_alpha = self._log_variances(theta)
-            log_alpha = ops.clip(
-                log_alpha, -MAX_ABS_LOG_ALPHA, MAX_ABS_LOG_ALPHA
+            # The gradient of a clip that has one costs more than the KL.
+            clipped = ops.clip(
+                ops.stop_gradient(log_alpha),
+                -MAX_ABS_LOG_ALPHA,
+                MAX_ABS_LOG_ALPHA,
             )
-            keep_mask = ops.convert_to_tensor(self.keep_mask)
-        return (
-            theta,
-            log_sigma2,
-            ops.where(keep_mask, log_alpha, MAX_ABS_LOG_ALPHA),
-        )
+            is_inside = ops.equal(clipped, log_alpha)
+        return theta, log_sigma2, ops.where(is_inside, log_alpha, clipped)
 
     def _is_kept(self, log_alpha: Any, threshold: float | None) -> Any:
+        keep_mask = ops.convert_to_tensor(self.keep_mask)
         if threshold is None:
-            return ops.convert_to_tensor(self.keep_mask)
-        return ops.less(log_alpha, threshold)
+            return keep_mask
+        return ops.logical_and(keep_mask, ops.less(log_alpha, threshold))
 
     @property
     def weight(self) -> keras.Variable:
@@ -215,7 +215,9 @@ class WeightPosterior(Projection, keras.layers.Layer):
 
         Pruned weights have the largest value there is, 20.
         """
-        return self._read_parameters()[2]
+        log_alpha = self._read_parameters()[2]
+        kept = ops.convert_to_tensor(self.keep_mask)
+        return ops.where(kept, log_alpha, MAX_ABS_LOG_ALPHA)
 
     def mean(self) -> Any:
         """The weight at inference: theta, and 0 where it is pruned.
@@ -227,8 +229,8 @@ class WeightPosterior(Projection, keras.layers.Layer):
         """
         theta, _, log_alpha = self._read_parameters()
         mean = ops.where(self._is_kept(log_alpha, self.threshold), theta, 0.0)
-        return mean * self._scale(
-            {name: group.mean() for name, (group, _) in self._groups()}
+        return self._scaled(
+            mean, {name: group.mean() for name, (group, _) in self._groups()}
         )
 
     def sample(self) -> Any:
@@ -239,9 +241,11 @@ class WeightPosterior(Projection, keras.layers.Layer):
         Returns:
             Float32 tensor of the weight's shape.
         """
-        mean, sigma2 = self._training_moments(*self._read_parameters())
-        return (mean + self._deviation(mean, sigma2)) * self._scale(
-            {name: group.sample() for name, (group, _) in self._groups()}
+        theta, log_sigma2, log_alpha = self._read_parameters()
+        mean = self._training_mean(theta, log_alpha)
+        return self._scaled(
+            mean + self._deviation(theta, log_sigma2),
+            {name: group.sample() for name, (group, _) in self._groups()},
         )
 
     def draw(self, scales: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -257,11 +261,12 @@ class WeightPosterior(Projection, keras.layers.Layer):
         Raises:
             ValueError: if the KL weight was never set.
         """
-        parameters = self._read_parameters()
-        self._add_kl_loss(*parameters)
-        mean, sigma2 = self._training_moments(*parameters)
-        deviation, scale = self._deviation(mean, sigma2), self._scale(scales)
-        return mean * scale, deviation * scale
+        theta, log_sigma2, log_alpha = self._read_parameters()
+        self._add_kl_loss(theta, log_sigma2, log_alpha)
+        return (
+            self._scaled(self._training_mean(theta, log_alpha), scales),
+            self._scaled(self._deviation(theta, log_sigma2), scales),
+        )
 
     def draw_groups(self) -> dict[str, Any]:
         """As `draw`, for the group variables of this weight, by name."""
@@ -272,16 +277,28 @@ class WeightPosterior(Projection, keras.layers.Layer):
     def _groups(self) -> Iterable[tuple[str, Multiplier]]:
         return self._multipliers.items()
 
-    def _scale(self, scales: Mapping[str, Any]) -> Any:
-        """Product of the group variables, broadcastable to the weight."""
-        product = 1.0
+    def _scaled(
+        self, tensor: Any, scales: Mapping[str, Any], power: int = 1
+    ) -> Any:
+        """A tensor of the weight's shape times powers of group variables."""
         for name, (_, expand) in self._groups():
-            product = product * expand(scales[name])
-        return product
+            tensor = tensor * expand(scales[name]) ** power
+        return tensor
 
-    def _deviation(self, mean: Any, sigma2: Any) -> Any:
-        noise = standard_normal(ops.shape(mean), "float32", self.seed_generator)
-        return ops.sqrt(sigma2) * noise
+    def _training_mean(self, theta: Any, log_alpha: Any) -> Any:
+        clip_at = self.threshold if self.train_clip else None
+        return ops.where(self._is_kept(log_alpha, clip_at), theta, 0.0)
+
+    def _training_variance(self, log_sigma2: Any) -> Any:
+        kept = ops.convert_to_tensor(self.keep_mask)
+        return ops.where(kept, ops.exp(log_sigma2), 0.0)
+
+    def _deviation(self, theta: Any, log_sigma2: Any) -> Any:
+        kept = ops.convert_to_tensor(self.keep_mask)
+        stddev = ops.where(kept, ops.exp(0.5 * log_sigma2), 0.0)
+        return stddev * standard_normal(
+            ops.shape(theta), "float32", self.seed_generator
+        )
 
     def kl_divergence(self) -> Any:
         """KL of this weight's posterior to its prior, summed over the weight.
@@ -324,15 +341,6 @@ class WeightPosterior(Projection, keras.layers.Layer):
     def sparsity(self) -> float:
         """Fraction of the weight that is zero at inference."""
         return float(np.mean(ops.convert_to_numpy(self.mean()) == 0.0))
-
-    def _training_moments(
-        self, theta: Any, log_sigma2: Any, log_alpha: Any
-    ) -> tuple[Any, Any]:
-        """Mean and variance of the weight in training, in float32."""
-        kept = ops.convert_to_tensor(self.keep_mask)
-        clip_at = self.threshold if self.train_clip else None
-        mean = ops.where(self._is_kept(log_alpha, clip_at), theta, 0.0)
-        return mean, ops.where(kept, ops.exp(log_sigma2), 0.0)
 
     def _add_kl_loss(self, theta: Any, log_sigma2: Any, log_alpha: Any) -> None:
         if self.losses:  # the layer was already called in this pass

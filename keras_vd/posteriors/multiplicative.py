@@ -126,15 +126,15 @@ class VD(WeightPosterior):
         if not training or self.noise == "weight":
             return super().project(linear_op, inputs, training)
         scales = self.draw_groups()
-        parameters = self._read_parameters()
-        self._add_kl_loss(*parameters)
-        mean, _ = self._training_moments(*parameters)
+        theta, log_sigma2, log_alpha = self._read_parameters()
+        self._add_kl_loss(theta, log_sigma2, log_alpha)
+        mean = self._training_mean(theta, log_alpha)
         noise = standard_normal(
             ops.shape(inputs), inputs.dtype, self.seed_generator
         )
         stddev = ops.cast(self._input_stddev(inputs), inputs.dtype)
         noisy_inputs = inputs * (1.0 + stddev * noise)
-        weight = mean * self._scale(scales)
+        weight = self._scaled(mean, scales)
         return linear_op(noisy_inputs, ops.cast(weight, inputs.dtype))
 
     def _input_stddev(self, inputs: Any) -> Any:

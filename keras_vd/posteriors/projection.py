@@ -52,12 +52,15 @@ class Projection(_Mixin):
         if self.estimator == "weight":
             weight = sum(self.draw(scales))
             return linear_op(inputs, ops.cast(weight, inputs.dtype))
-        parameters = self._read_parameters()
-        self._add_kl_loss(*parameters)
-        mean, sigma2 = self._training_moments(*parameters)
-        scale = self._scale(scales)
+        theta, log_sigma2, log_alpha = self._read_parameters()
+        self._add_kl_loss(theta, log_sigma2, log_alpha)
+        mean = self._training_mean(theta, log_alpha)
+        sigma2 = self._training_variance(log_sigma2)
         return self._local_reparameterization(
-            linear_op, inputs, mean * scale, sigma2 * scale**2
+            linear_op,
+            inputs,
+            self._scaled(mean, scales),
+            self._scaled(sigma2, scales, power=2),
         )
 
     def _local_reparameterization(

@@ -46,7 +46,7 @@ CASES = [
         use_bias=False,
         return_sequences=True,
     ),
-    make_case("lstm", layers.VDLSTM, core=True),
+    make_case("lstm", layers.VDLSTM),
     make_case(
         "lstm_by_sequence",
         layers.VDLSTM,

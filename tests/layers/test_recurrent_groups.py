@@ -336,3 +336,19 @@ def test_logs_of_annealing():
     expected = keras_vd.kl_divergence(model) / 10.0
     assert total == pytest.approx(expected, rel=1e-5)
     assert len(model.losses) == len(keras_vd.variational_weights(model))
+
+
+def test_report_counts_the_biases_of_inference():
+    """Oracle: the plain layer of to_deterministic, counted."""
+    model = keras.Sequential(
+        [keras.Input((4, 3)), layers.VDGRU(2, groups=("units", "gates"))]
+    )
+    layer = model.layers[0]
+    layer.cell.bias.assign(np.ones((2, 6)))
+    layer.units_group.log_sigma2.assign([9.0, -9.0])
+    layer.gates_group.log_sigma2.assign([-9.0] * 5 + [9.0])
+    report = keras_vd.sparsity_report(model)
+    plain = keras_vd.to_deterministic(model)
+    bias = to_numpy(plain.layers[0].cell.bias)
+    # Unit 0: its candidate's two biases. Unit 1: the recurrent one.
+    assert report.nonzero_biases == np.count_nonzero(bias) == 12 - 3
