@@ -21,7 +21,7 @@ import rich.console
 import rich.table
 
 import keras_vd
-from benchmarks.timing import interleaved, ratio
+from benchmarks.timing import interleaved, keep_memory, ratio
 
 # Batch size, time steps, features, units.
 SHAPES = ((32, 100, 64, 128), (64, 30, 300, 256))
@@ -41,7 +41,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--blocks", type=int, default=30)
     parser.add_argument("--steps", type=int, default=5, help="per block")
+    parser.add_argument(
+        "--default-malloc",
+        action="store_true",
+        help="let the C library hand memory back to the system",
+    )
     arguments = parser.parse_args()
+    if not arguments.default_malloc:
+        keep_memory()
     table = rich.table.Table(
         title=f"{keras.backend.backend()}, {os.cpu_count()} cores; "
         "batch x steps x features x units"
