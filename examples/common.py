@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +20,17 @@ def fail(message: str) -> NoReturn:
     """End the program with one line on stderr and exit code 2."""
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def check_minima(
+    arguments: argparse.Namespace, minima: Mapping[str, int]
+) -> None:
+    """End the program if an option that was given is below its minimum."""
+    for name, minimum in minima.items():
+        value = getattr(arguments, name)
+        if value is not None and value < minimum:
+            option = "--" + name.replace("_", "-")
+            fail(f"{option} must be at least {minimum}, not {value}")
 
 
 def describe_device() -> str:

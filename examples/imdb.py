@@ -59,18 +59,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--limit", type=int, help="use only that many training texts")
     add("--out", type=Path, help="default: runs/MODEL-METHOD-DATA-seedSEED")
     parsed = parser.parse_args(arguments)
-    for name, minimum in (
-        ("vocabulary", 3),
-        ("length", 1),
-        ("features", 1),
-        ("units", 1),
-        ("epochs", 1),
-        ("limit", 10),
-        ("seed", 0),
-    ):
-        value = getattr(parsed, name)
-        if value is not None and value < minimum:
-            common.fail(f"--{name} must be at least {minimum}, not {value}")
+    minima = dict.fromkeys(("length", "features", "units", "epochs"), 1)
+    minima |= {"vocabulary": 3, "limit": 10, "seed": 0}
+    common.check_minima(parsed, minima)
     if parsed.groups and parsed.method not in imdb_models.SPARSE:
         methods = ", ".join(imdb_models.SPARSE)
         common.fail(

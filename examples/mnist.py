@@ -59,20 +59,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--holdout", type=int, help="report on that many training images")
     add("--out", type=Path, help="default: runs/MODEL-METHOD-DATA-seedSEED")
     parsed = parser.parse_args(arguments)
-    for name, minimum in (
-        ("epochs", 1),
-        ("pretrain_epochs", 0),
-        ("finetune_epochs", 0),
-        ("batch_size", 1),
-        ("shift", 0),
-        ("limit", 1),
-        ("holdout", 1),
-        ("seed", 0),
-    ):
-        value = getattr(parsed, name)
-        if value is not None and value < minimum:
-            option = "--" + name.replace("_", "-")
-            common.fail(f"{option} must be at least {minimum}, not {value}")
+    minima = dict.fromkeys(("epochs", "batch_size", "limit", "holdout"), 1)
+    minima |= dict.fromkeys(("pretrain_epochs", "finetune_epochs"), 0)
+    minima |= {"shift": 0, "seed": 0}
+    common.check_minima(parsed, minima)
     sparse = tuple(mnist_models.SPARSE)
     for name, methods in (
         ("pretrain_epochs", mnist_models.VARIATIONAL),

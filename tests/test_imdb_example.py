@@ -21,6 +21,7 @@ import imdb_data
 import imdb_models
 import imdb_recipes
 import imdb_tables
+import summarize_imdb
 
 IS_TORCH = keras.backend.backend() == "torch"
 NETWORK = imdb_models.Network("lstm", "sparse_vd", 12, 4, 5)
@@ -335,6 +336,41 @@ def test_the_published_network_has_the_published_size():
     network = imdb_models.Network("lstm", "sparse_vd", 200, 30, 12)
     report = keras_vd.sparsity_report(network.build())
     assert report.weights == imdb_tables.lstm_weights(200, 30, 12)
+
+
+def test_summary_averages_seeds(tmp_path, capsys, monkeypatch):
+    for seed, (accuracy, nonzero) in enumerate(((86.0, 80), (87.0, 100))):
+        results = {
+            "data": "imdb",
+            "model": "lstm",
+            "method": "sparse_vd",
+            "recipe_name": "quick",
+            "seed": seed,
+            "seconds": 60.0,
+            "recipe": dataclasses.asdict(imdb_recipes.RECIPES["quick"]),
+            "accuracy_percent": {"trained": accuracy, "exported": accuracy},
+            "sparsity": {
+                "weights": 4000,
+                "nonzero": nonzero,
+                "ratio": 4000 / nonzero,
+                "ratio_with_biases": 20.0,
+                "kept": {
+                    name: [5, 9]
+                    for name in ("words", "features", "units", "gates")
+                },
+            },
+        }
+        (tmp_path / f"{seed}.json").write_text(json.dumps(results))
+    files = [str(file) for file in tmp_path.glob("*.json")]
+    monkeypatch.setattr("sys.argv", ["x", *files])
+    summarize_imdb.main()
+    cells = capsys.readouterr().out.splitlines()[-1].split(" | ")
+    # Oracle: mean and sample standard deviation by hand.
+    assert "0, 1" in cells
+    assert "86.50 ± 0.71" in cells
+    assert "90 ± 14 of 4,000" in cells
+    assert "45 ± 7" in cells
+    assert "5 ± 0 of 9" in cells
 
 
 @pytest.mark.slow
