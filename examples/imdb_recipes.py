@@ -123,7 +123,7 @@ GROUPS = Recipe(
             shrink_every=8,
         ),
         Stage(
-            30, (5e-3, 0.0), (2.5, 1.5), structure_scale=4.0, shrink_every=10
+            30, (5e-3, 0.0), (4.0, 2.5), structure_scale=4.0, shrink_every=10
         ),
     ),
     groups=("vocabulary", "input", "units", "gates"),
