@@ -138,7 +138,9 @@ def test_pruned_input_is_not_read(name, estimator, training):
     inputs[..., 1] += 1.0
     with rewound(layer):
         changed = to_numpy(layer(inputs, training=training))
-    assert np.abs(changed - outputs[0]).min() > 1e-6
+    # One entry of one step may move by next to nothing, a sequence may not.
+    moved = np.abs(changed - outputs[0]).reshape(len(changed), -1)
+    assert moved.max(axis=1).min() > 1e-5
 
 
 def constant_gates(layer, biases):
