@@ -229,26 +229,15 @@ def train(
     return run, (network, report)
 
 
-def prune_and_finetune(
-    run: Run, recipe: imdb_recipes.Recipe, accuracies: dict[str, float]
-) -> keras.Sequential:
-    """The plain network of what is left, trained once more."""
+def prune(run: Run, accuracies: dict[str, float]) -> keras.Sequential:
+    """The plain network of what is left."""
     x, y = run.texts.x_test, run.texts.y_test
     accuracies["trained"] = accuracy_percent(predict(run.model, x), y)
     keras_vd.prune(run.model)
     run.shrink()
     x = run.texts.x_test
     accuracies["pruned"] = accuracy_percent(predict(run.model, x), y)
-    plain = keras_vd.to_deterministic(run.model)
-    if recipe.finetuning:
-        keras_vd.freeze_zeros(plain)
-        tuned = dataclasses.replace(
-            run, model=plain, network=run.network.plain()
-        )
-        for stage in recipe.finetuning:
-            tuned.train(stage)
-        accuracies["fine-tuned"] = accuracy_percent(predict(plain, x), y)
-    return plain
+    return keras_vd.to_deterministic(run.model)
 
 
 def export(
@@ -314,17 +303,17 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     accuracies = results["accuracy_percent"]
     is_sparse = arguments.method in imdb_models.SPARSE
     if is_sparse:
-        final = prune_and_finetune(trained, recipe, accuracies)
+        final = prune(trained, accuracies)
         results["sparsity"] = imdb_tables.describe_sparsity(
             *initial,
             keras_vd.sparsity_report(trained.model),
             imdb_models.find_alive(trained.model),
         )
-        if name != "imdb":
+        if arguments.data or arguments.dataset != "imdb":
             del results["sparsity"]["ratio_to_published"]
         results["words"] = imdb_tables.word_effects(final, trained.words)
         results["vocabulary"] = trained.words
-        if name == "synthetic":
+        if arguments.dataset == "synthetic" and not arguments.data:
             matter = [*imdb_data.GOOD, *imdb_data.BAD]
             results["words_that_matter"] = matter
         trained.model.save(out / "model.keras")

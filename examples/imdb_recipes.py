@@ -35,7 +35,6 @@ class Recipe:
         length: Number of words of a text that the network reads.
         plain: Stages of the plain network; the only ones of plain methods.
         variational: Stages of the variational network.
-        finetuning: Stages of the pruned plain network, zeros frozen.
         groups: Kinds of groups of the variational network.
         batch_size: Texts per step.
         log_sigma2_init: Initial log variance.
@@ -47,7 +46,6 @@ class Recipe:
     length: int
     plain: tuple[Stage, ...]
     variational: tuple[Stage, ...]
-    finetuning: tuple[Stage, ...] = ()
     groups: tuple[str, ...] = ()
     batch_size: int = 128
     log_sigma2_init: float = -8.0

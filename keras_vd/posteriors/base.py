@@ -184,7 +184,7 @@ class WeightPosterior(Projection, keras.layers.Layer):
         with full_precision():
             theta = ops.cast(ops.convert_to_tensor(self._theta), "float32")
             log_sigma2, log_alpha = self._log_variances(theta)
-            # The gradient of a clip that has one costs more than the KL.
+            # The gradient of a clip, at less than its own price.
             clipped = ops.clip(
                 ops.stop_gradient(log_alpha),
                 -MAX_ABS_LOG_ALPHA,
