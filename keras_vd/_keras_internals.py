@@ -7,12 +7,14 @@ that moves it fails there and nowhere else.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
 from keras.src import backend
+from keras.src.models.functional import Functional
 
 
 def full_precision() -> Any:
@@ -49,6 +51,70 @@ def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
     return [*layer._trainable_variables, *layer._non_trainable_variables]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Call:
+    """One use of a layer or an operation in the graph of a model.
+
+    Attributes:
+        operation: The layer, or the operation of `keras.ops`.
+        args: Its positional arguments, symbolic tensors among them.
+        kwargs: Its keyword arguments. Masks made by an earlier layer stand
+            here, as symbolic tensors.
+        outputs: The symbolic tensors that it returns, flattened.
+    """
+
+    operation: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: tuple[keras.KerasTensor, ...]
+
+
+def functional_part(model: Any) -> keras.Model | None:
+    """The Functional model whose graph is all that `model` computes.
+
+    Its flat `inputs` and `outputs`, and these in the structure in which they
+    are passed (`input`, `output`), are public.
+
+    Returns:
+        `model` itself or, for a Sequential model, the one inside it. None for
+        a model that is not built, computes in a `call` of its own, or is no
+        model at all.
+    """
+    if isinstance(model, keras.Sequential):
+        is_own_call = type(model).call is not keras.Sequential.call
+        return None if is_own_call else model._functional
+    if isinstance(model, Functional) and type(model).call is Functional.call:
+        return model
+    return None
+
+
+def graph_calls(functional: keras.Model) -> list[Call]:
+    """Every call in a Functional model, each after those that it reads.
+
+    Input layers come without arguments; nested models are one call.
+    """
+    by_depth = functional._nodes_by_depth
+    return [
+        Call(
+            node.operation,
+            tuple(node.arguments.args),
+            dict(node.arguments.kwargs),
+            tuple(node.outputs),
+        )
+        for depth in sorted(by_depth, reverse=True)
+        for node in by_depth[depth]
+    ]
+
+
+def rename_operation(tensor: keras.KerasTensor, name: str) -> None:
+    """Give the operation that made a symbolic tensor a name of its own.
+
+    Functions of `keras.ops` take no name, and the one that Keras makes up may
+    be in use in a model that comes from a file.
+    """
+    tensor._keras_history.operation.name = name
+
+
 def exclude_from_weight_decay(
     optimizer: keras.optimizers.Optimizer, variables: Iterable[keras.Variable]
 ) -> None:
@@ -56,13 +122,14 @@ def exclude_from_weight_decay(
 
     The public method of the same name replaces the user's own exclusions and
     refuses a built optimizer; this one keeps them and also works on a run that
-    is resumed. Wrappers such as `LossScaleOptimizer` are looked through.
+    is resumed. `LossScaleOptimizer` and `MultiOptimizer` are looked through.
     """
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    excluded: set[Any] = getattr(optimizer, "_exclude_from_weight_decay", set())
     keys = {optimizer._var_key(variable) for variable in variables}
-    optimizer._exclude_from_weight_decay = excluded | keys
-    optimizer._exclude_from_weight_decay_cache = {}
+    for inner in getattr(optimizer, "optimizers", [optimizer]):
+        excluded = getattr(inner, "_exclude_from_weight_decay", set())
+        inner._exclude_from_weight_decay = excluded | keys
+        inner._exclude_from_weight_decay_cache = {}
 
 
 @contextlib.contextmanager

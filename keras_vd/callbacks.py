@@ -12,7 +12,7 @@ from keras_vd._keras_internals import exclude_from_weight_decay
 from keras_vd._validation import check_choice, check_integer, check_number
 from keras_vd.report import (
     kl_divergence,
-    required_variational_weights,
+    required_posteriors,
     sparsity_report,
 )
 
@@ -34,14 +34,15 @@ class KLAnnealing(keras.callbacks.Callback):
     the epoch alone, a resumed run continues where it was.
 
     Each epoch ends with a line such as `n_active: [374, 198, 159]`, the number
-    of input units that each weight still reads, and adds `kl` (nats),
+    of input units that each weight still reads or that each gate lets through,
+    and adds `kl` (nats),
     `kl_weight` (w / num_examples), `sparsity`, `nonzero_ratio` and
     `n_active/<layer>` to the logs. Callbacks listed after this one see them,
     as do `History` and the progress bar.
 
     The noise parameters are kept out of the optimizer's weight decay, which
-    would pull log variances towards a variance of 1, and so are the group
-    variables, which start at 1.
+    would pull log variances towards a variance of 1, and so are the variables
+    of groups and gates.
 
     Args:
         num_examples: Int >= 1: number of training examples N.
@@ -59,7 +60,7 @@ class KLAnnealing(keras.callbacks.Callback):
     Raises:
         TypeError: if an argument is of the wrong type.
         ValueError: if an argument is out of range; when training starts, if
-            the model has no variational weights; when an epoch starts, if a
+            the model has no variational layers; when an epoch starts, if a
             callable schedule returns a negative or non-finite number.
 
     Example:
@@ -103,7 +104,7 @@ class KLAnnealing(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         noise_parameters = [
             variable
-            for posterior in required_variational_weights(self.model)
+            for posterior in required_posteriors(self.model)
             for variable in posterior.trainable_variables
         ]
         exclude_from_weight_decay(self.model.optimizer, noise_parameters)
@@ -112,7 +113,7 @@ class KLAnnealing(keras.callbacks.Callback):
         self, epoch: int, logs: dict[str, Any] | None = None
     ) -> None:
         weight = self.weight_at(epoch)
-        for posterior in required_variational_weights(self.model):
+        for posterior in required_posteriors(self.model):
             posterior.kl_weight.assign(weight)
 
     def on_epoch_end(
@@ -129,6 +130,8 @@ class KLAnnealing(keras.callbacks.Callback):
             figures[f"n_active/{row.name}"] = row.active_inputs
         for group in report.groups:
             figures[f"n_active/{group.name}"] = group.active
+        for gate in report.gates:
+            figures[f"n_active/{gate.name}"] = gate.active
         if logs is not None:
             logs.update(figures)
         if self.verbose:

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Container
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_vd._folding import absorb, find_folds
 from keras_vd._keras_internals import flatten_layers, own_variables, sublayers
 from keras_vd.layers.base import VariationalLayer, keras_class
+from keras_vd.layers.structured import StructuredGate
 from keras_vd.posteriors import WeightPosterior
-from keras_vd.report import required_variational_weights
+from keras_vd.report import required_posteriors
 
 
 def to_deterministic(model: keras.Model) -> keras.Model:
     """Replace variational layers by plain Keras layers of the same shape.
 
     Kernels become the posterior means, with pruned weights at zero;
-    predictions equal the variational model's inference. Everything else is
-    copied as it is. The result is not compiled, and `model` is not changed.
+    predictions equal the variational model's inference. A gate goes into the
+    kernel of the layers that read it, also past activations, pooling, Flatten
+    and the like where that is exact. Otherwise it becomes a
+    `keras.layers.Rescaling` or, where it depends on the input, a small nested
+    model of the same name. Everything else is copied as it is. The result is
+    not compiled, and `model` is not changed.
 
     Args:
         model: A built Sequential or Functional model, or a subclassed one
@@ -31,24 +38,26 @@ def to_deterministic(model: keras.Model) -> keras.Model:
 
     Raises:
         TypeError: if `model` is no Keras model.
-        ValueError: if it is not built, has no variational weights, has a
+        ValueError: if it is not built, has no variational layers, has a
             variational layer with a `call` of its own, or is a subclassed
             model that creates variational layers by itself.
     """
     _check_model(model)
-    required_variational_weights(model)
+    required_posteriors(model)
     # Also finds the user's own layers that were never registered.
     classes = {
         type(layer).__name__: type(layer) for layer in flatten_layers(model)
     }
+    folds = find_folds(model)
     config = keras.saving.serialize_keras_object(model)
+    config = _without_layers(config, {gate.name for gate in folds})
     plain = keras.saving.deserialize_keras_object(
         _plain_config(config, classes), custom_objects=classes, safe_mode=False
     )
     remaining = [
         layer.name
         for layer in flatten_layers(plain)
-        if isinstance(layer, VariationalLayer)
+        if isinstance(layer, (VariationalLayer, StructuredGate))
     ]
     if remaining:
         raise ValueError(
@@ -56,7 +65,10 @@ def to_deterministic(model: keras.Model) -> keras.Model:
             "`get_config`, so that plain ones can take their place. "
             f"'{model.name}' creates some by itself: {remaining}."
         )
-    _copy_weights(model, plain)
+    counterparts = _copy_weights(model, plain, folds)
+    for targets in folds.values():
+        for layer, factors in targets:
+            absorb(counterparts[id(layer)], factors)
     return plain
 
 
@@ -80,6 +92,11 @@ def _plain_config(config: Any, classes: dict[str, type]) -> Any:
         if key != "compile_config"
     }
     cls = classes.get(config.get("class_name"))
+    if cls is not None and issubclass(cls, StructuredGate):
+        gate = cls.from_config(config["config"])
+        gate.build_from_config(config["build_config"])
+        layer = gate.plain_layer(config["build_config"]["input_shape"])
+        return {**config, **keras.saving.serialize_keras_object(layer)}
     if cls is None or not issubclass(cls, VariationalLayer):
         return config
     if cls.call.__module__.split(".")[0] not in ("keras_vd", "keras"):
@@ -106,6 +123,53 @@ def _plain_config(config: Any, classes: dict[str, type]) -> Any:
     }
 
 
+def _without_layers(config: Any, names: set[str]) -> Any:
+    """The config of a model, in which what read a layer reads its input."""
+    if isinstance(config, (list, tuple)):
+        return type(config)(_without_layers(item, names) for item in config)
+    if not isinstance(config, dict):
+        return config
+    config = {k: _without_layers(v, names) for k, v in config.items()}
+    listed = config.get("layers")
+    if not isinstance(listed, list):
+        return config
+    gone = [
+        x
+        for x in listed
+        if isinstance(x, dict) and x.get("config", {}).get("name") in names
+    ]
+    # In a Sequential model the order says it all.
+    sources = {
+        x["name"]: _histories(x["inbound_nodes"])[0]
+        for x in gone
+        if "inbound_nodes" in x
+    }
+    kept = [x for x in listed if x not in gone]
+    return _reconnected({**config, "layers": kept}, sources)
+
+
+def _histories(config: Any) -> list[list[Any]]:
+    """Where the tensors in a config come from: layer, call, output."""
+    if isinstance(config, dict):
+        if "keras_history" in config:
+            return [config["keras_history"]]
+        config = list(config.values())
+    if isinstance(config, (list, tuple)):
+        return [found for item in config for found in _histories(item)]
+    return []
+
+
+def _reconnected(config: Any, sources: dict[str, list[Any]]) -> Any:
+    if isinstance(config, (list, tuple)):
+        return type(config)(_reconnected(item, sources) for item in config)
+    if not isinstance(config, dict):
+        return config
+    config = {k: _reconnected(v, sources) for k, v in config.items()}
+    while config.get("keras_history", [None])[0] in sources:
+        config["keras_history"] = sources[config["keras_history"][0]]
+    return config
+
+
 def _added_arguments(cls: type) -> set[str]:
     """Arguments of a variational layer that its Keras layer does not have."""
     added: set[str] = set()
@@ -119,33 +183,47 @@ def _added_arguments(cls: type) -> set[str]:
 
 
 def _copy_weights(
-    source: keras.layers.Layer, target: keras.layers.Layer
-) -> None:
-    """Copy values from a variational layer tree to its plain counterpart."""
+    source: keras.layers.Layer,
+    target: keras.layers.Layer,
+    left_out: Container[keras.layers.Layer],
+) -> dict[int, keras.layers.Layer]:
+    """Copy values from a variational layer tree to its plain counterpart.
+
+    Args:
+        source: The variational layer.
+        target: The plain one.
+        left_out: Layers in `source` that have no counterpart.
+
+    Returns:
+        The counterparts, by the `id` of the variational layers.
+    """
     replaced = {
         id(variable): value
         for layer in flatten_layers(source)
         if isinstance(layer, VariationalLayer)
         for variable, value in layer.inference_values()
     }
-    _copy_variables(source, target, replaced)
-
-
-def _copy_variables(
-    source: keras.layers.Layer,
-    target: keras.layers.Layer,
-    replaced: dict[int, Any],
-) -> None:
-    for old, new in zip(
-        own_variables(source), own_variables(target), strict=True
-    ):
-        # Through NumPy: two JAX variables must not share one buffer.
-        new.assign(ops.convert_to_numpy(replaced.get(id(old), old)))
-    children = [
-        x for x in sublayers(source) if not isinstance(x, WeightPosterior)
-    ]
-    for old_child, new_child in zip(children, sublayers(target), strict=True):
-        _copy_variables(old_child, new_child, replaced)
+    counterparts: dict[int, keras.layers.Layer] = {}
+    pending = [(source, target)]
+    while pending:
+        old, new = pending.pop()
+        counterparts[id(old)] = new
+        if isinstance(old, StructuredGate):
+            old.copy_to(new)
+            continue
+        for variable, copy in zip(
+            own_variables(old), own_variables(new), strict=True
+        ):
+            # Through NumPy: two JAX variables must not share one buffer.
+            value = replaced.get(id(variable), variable)
+            copy.assign(ops.convert_to_numpy(value))
+        children = [
+            x
+            for x in sublayers(old)
+            if not isinstance(x, WeightPosterior) and x not in left_out
+        ]
+        pending.extend(zip(children, sublayers(new), strict=True))
+    return counterparts
 
 
 def freeze_zeros(model: keras.Model) -> None:

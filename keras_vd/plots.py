@@ -9,7 +9,19 @@ import numpy as np
 from keras import ops
 from matplotlib.figure import Figure
 
-from keras_vd.report import required_variational_weights
+from keras_vd.posteriors import WeightPosterior
+from keras_vd.report import required_posteriors
+
+
+def _required_weights(model: keras.layers.Layer) -> list[WeightPosterior]:
+    posteriors = required_posteriors(model)
+    found = [x for x in posteriors if isinstance(x, WeightPosterior)]
+    if not found:
+        raise ValueError(
+            "Argument `model` must have variational weights to draw. "
+            f"Received '{model.name}', which has gates only."
+        )
+    return found
 
 
 def plot_log_alpha(model: keras.layers.Layer, bins: int = 80) -> Figure:
@@ -25,7 +37,7 @@ def plot_log_alpha(model: keras.layers.Layer, bins: int = 80) -> Figure:
     Returns:
         A figure; `figure.savefig(path)` writes it.
     """
-    posteriors = required_variational_weights(model)
+    posteriors = _required_weights(model)
     figure = Figure(figsize=(4 * len(posteriors), 3), layout="constrained")
     panels = figure.subplots(1, len(posteriors), squeeze=False)[0]
     for panel, posterior in zip(panels, posteriors, strict=True):
@@ -47,7 +59,7 @@ def plot_kept_weights(model: keras.layers.Layer) -> Figure:
         A figure. Rows are inputs (for convolutions: kernel positions times
         input channels), columns are output units; kept weights are black.
     """
-    posteriors = required_variational_weights(model)
+    posteriors = _required_weights(model)
     figure = Figure(figsize=(4 * len(posteriors), 4), layout="constrained")
     panels = figure.subplots(1, len(posteriors), squeeze=False)[0]
     for panel, posterior in zip(panels, posteriors, strict=True):

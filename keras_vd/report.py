@@ -11,8 +11,9 @@ from keras import ops
 
 from keras_vd._keras_internals import flatten_layers, own_variables
 from keras_vd.layers.base import VariationalLayer
-from keras_vd.posteriors import WeightPosterior
-from keras_vd.sparsity import GroupRow, SparsityReport, WeightRow
+from keras_vd.layers.structured import StructuredGate
+from keras_vd.posteriors import Posterior, WeightPosterior
+from keras_vd.sparsity import GateRow, GroupRow, SparsityReport, WeightRow
 
 
 def variational_weights(model: keras.layers.Layer) -> list[WeightPosterior]:
@@ -21,6 +22,9 @@ def variational_weights(model: keras.layers.Layer) -> list[WeightPosterior]:
     Args:
         model: A Keras model or layer.
 
+    Gates such as `keras_vd.layers.LogNormalDropout` are layers of their own
+    and not among them.
+
     Returns:
         List in the order of the layers; empty for a plain model.
 
@@ -28,12 +32,16 @@ def variational_weights(model: keras.layers.Layer) -> list[WeightPosterior]:
         TypeError: if `model` is no Keras layer or model.
         ValueError: if it is not built, so that its weights do not exist.
     """
+    return [x for x in _posteriors(model) if isinstance(x, WeightPosterior)]
+
+
+def _posteriors(model: keras.layers.Layer) -> list[Posterior]:
     if not isinstance(model, keras.layers.Layer):
         raise TypeError(
             "Argument `model` must be a Keras model or layer. Received: "
             f"model={model!r} (of type {type(model).__name__})."
         )
-    found = [x for x in flatten_layers(model) if isinstance(x, WeightPosterior)]
+    found = [x for x in flatten_layers(model) if isinstance(x, Posterior)]
     if not all(posterior.built for posterior in found):
         raise ValueError(
             f"Argument `model` must be built, so that its weights exist. "
@@ -42,16 +50,14 @@ def variational_weights(model: keras.layers.Layer) -> list[WeightPosterior]:
     return found
 
 
-def required_variational_weights(
-    model: keras.layers.Layer,
-) -> list[WeightPosterior]:
-    """As `variational_weights`, but having none is an error.
+def required_posteriors(model: keras.layers.Layer) -> list[Posterior]:
+    """Posteriors of a model's weights and gates; having none is an error.
 
     Raises:
         TypeError: if `model` is no Keras layer or model.
-        ValueError: if it is not built or has no variational weights.
+        ValueError: if it is not built or has no variational layers.
     """
-    found = variational_weights(model)
+    found = _posteriors(model)
     if not found:
         raise ValueError(
             "Argument `model` must have at least one variational layer, such "
@@ -64,13 +70,13 @@ def required_variational_weights(
 def kl_divergence(model: keras.layers.Layer) -> float:
     """KL divergence of a model's posteriors to their priors.
 
-    Each weight counts once, without `kl_weight` and `kl_scale`.
+    Each weight and gate counts once, without `kl_weight` and `kl_scale`.
 
     Args:
         model: A built Keras model or layer with variational layers.
 
     Returns:
-        Nats, summed over all weights.
+        Nats, summed over all weights and gates.
 
     Raises:
         TypeError: if `model` is no Keras layer or model.
@@ -79,7 +85,7 @@ def kl_divergence(model: keras.layers.Layer) -> float:
     return float(
         sum(
             float(ops.convert_to_numpy(posterior.kl_divergence()))
-            for posterior in required_variational_weights(model)
+            for posterior in required_posteriors(model)
         )
     )
 
@@ -87,25 +93,35 @@ def kl_divergence(model: keras.layers.Layer) -> float:
 def prune(
     model: keras.layers.Layer, threshold: float | None = None
 ) -> SparsityReport:
-    """Fix which weights of a model are zero from now on.
+    """Fix which weights and gates of a model are zero from now on.
 
-    Training may go on afterwards; pruned weights stay zero.
+    Training may go on afterwards; what is pruned stays zero.
 
     Args:
         model: A built Keras model or layer with variational layers.
         threshold: Float: weights with `log_alpha >= threshold` go. By default
-            each posterior's own threshold.
+            each posterior's own threshold, which gates use in any case: their
+            thresholds are in other units.
 
     Returns:
         The report of the pruned model.
 
     Raises:
         TypeError: if `threshold` is not a number or `model` no Keras layer.
-        ValueError: if `threshold` is not within [-20, 20], or `model` is not
-            built or has no variational weights.
+        ValueError: if `threshold` is not within [-20, 20] or given for a
+            model whose only posteriors are gates, or if `model` is not built
+            or has no variational layers.
     """
-    for posterior in required_variational_weights(model):
-        posterior.prune(threshold)
+    posteriors = required_posteriors(model)
+    gates = [x for x in posteriors if isinstance(x, StructuredGate)]
+    if threshold is not None and len(gates) == len(posteriors):
+        raise ValueError(
+            "Argument `threshold` is about the `log_alpha` of weights, and "
+            f"'{model.name}' has gates only: pass thresholds to these, or to "
+            f"their `prune` methods. Received: threshold={threshold!r}."
+        )
+    for posterior in posteriors:
+        posterior.prune(None if posterior in gates else threshold)
     return sparsity_report(model)
 
 
@@ -116,16 +132,18 @@ def sparsity_report(model: keras.layers.Layer) -> SparsityReport:
         model: A built Keras model or layer with variational layers.
 
     Returns:
-        A report with one row per variational weight; `str()` makes a table,
-        `.to_dict()` plain values.
+        A report with one row per variational weight and per gate; `str()`
+        makes a table, `.to_dict()` plain values.
 
     Raises:
         TypeError: if `model` is no Keras layer or model.
-        ValueError: if it is not built or has no variational weights.
+        ValueError: if it is not built or has no variational layers.
     """
-    posteriors = required_variational_weights(model)
+    posteriors = required_posteriors(model)
     named = list(zip(_row_names(posteriors), posteriors, strict=True))
-    weights = {id(posterior.weight) for posterior in posteriors}
+    weights = {id(posterior.weight) for posterior in variational_weights(model)}
+    # A gate may have layers of its own, which are as little the model's.
+    inner = {id(x) for p in posteriors for x in flatten_layers(p)}
     # Biases of what is pruned may be zero at inference.
     values = {
         id(variable): value
@@ -136,7 +154,7 @@ def sparsity_report(model: keras.layers.Layer) -> SparsityReport:
     biases: list[np.ndarray] = []
     others: list[np.ndarray] = []
     for layer in flatten_layers(model):
-        if isinstance(layer, WeightPosterior):
+        if id(layer) in inner:
             continue
         variables = own_variables(layer)
         rest = [x for x in variables if id(x) not in weights]
@@ -145,8 +163,21 @@ def sparsity_report(model: keras.layers.Layer) -> SparsityReport:
             ops.convert_to_numpy(values.get(id(x), x)) for x in rest
         )
     return SparsityReport(
-        rows=tuple(_row(*x) for x in named if not x[1].is_group),
-        groups=tuple(_group_row(*x) for x in named if x[1].is_group),
+        rows=tuple(
+            _row(name, posterior)
+            for name, posterior in named
+            if isinstance(posterior, WeightPosterior) and not posterior.is_group
+        ),
+        groups=tuple(
+            _group_row(name, posterior)
+            for name, posterior in named
+            if isinstance(posterior, WeightPosterior) and posterior.is_group
+        ),
+        gates=tuple(
+            GateRow(name, posterior.units, posterior.n_active)
+            for name, posterior in named
+            if isinstance(posterior, StructuredGate)
+        ),
         biases=sum(array.size for array in biases),
         nonzero_biases=_nonzero(biases),
         others=sum(array.size for array in others),
@@ -154,14 +185,14 @@ def sparsity_report(model: keras.layers.Layer) -> SparsityReport:
     )
 
 
-def _row_names(posteriors: list[WeightPosterior]) -> list[str]:
+def _row_names(posteriors: list[Posterior]) -> list[str]:
     """Labels; paths where labels are equal; numbered where paths are too."""
     labels = Counter(posterior.label for posterior in posteriors)
     uses: Counter[str] = Counter()
     names = []
     for posterior in posteriors:
         unique = labels[posterior.label] == 1
-        name = posterior.label if unique else posterior.weight.path
+        name = posterior.label if unique else posterior.path
         uses[name] += 1
         names.append(name if uses[name] == 1 else f"{name}_{uses[name]}")
     return names

@@ -57,15 +57,38 @@ class GroupRow:
 
 
 @dataclasses.dataclass(frozen=True)
+class GateRow:
+    """Gates of one layer at inference.
+
+    Attributes:
+        name: Name of the layer.
+        units: Number of units or channels that it multiplies.
+        active: Number of those that are not always multiplied by 0.
+    """
+
+    name: str
+    units: int
+    active: int
+
+    @property
+    def memory_percent(self) -> float:
+        """Share of the units still to be kept in memory, in %."""
+        return 100.0 * self.active / self.units
+
+
+@dataclasses.dataclass(frozen=True)
 class SparsityReport:
     """Sparsity of a model at inference, weight by weight and in total.
 
     A weight counts as zero if it, or a group that it belongs to, is pruned.
-    Group variables are no weights: they end up inside the kernels.
+    Group variables are no weights: they end up inside the kernels. Gates are
+    counted apart: what they save is known when they are folded into their
+    neighbours and these are shrunk.
 
     Attributes:
         rows: One `WeightRow` per variational weight.
         groups: One `GroupRow` per layer and kind of groups.
+        gates: One `GateRow` per layer of gates.
         biases: Number of other parameters of the variational layers.
         nonzero_biases: Number of those that are not zero.
         others: Number of parameters of all other layers.
@@ -74,6 +97,7 @@ class SparsityReport:
 
     rows: tuple[WeightRow, ...]
     groups: tuple[GroupRow, ...]
+    gates: tuple[GateRow, ...]
     biases: int
     nonzero_biases: int
     others: int
@@ -81,8 +105,14 @@ class SparsityReport:
 
     @property
     def n_active(self) -> list[int]:
-        """Active inputs of each weight, e.g. [374, 198, 159]."""
-        return [row.active_inputs for row in self.rows]
+        """Active inputs of each weight, then active units of each gate.
+
+        For example [374, 198, 159].
+        """
+        return [
+            *(row.active_inputs for row in self.rows),
+            *(gate.active for gate in self.gates),
+        ]
 
     @property
     def weights(self) -> int:
@@ -96,13 +126,28 @@ class SparsityReport:
 
     @property
     def sparsity(self) -> float:
-        """Fraction of the variational weights that is zero."""
-        return 1.0 - self.nonzero / self.weights
+        """Fraction of the variational weights that is zero.
+
+        Of the units with gates, in a model that has no such weights.
+        """
+        total, nonzero = self._entries()
+        return 1.0 - nonzero / total
 
     @property
     def nonzero_ratio(self) -> float:
-        """Variational weights per non-zero one: |W| / |W != 0|."""
-        return _ratio(self.weights, self.nonzero)
+        """Variational weights per non-zero one: |W| / |W != 0|.
+
+        Units per active one, in a model that has gates only.
+        """
+        return _ratio(*self._entries())
+
+    def _entries(self) -> tuple[int, int]:
+        if self.rows:
+            return self.weights, self.nonzero
+        return (
+            sum(gate.units for gate in self.gates),
+            sum(gate.active for gate in self.gates),
+        )
 
     @property
     def nonzero_ratio_with_biases(self) -> float:
@@ -147,6 +192,13 @@ class SparsityReport:
         return {
             "rows": rows,
             "groups": [dataclasses.asdict(row) for row in self.groups],
+            "gates": [
+                {
+                    **dataclasses.asdict(gate),
+                    "memory_percent": gate.memory_percent,
+                }
+                for gate in self.gates
+            ],
             **{k: None if v == math.inf else v for k, v in figures.items()},
         }
 
@@ -180,6 +232,11 @@ class SparsityReport:
             kept = f"{group.active} of {group.groups} groups"
             table.add_row(group.name, "", "", "", "", kept)
         table.add_section()
+        for gate in self.gates:
+            kept = f"{gate.active} of {gate.units} units"
+            memory = f"{gate.memory_percent:.2f}"
+            table.add_row(gate.name, "", "", "", "", "", kept, memory)
+        table.add_section()
         for label, total, nonzero in self._totals():
             table.add_row(
                 label,
@@ -192,9 +249,12 @@ class SparsityReport:
 
     def _totals(self) -> list[tuple[str, int, int]]:
         weights, nonzero = self.weights, self.nonzero
-        rows = [("variational weights", weights, nonzero)]
-        weights, nonzero = weights + self.biases, nonzero + self.nonzero_biases
-        rows.append(("with their biases", weights, nonzero))
+        rows = []
+        if self.rows:
+            rows.append(("variational weights", weights, nonzero))
+            weights += self.biases
+            nonzero += self.nonzero_biases
+            rows.append(("with their biases", weights, nonzero))
         weights, nonzero = weights + self.others, nonzero + self.nonzero_others
         return [*rows, ("whole model", weights, nonzero)]
 

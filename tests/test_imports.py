@@ -33,7 +33,7 @@ LAYERS_OF_THE_PACKAGE = (
     ("layers",),
     ("posteriors",),
     ("priors",),
-    ("kl",),
+    ("kl", "log_normal", "beta_bernoulli"),
     ("_keras_internals", "_noise", "_validation", "version"),
 )
 

@@ -1,5 +1,12 @@
-"""Variational counterparts of Keras layers, named `VD` plus the Keras name."""
+"""Variational counterparts of Keras layers, and gates for plain ones.
 
+The former are named `VD` plus the Keras name.
+"""
+
+from keras_vd.layers.beta_bernoulli import (
+    BetaBernoulliDropout,
+    DependentBetaBernoulliDropout,
+)
 from keras_vd.layers.conv import (
     VDConv1D,
     VDConv1DTranspose,
@@ -14,11 +21,15 @@ from keras_vd.layers.conv import (
 )
 from keras_vd.layers.dense import VDDense, VDEinsumDense
 from keras_vd.layers.embedding import VDEmbedding
+from keras_vd.layers.log_normal import LogNormalDropout
 from keras_vd.layers.recurrent import VDGRU, VDLSTM, VDSimpleRNN
 
 __all__ = [
     "VDGRU",
     "VDLSTM",
+    "BetaBernoulliDropout",
+    "DependentBetaBernoulliDropout",
+    "LogNormalDropout",
     "VDConv1D",
     "VDConv1DTranspose",
     "VDConv2D",

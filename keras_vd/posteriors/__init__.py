@@ -23,12 +23,14 @@ from keras_vd.posteriors.additive import (
 )
 from keras_vd.posteriors.base import WeightPosterior
 from keras_vd.posteriors.multiplicative import VD
+from keras_vd.posteriors.posterior import Posterior
 
 __all__ = [
     "ARD",
     "VD",
     "AdditiveGaussian",
     "Gaussian",
+    "Posterior",
     "SparseVD",
     "WeightPosterior",
     "deserialize",

@@ -21,7 +21,7 @@ from keras_vd import priors
 from keras_vd._keras_internals import full_precision
 from keras_vd._noise import standard_normal
 from keras_vd._validation import check_choice, check_number
-from keras_vd.posteriors.kl_weight import NO_KL_WEIGHT, KLWeight
+from keras_vd.posteriors.posterior import Posterior
 from keras_vd.posteriors.projection import Projection
 
 # log(theta^2 + 1e-8) keeps log_alpha and its gradient finite at theta = 0.
@@ -33,7 +33,7 @@ MAX_ABS_LOG_ALPHA = 20.0
 Multiplier = tuple[Any, Callable[[Any], Any]]
 
 
-class WeightPosterior(Projection, keras.layers.Layer):
+class WeightPosterior(Projection, Posterior):
     """Base of all posteriors: a factorized Gaussian over one weight tensor.
 
     Users choose a posterior by name (`posterior="sparse_vd"`) or pass an
@@ -53,13 +53,9 @@ class WeightPosterior(Projection, keras.layers.Layer):
             training too, its noise staying.
         estimator: `"local"` (noise on the outputs, independent for each
             example) or `"weight"` (one weight sample per call).
-        kl_scale: Float >= 0: factor of this weight's KL on top of the KL
-            weight.
-        kl_weight: Float >= 0 or None: initial multiplier of the KL in nats,
-            normally 1 / (number of training examples).
+        **options: See `Posterior`.
 
     Attributes:
-        kl_weight: Scalar variable, float32.
         keep_mask: Bool variable of the weight's shape; False is pruned.
         label: Name of the weight for people.
         is_group: Whether the weight is a group variable.
@@ -76,12 +72,10 @@ class WeightPosterior(Projection, keras.layers.Layer):
         threshold: float | None = 3.0,
         train_clip: bool = False,
         estimator: str = "local",
-        kl_scale: float = 1.0,
-        kl_weight: float | None = None,
-        **kwargs: Any,
+        **options: Any,
     ) -> None:
         # The parameters stay in float32 whatever the layer computes in.
-        super().__init__(dtype="float32", **kwargs)
+        super().__init__(dtype="float32", **options)
         self.prior = priors.get(prior)
         self.share = check_choice("share", share, ("weight", "unit", "layer"))
         if threshold is not None:
@@ -93,11 +87,6 @@ class WeightPosterior(Projection, keras.layers.Layer):
         self.estimator = check_choice(
             "estimator", estimator, ("local", "weight")
         )
-        self.kl_scale = check_number("kl_scale", kl_scale, 0.0)
-        if kl_weight is not None:
-            kl_weight = check_number("kl_weight", kl_weight, 0.0)
-        self.initial_kl_weight = kl_weight
-        self.seed_generator = keras.random.SeedGenerator()
         self.is_group = False
 
     def bind(
@@ -152,14 +141,7 @@ class WeightPosterior(Projection, keras.layers.Layer):
         self.bind(scales, label, input_axes=(0,), output_axes=(0,))
 
     def build(self, input_shape: tuple[int, ...]) -> None:
-        self.keep_mask = self.add_weight(
-            name="keep_mask",
-            shape=input_shape,
-            initializer="ones",
-            dtype="bool",
-            trainable=False,
-        )
-        self.kl_weight = KLWeight(self.initial_kl_weight)
+        self._add_state(input_shape)
 
     def _shared_shape(self, axes: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of a parameter that broadcasts to the weight.
@@ -262,7 +244,7 @@ class WeightPosterior(Projection, keras.layers.Layer):
             ValueError: if the KL weight was never set.
         """
         theta, log_sigma2, log_alpha = self._read_parameters()
-        self._add_kl_loss(theta, log_sigma2, log_alpha)
+        self._add_kl_loss(self._kl_divergence(theta, log_sigma2, log_alpha))
         return (
             self._scaled(self._training_mean(theta, log_alpha), scales),
             self._scaled(self._deviation(theta, log_sigma2), scales),
@@ -301,22 +283,13 @@ class WeightPosterior(Projection, keras.layers.Layer):
         )
 
     def kl_divergence(self) -> Any:
-        """KL of this weight's posterior to its prior, summed over the weight.
-
-        Pruned weights no longer count; neither `kl_weight` nor `kl_scale` is
-        applied.
-
-        Returns:
-            Float32 scalar, in nats.
-        """
         return self._kl_divergence(*self._read_parameters())
 
     def _kl_divergence(
         self, theta: Any, log_sigma2: Any, log_alpha: Any
     ) -> Any:
         terms = self.prior.kl_divergence(theta, log_sigma2, log_alpha)
-        kept = ops.convert_to_tensor(self.keep_mask)
-        return ops.sum(ops.where(kept, terms, 0.0))
+        return self._kept_sum(terms)
 
     def prune(self, threshold: float | None = None) -> None:
         """Fix which weights are zero from now on, in training too.
@@ -341,25 +314,6 @@ class WeightPosterior(Projection, keras.layers.Layer):
     def sparsity(self) -> float:
         """Fraction of the weight that is zero at inference."""
         return float(np.mean(ops.convert_to_numpy(self.mean()) == 0.0))
-
-    def _add_kl_loss(self, theta: Any, log_sigma2: Any, log_alpha: Any) -> None:
-        if self.losses:  # the layer was already called in this pass
-            return
-        if not self.kl_weight.is_set:
-            raise ValueError(NO_KL_WEIGHT.format(name=self.label))
-        divergence = self._kl_divergence(theta, log_sigma2, log_alpha)
-        weight = ops.convert_to_tensor(self.kl_weight)
-        self.add_loss(weight * self.kl_scale * divergence)
-
-    def save_own_variables(self, store: Any) -> None:
-        super().save_own_variables(store)
-        # Keras saves no seeds; a resumed run shall go on with the same noise.
-        store["seed_state"] = self.seed_generator.state
-
-    def load_own_variables(self, store: Any) -> None:
-        own = {key: store[key] for key in store.keys() if key != "seed_state"}
-        super().load_own_variables(own)
-        self.seed_generator.state.assign(store["seed_state"])
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -115,10 +115,10 @@ class VD(WeightPosterior):
         log_theta2 = ops.log(ops.square(theta) + THETA2_FLOOR)
         return log_alpha + log_theta2, log_alpha
 
-    def _add_kl_loss(self, theta: Any, log_sigma2: Any, log_alpha: Any) -> None:
+    def _add_kl_loss(self, divergence: Any) -> None:
         # The divergence of a fixed alpha is a constant: nothing to weigh.
         if self.learn_alpha or self.kl_weight.is_set:
-            super()._add_kl_loss(theta, log_sigma2, log_alpha)
+            super()._add_kl_loss(divergence)
 
     def project(
         self, linear_op: Callable[[Any, Any], Any], inputs: Any, training: Any
@@ -127,7 +127,7 @@ class VD(WeightPosterior):
             return super().project(linear_op, inputs, training)
         scales = self.draw_groups()
         theta, log_sigma2, log_alpha = self._read_parameters()
-        self._add_kl_loss(theta, log_sigma2, log_alpha)
+        self._add_kl_loss(self._kl_divergence(theta, log_sigma2, log_alpha))
         mean = self._training_mean(theta, log_alpha)
         noise = standard_normal(
             ops.shape(inputs), inputs.dtype, self.seed_generator

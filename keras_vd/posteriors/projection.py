@@ -53,7 +53,7 @@ class Projection(_Mixin):
             weight = sum(self.draw(scales))
             return linear_op(inputs, ops.cast(weight, inputs.dtype))
         theta, log_sigma2, log_alpha = self._read_parameters()
-        self._add_kl_loss(theta, log_sigma2, log_alpha)
+        self._add_kl_loss(self._kl_divergence(theta, log_sigma2, log_alpha))
         mean = self._training_mean(theta, log_alpha)
         sigma2 = self._training_variance(log_sigma2)
         return self._local_reparameterization(

@@ -1,0 +1,107 @@
+"""Beta-Bernoulli noise: Kumaraswamy posteriors, their KL, means and draws.
+
+Notation: a gate z ~ Bernoulli(pi), with the prior pi ~ Beta(alpha, 1) and the
+posterior pi ~ Kumaraswamy(a, b) (Lee et al. 2018, arXiv:1805.10896). Every
+function is elementwise (float32, any shape).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+# Below 1 by the smallest step of float32, above 0 by far less.
+_MAX_LOG_PROBABILITY = -6e-8
+# Arguments of gamma functions are raised by this much before Stirling's series.
+_SHIFT = 7
+
+
+def kl_divergence(a: Any, b: Any, alpha: float) -> Any:
+    """Compute the KL from Kumaraswamy(a, b) to Beta(alpha, 1).
+
+    (1 - alpha / a) (-gamma - psi(b) - 1 / b) + log(a b / alpha) - (b - 1) / b
+
+    (Nalisnick and Smyth 2017, arXiv:1605.06197; Lee et al. 2018, eq. 17).
+
+    Returns:
+        Nats, of the shape of `a`.
+    """
+    # psi(b) + 1 / b = psi(1 + b), which stays small where b does.
+    harmonic = np.euler_gamma + _digamma(1.0 + b)
+    logs = ops.log(a) + ops.log(b) - np.log(alpha)
+    return (alpha / a - 1.0) * harmonic + logs - 1.0 + 1.0 / b
+
+
+def mean(a: Any, b: Any) -> Any:
+    """Compute E[pi] = Gamma(1 + 1/a) Gamma(1 + b) / Gamma(1 + 1/a + b)."""
+    return ops.exp(_log_gamma(1.0 + b) - _log_gamma_ratio(1.0 + 1.0 / a, b))
+
+
+def sample_log_probability(a: Any, b: Any, uniforms: Any) -> Any:
+    """Turn uniform draws into draws of log(pi), pi ~ Kumaraswamy(a, b).
+
+    Args:
+        a: Shape parameters.
+        b: Shape parameters.
+        uniforms: Draws in (0, 1) of the shape of `a`.
+    """
+    log_pi = ops.log(-ops.expm1(ops.log(uniforms) / b)) / a
+    return ops.minimum(log_pi, _MAX_LOG_PROBABILITY)
+
+
+def sample_relaxed_bernoulli(
+    log_probability: Any, temperature: float, uniforms: Any
+) -> Any:
+    """Draw a relaxed Bernoulli variable (Maddison et al. 2017; Jang et al.).
+
+    Args:
+        log_probability: Log of the probability of 1, at most -6e-8.
+        temperature: Float > 0; 0 would give a Bernoulli variable.
+        uniforms: Draws in (0, 1), to which `log_probability` broadcasts.
+
+    Returns:
+        Values in [0, 1].
+    """
+    logit = log_probability - ops.log(-ops.expm1(log_probability))
+    noise = ops.log(uniforms) - ops.log1p(-uniforms)
+    return ops.sigmoid((logit + noise) / temperature)
+
+
+def _digamma(x: Any) -> Any:
+    """Logarithmic derivative of the gamma function for x >= 1."""
+    y = x + _SHIFT
+    inverse = 1.0 / ops.square(y)
+    series = inverse * (1 / 12 - inverse * (1 / 120 - inverse / 252))
+    return (
+        ops.log(y)
+        - 0.5 / y
+        - series
+        - sum(1.0 / (x + j) for j in range(_SHIFT))
+    )
+
+
+def _stirling(y: Any) -> Any:
+    """Log Gamma(y) minus the leading terms, for y >= 7."""
+    inverse = 1.0 / ops.square(y)
+    return (1 / 12 - inverse * (1 / 360 - inverse / 1260)) / y
+
+
+def _log_gamma(x: Any) -> Any:
+    """Log Gamma(x) for x >= 1."""
+    y = x + _SHIFT
+    leading = (y - 0.5) * ops.log(y) - y + 0.5 * np.log(2.0 * np.pi)
+    return leading + _stirling(y) - sum(ops.log(x + j) for j in range(_SHIFT))
+
+
+def _log_gamma_ratio(x: Any, b: Any) -> Any:
+    """log(Gamma(x + b) / Gamma(x)) for x >= 1, b >= 0; x may be large."""
+    y = x + _SHIFT
+    leading = (y - 0.5) * ops.log1p(b / y) + b * ops.log(y + b) - b
+    return (
+        leading
+        + _stirling(y + b)
+        - _stirling(y)
+        - sum(ops.log1p(b / (x + j)) for j in range(_SHIFT))
+    )

@@ -1,0 +1,213 @@
+"""What all gates share: random factors of whole units or channels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_vd._validation import check_integer, check_number
+from keras_vd.posteriors import Posterior
+
+# Uniform draws are kept this far from 0 and 1, where logs have no gradient.
+MIN_UNIFORM = 1e-6
+
+
+class StructuredGate(Posterior):
+    """Base of the gates: multiplies each unit by a random factor.
+
+    A subclass implements `build` (its variables), `gate_mean`, `_draw`,
+    `_kl_terms` and `_is_above`.
+
+    Args:
+        axis: Int: axis of the inputs that runs over units or channels.
+        threshold: Float or None: what a gate has to exceed to be kept.
+        kl_scale: Float >= 0: factor of this layer's KL on top of the KL
+            weight.
+        kl_weight: Float >= 0 or None: initial multiplier of the KL in nats,
+            normally 1 / (number of training examples).
+
+    Attributes:
+        kl_weight: Scalar variable, float32.
+        keep_mask: Bool variable of shape `(units,)`; False is pruned.
+
+    Raises:
+        TypeError: if a number is expected and something else came.
+        ValueError: if a value is not allowed; when it is built, if the size
+            of `axis` is not known; when it is called, if the inputs are no
+            floats, or in training if the KL weight was never set.
+    """
+
+    def __init__(
+        self,
+        axis: int = -1,
+        threshold: float | None = None,
+        kl_scale: float = 1.0,
+        kl_weight: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(kl_scale=kl_scale, kl_weight=kl_weight, **kwargs)
+        self.axis = check_integer("axis", axis, -(2**31))
+        if threshold is not None:
+            threshold = check_number("threshold", threshold, 0.0)
+        self.threshold = threshold
+        self.supports_masking = True
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        rank = len(input_shape)
+        axis = self.axis + rank if self.axis < 0 else self.axis
+        units = input_shape[axis] if 0 < axis < rank else None
+        if units is None:
+            raise ValueError(
+                f"Argument `axis` of layer '{self.name}' must name an axis of "
+                "known size that is not the batch. Received: "
+                f"axis={self.axis} for inputs of shape {tuple(input_shape)}."
+            )
+        self.units = units
+        # Shape of gates that broadcasts to the inputs.
+        self._broadcast_shape = [-1] + [1] * (rank - 1)
+        self._broadcast_shape[axis] = self.units
+        self._unit_axis = axis
+        self.label = self.name
+        self._add_state((self.units,))
+
+    def _add_parameter(self, name: str, value: float, **options: Any) -> Any:
+        """A variable with one entry per unit, in float32 under any policy."""
+        return self.add_weight(
+            name=name,
+            shape=(self.units,),
+            initializer=keras.initializers.Constant(value),
+            dtype="float32",
+            autocast=False,
+            **options,
+        )
+
+    def gate_mean(self) -> Any:
+        """Expected gate of every unit: float32, shape `(units,)`.
+
+        Units that `prune` has removed have 0.
+        """
+        raise NotImplementedError
+
+    def _draw(self, inputs: Any) -> Any:
+        """Random gates, float32, shape `(units,)` or `(batch, units)`."""
+        raise NotImplementedError
+
+    def _kl_terms(self) -> Any:
+        """KL of every unit's gate in nats, shape `(units,)`."""
+        raise NotImplementedError
+
+    def _is_above(self, threshold: float | None) -> Any:
+        """Which units' gates exceed the threshold."""
+        raise NotImplementedError
+
+    def _masked(self, gates: Any) -> Any:
+        return ops.where(ops.convert_to_tensor(self.keep_mask), gates, 0.0)
+
+    def _is_kept(self, threshold: float | None) -> Any:
+        keep_mask = ops.convert_to_tensor(self.keep_mask)
+        return ops.logical_and(keep_mask, self._is_above(threshold))
+
+    def mean(self) -> Any:
+        """The gates at inference: `gate_mean()`, and 0 below the threshold.
+
+        Returns:
+            Float32 tensor of shape `(units,)`.
+        """
+        return ops.where(self._is_kept(self.threshold), self.gate_mean(), 0.0)
+
+    @property
+    def n_active(self) -> int:
+        """Number of units that are not 0 at inference."""
+        return int(np.sum(ops.convert_to_numpy(self._is_kept(self.threshold))))
+
+    def kl_divergence(self) -> Any:
+        return self._kept_sum(self._kl_terms())
+
+    def prune(self, threshold: float | None = None) -> None:
+        """Fix which units are zero from now on, in training too.
+
+        Args:
+            threshold: Float >= 0: what a gate has to exceed to be kept. By
+                default the layer's own.
+
+        Raises:
+            TypeError: if `threshold` is not a number.
+            ValueError: if it is negative.
+        """
+        if threshold is None:
+            threshold = self.threshold
+        else:
+            threshold = check_number("threshold", threshold, 0.0)
+        self.keep_mask.assign(ops.convert_to_numpy(self._is_kept(threshold)))
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        dtype = keras.backend.standardize_dtype(inputs.dtype)
+        if "float" not in dtype:
+            raise ValueError(
+                f"Layer '{self.name}' multiplies its inputs by real numbers: "
+                f"they must be floats. Received: inputs of type {dtype}."
+            )
+        if training:
+            self._add_kl_loss(self.kl_divergence())
+            gates = self._masked(self._draw(inputs))
+        else:
+            gates = self._inference_gates(inputs)
+        gates = ops.reshape(gates, self._broadcast_shape)
+        return inputs * ops.cast(gates, inputs.dtype)
+
+    def _inference_gates(self, inputs: Any) -> Any:
+        return self.mean()
+
+    def _uniforms(self, shape: tuple[Any, ...]) -> Any:
+        draws = keras.random.uniform(
+            shape, dtype="float32", seed=self.seed_generator
+        )
+        return ops.clip(draws, MIN_UNIFORM, 1.0 - MIN_UNIFORM)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return input_shape
+
+    def constant_factors(self) -> np.ndarray | None:
+        """The gates at inference, broadcastable to one example.
+
+        None if they depend on the inputs.
+        """
+        gates = ops.convert_to_numpy(self.mean())
+        return gates.reshape(self._broadcast_shape[1:])
+
+    def plain_layer(self, input_shape: tuple[int | None, ...]) -> Any:
+        """A layer of Keras with this layer's inference, except its values.
+
+        Args:
+            input_shape: Shape of the inputs, with the batch.
+        """
+        return keras.layers.Rescaling(
+            1.0, name=self.name, dtype=self.dtype_policy
+        )
+
+    def copy_to(self, plain: Any) -> None:
+        """Give a `plain_layer` the values of this layer."""
+        shape = [1, *self._broadcast_shape[1:]]
+        plain.scale = ops.convert_to_numpy(self.mean()).reshape(shape).tolist()
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "axis": self.axis,
+            "threshold": self.threshold,
+            "kl_scale": self.kl_scale,
+            "kl_weight": self.initial_kl_weight,
+        }
+
+
+class Clipped:
+    """Constraint that keeps a variable within an interval."""
+
+    def __init__(self, low: float, high: float) -> None:
+        self.low, self.high = low, high
+
+    def __call__(self, value: Any) -> Any:
+        return ops.clip(value, self.low, self.high)

@@ -1,0 +1,91 @@
+"""What the posteriors of weights and of gates have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_vd._validation import check_number
+from keras_vd.posteriors.kl_weight import NO_KL_WEIGHT, KLWeight
+
+
+class Posterior(keras.layers.Layer):
+    """A random quantity with a KL in the loss and a mask of what is kept.
+
+    Args:
+        kl_scale: Float >= 0: factor of this KL on top of the KL weight.
+        kl_weight: Float >= 0 or None: initial multiplier of the KL in nats,
+            normally 1 / (number of training examples).
+
+    Attributes:
+        kl_weight: Scalar variable, float32.
+        keep_mask: Bool variable; False is pruned.
+        label: Name for people.
+    """
+
+    label: str
+
+    def __init__(
+        self,
+        kl_scale: float = 1.0,
+        kl_weight: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.kl_scale = check_number("kl_scale", kl_scale, 0.0)
+        if kl_weight is not None:
+            kl_weight = check_number("kl_weight", kl_weight, 0.0)
+        self.initial_kl_weight = kl_weight
+        self.seed_generator = keras.random.SeedGenerator()
+
+    def _add_state(self, shape: tuple[int, ...]) -> None:
+        """Create `keep_mask` and `kl_weight`."""
+        self.keep_mask = self.add_weight(
+            name="keep_mask",
+            shape=shape,
+            initializer="ones",
+            dtype="bool",
+            trainable=False,
+        )
+        self.kl_weight = KLWeight(self.initial_kl_weight)
+
+    def kl_divergence(self) -> Any:
+        """KL of the posterior to its prior, summed; what is pruned is left out.
+
+        Neither `kl_weight` nor `kl_scale` is applied.
+
+        Returns:
+            Float32 scalar, in nats.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must implement `kl_divergence`."
+        )
+
+    def _kept_sum(self, terms: Any) -> Any:
+        kept = ops.convert_to_tensor(self.keep_mask)
+        return ops.sum(ops.where(kept, terms, 0.0))
+
+    def _add_kl_loss(self, divergence: Any) -> None:
+        """Add a KL to the losses of this pass, unless it is there already.
+
+        Raises:
+            ValueError: if the KL weight was never set.
+        """
+        if self.losses:  # the layer was already called in this pass
+            return
+        if not self.kl_weight.is_set:
+            raise ValueError(NO_KL_WEIGHT.format(name=self.label))
+        weight = ops.convert_to_tensor(self.kl_weight)
+        self.add_loss(weight * self.kl_scale * divergence)
+
+    def save_own_variables(self, store: Any) -> None:
+        super().save_own_variables(store)
+        # Keras saves no seeds; a resumed run shall go on with the same noise.
+        store["seed_state"] = self.seed_generator.state
+
+    def load_own_variables(self, store: Any) -> None:
+        own = {key: store[key] for key in store.keys() if key != "seed_state"}
+        super().load_own_variables(own)
+        self.seed_generator.state.assign(store["seed_state"])
