@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 import keras
 import numpy as np
 
+import keras_vd
+
 
 def fail(message: str) -> NoReturn:
     """End the program with one line on stderr and exit code 2."""
@@ -94,6 +96,29 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def shrink(
+    model: keras.Model, inputs: np.ndarray, file: Path, results: dict[str, Any]
+) -> keras.Model:
+    """Remove what is dead in a plain model, and save what is left.
+
+    Args:
+        model: The plain model.
+        inputs: Examples on which both models are compared.
+        file: Where to save the smaller one.
+        results: Gets the report, and the largest difference between the
+            predictions, relative to the largest prediction.
+    """
+    smaller, report = keras_vd.shrink(model, return_report=True, verbose=0)
+    smaller.save(file)
+    expected, outputs = (
+        x.predict(inputs, batch_size=500, verbose=0) for x in (model, smaller)
+    )
+    difference = np.abs(outputs - expected).max() / np.abs(expected).max()
+    results["shrunk"] = report.to_dict()
+    results["shrinking_difference"] = float(difference)
+    return smaller
 
 
 def export_and_predict(

@@ -327,6 +327,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     results["seconds"] = time.perf_counter() - start
     final = imdb_models.with_probabilities(final)
     final.save(out / ("pruned.keras" if is_sparse else "model.keras"))
+    final = common.shrink(
+        final, trained.texts.x_test, out / "shrunk.keras", results
+    )
     export(final, trained, recipe.length, out, results)
     common.write_json(out / "results.json", results)
     imdb_tables.print_summary(results)

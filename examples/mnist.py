@@ -5,8 +5,9 @@
 
 Without further arguments each method uses the recipe of mnist_recipes.py. The
 run ends with a table, and writes to --out: results.json, the trained
-variational model (model.keras), the pruned plain one (pruned.keras), its
-SavedModel (saved_model/), and pictures.
+variational model (model.keras), the pruned plain one (pruned.keras), the same
+without what is dead in it (shrunk.keras) and as a SavedModel (saved_model/),
+and pictures.
 """
 
 from __future__ import annotations
@@ -14,8 +15,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import random
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -27,9 +26,11 @@ import keras
 import mnist_data
 import mnist_models
 import mnist_recipes
+import mnist_training
 import numpy as np
 import rich.console
 import rich.table
+from mnist_training import error_percent, predict
 
 import keras_vd
 import keras_vd.plots
@@ -63,11 +64,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     minima |= dict.fromkeys(("pretrain_epochs", "finetune_epochs"), 0)
     minima |= {"shift": 0, "seed": 0}
     common.check_minima(parsed, minima)
-    sparse = tuple(mnist_models.SPARSE)
+    sparse = mnist_models.SPARSE
     for name, methods in (
         ("pretrain_epochs", mnist_models.VARIATIONAL),
         ("kl_weight", mnist_models.VARIATIONAL),
-        ("finetune_epochs", sparse),
+        ("finetune_epochs", (*sparse, *mnist_models.GATES)),
         ("threshold", sparse),
     ):
         if getattr(parsed, name) is not None and parsed.method not in methods:
@@ -83,7 +84,6 @@ def choose_recipe(
     arguments: argparse.Namespace, images: int
 ) -> mnist_recipes.Recipe:
     """The default recipe with the user's wishes in place."""
-    recipe = mnist_recipes.get(arguments.model, arguments.method, images)
     wishes = {
         name: getattr(arguments, name)
         for name in (
@@ -97,111 +97,9 @@ def choose_recipe(
         )
         if getattr(arguments, name) is not None
     }
-    # A shorter run warms up in the same share of its epochs.
-    share = recipe.warmup_epochs / recipe.epochs
-    recipe = dataclasses.replace(recipe, **wishes)
-    return dataclasses.replace(
-        recipe, warmup_epochs=round(share * recipe.epochs)
+    return mnist_recipes.get(arguments.model, arguments.method, images).changed(
+        **wishes
     )
-
-
-def fit(
-    model: keras.Model,
-    images: mnist_data.Images,
-    epochs: int,
-    recipe: mnist_recipes.Recipe,
-    learning_rate: float,
-    callbacks: tuple[keras.callbacks.Callback, ...] = (),
-) -> dict[str, list[float]]:
-    """Train with Adam, the learning rate constant first, then linear to 0."""
-    model.compile(
-        keras.optimizers.Adam(learning_rate),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-    )
-    schedule = keras.callbacks.LearningRateScheduler(
-        recipe.learning_rate_at(learning_rate, epochs)
-    )
-    data: dict[str, Any] = {
-        "x": images.x_train,
-        "y": images.y_train,
-        "batch_size": recipe.batch_size,
-    }
-    if recipe.shift:
-        seed = random.randrange(2**31)  # follows --seed
-        data = {
-            "x": mnist_data.ShiftedBatches(
-                images, recipe.batch_size, recipe.shift, seed
-            )
-        }
-    history = model.fit(
-        **data,
-        epochs=epochs,
-        callbacks=[*callbacks, schedule],
-        # The test set is not looked at during training; held-out images are.
-        validation_data=(
-            (images.x_test, images.y_test) if images.is_held_out else None
-        ),
-        verbose=1 if sys.stdout.isatty() else 2,
-    )
-    return history.history
-
-
-def error_percent(logits: np.ndarray, labels: np.ndarray) -> float:
-    return 100.0 * float(np.mean(logits.argmax(-1) != labels))
-
-
-def predict(model: keras.Model, images: mnist_data.Images) -> np.ndarray:
-    return model.predict(images.x_test, batch_size=1000, verbose=0)
-
-
-def train_plain(
-    arguments: argparse.Namespace,
-    images: mnist_data.Images,
-    recipe: mnist_recipes.Recipe,
-    method: str,
-    epochs: int,
-) -> keras.Sequential:
-    model = mnist_models.build(
-        arguments.model,
-        method,
-        images.x_train.shape[1:],
-        images.classes,
-        None,
-        recipe.weight_decay,
-    )
-    fit(model, images, epochs, recipe, recipe.plain_learning_rate)
-    return model
-
-
-def train_variational(
-    arguments: argparse.Namespace,
-    images: mnist_data.Images,
-    recipe: mnist_recipes.Recipe,
-) -> tuple[keras.Sequential, dict[str, list[float]]]:
-    model = mnist_models.build(
-        arguments.model,
-        arguments.method,
-        images.x_train.shape[1:],
-        images.classes,
-        recipe.posterior(arguments.method),
-        0.0,
-    )
-    if recipe.pretrain_epochs:
-        pretrained = train_plain(
-            arguments, images, recipe, "none", recipe.pretrain_epochs
-        )
-        mnist_models.start_from(model, pretrained)
-    annealing = keras_vd.callbacks.KLAnnealing(
-        num_examples=len(images.x_train),
-        start_epoch=0,
-        warmup_epochs=recipe.warmup_epochs,
-        max_weight=recipe.kl_weight,
-    )
-    history = fit(
-        model, images, recipe.epochs, recipe, recipe.learning_rate, (annealing,)
-    )
-    return model, history
 
 
 def frontier(
@@ -230,25 +128,6 @@ def frontier(
     return points
 
 
-def prune_and_finetune(
-    model: keras.Sequential,
-    images: mnist_data.Images,
-    recipe: mnist_recipes.Recipe,
-) -> keras.Sequential:
-    """The plain network of the weights that are left, trained once more."""
-    plain = keras_vd.to_deterministic(model)
-    if recipe.finetune_epochs:
-        keras_vd.freeze_zeros(plain)
-        fit(
-            plain,
-            images,
-            recipe.finetune_epochs,
-            recipe,
-            recipe.plain_learning_rate,
-        )
-    return plain
-
-
 def run_variational(
     arguments: argparse.Namespace,
     images: mnist_data.Images,
@@ -258,19 +137,26 @@ def run_variational(
 ) -> tuple[keras.Sequential, keras_vd.SparsityReport]:
     """Train, prune, fine-tune; add to `results` and write to `out`."""
     errors, plots = results["errors_percent"], keras_vd.plots
-    model, history = train_variational(arguments, images, recipe)
+    start = mnist_training.pretrain(arguments.model, images, recipe)
+    model, history = mnist_training.train_variational(
+        arguments.model, images, recipe, arguments.method, start
+    )
     errors["trained"] = error_percent(predict(model, images), images.y_test)
     results["history"] = history
-    results["frontier"] = frontier(model, images)
-    # Before pruning, which turns log_alpha into a mark.
-    plots.plot_log_alpha(model).savefig(out / "log_alpha.png")
+    has_weights = bool(keras_vd.variational_weights(model))
+    if has_weights:
+        results["frontier"] = frontier(model, images)
+        # Before pruning, which turns log_alpha into a mark.
+        plots.plot_log_alpha(model).savefig(out / "log_alpha.png")
     report = keras_vd.prune(model, recipe.prune_threshold(arguments.method))
     errors["pruned"] = error_percent(predict(model, images), images.y_test)
     results["sparsity"] = report.to_dict()
-    plots.plot_kept_weights(model).savefig(out / "kept_weights.png")
+    if has_weights:
+        plots.plot_kept_weights(model).savefig(out / "kept_weights.png")
     plots.plot_training(history).savefig(out / "training.png")
     model.save(out / "model.keras")
-    final = prune_and_finetune(model, images, recipe)
+    final = keras_vd.to_deterministic(model)
+    mnist_training.finetune(final, images, recipe)
     if recipe.finetune_epochs:
         errors["fine-tuned"] = error_percent(
             predict(final, images), images.y_test
@@ -313,18 +199,20 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.method in mnist_models.VARIATIONAL:
         final, report = run_variational(arguments, images, recipe, out, results)
     else:
-        final = train_plain(
-            arguments, images, recipe, arguments.method, recipe.epochs
+        final = mnist_training.train_plain(
+            arguments.model, images, recipe, arguments.method, recipe.epochs
         )
         errors["trained"] = error_percent(predict(final, images), images.y_test)
     results["seconds"] = time.perf_counter() - start
     final.save(out / "pruned.keras" if report else out / "model.keras")
+    expected = predict(final, images)
+    shrunk = common.shrink(final, images.x_test, out / "shrunk.keras", results)
     outputs = common.export_and_predict(
-        final, out / "saved_model", images.x_test
+        shrunk, out / "saved_model", images.x_test
     )
     if outputs is not None:
         errors["exported"] = error_percent(outputs, images.y_test)
-        difference = np.abs(outputs - predict(final, images)).max()
+        difference = np.abs(outputs - expected).max()
         results["export_difference"] = float(difference)
     common.write_json(out / "results.json", results)
     print_summary(results, report, out)
@@ -346,12 +234,18 @@ def print_summary(
     for stage, error in results["errors_percent"].items():
         table.add_row(stage, f"{error:.2f}", f"{100.0 - error:.2f}")
     console.print(table)
-    if report is not None:
+    if report is not None and report.rows:
         console.print(
             f"n_active: {report.n_active}, nonzero ratio: "
             f"{report.nonzero_ratio:.1f} (with biases: "
             f"{report.nonzero_ratio_with_biases:.1f})"
         )
+    shrunk = results["shrunk"]
+    console.print(
+        f"shrunk: {shrunk['kept_parameters']:,} of {shrunk['parameters']:,} "
+        f"parameters, {shrunk['kept_macs']:,} of {shrunk['macs']:,} "
+        "multiplications"
+    )
     console.print(f"{results['seconds']:.0f} s of training; written to {out}")
 
 

@@ -1,6 +1,7 @@
 """Sparse, Bayesian Keras layers that learn which of their weights can go."""
 
 from keras_vd import callbacks, kl, layers, posteriors, priors
+from keras_vd.compression import ShrinkReport, shrink
 from keras_vd.conversion import freeze_zeros, to_deterministic
 from keras_vd.report import (
     kl_divergence,
@@ -12,6 +13,7 @@ from keras_vd.sparsity import SparsityReport
 from keras_vd.version import __version__
 
 __all__ = [
+    "ShrinkReport",
     "SparsityReport",
     "__version__",
     "callbacks",
@@ -22,6 +24,7 @@ __all__ = [
     "posteriors",
     "priors",
     "prune",
+    "shrink",
     "sparsity_report",
     "to_deterministic",
     "variational_weights",

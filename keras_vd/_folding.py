@@ -82,8 +82,10 @@ def find_folds(model: keras.Model) -> dict[StructuredGate, list[Target]]:
         if part is not None
     ]
     uses = Counter(id(call.operation) for x in graphs for call in x.calls)
-    # A config names what it removes.
-    names = Counter(layer.name for layer in flatten_layers(model))
+    # A config names what it removes, layers and operations alike.
+    named = [*flatten_layers(model)]
+    named += [call.operation for graph in graphs for call in graph.calls]
+    names = Counter(x.name for x in {id(x): x for x in named}.values())
     folds = {}
     for graph in graphs:
         for call in graph.calls:
@@ -193,6 +195,10 @@ def _absorbed(
     layer: Any, factors: np.ndarray
 ) -> list[tuple[keras.Variable, np.ndarray]] | None:
     """Weights that take the factors of the inputs in; None if none can."""
+    if getattr(layer, "lora_enabled", False) or getattr(
+        layer, "quantization_mode", None
+    ):
+        return None
     is_variational = isinstance(layer, VariationalLayer)
     kind = keras_class(type(layer)) if is_variational else type(layer)
     last = _along(factors, -1) if factors.ndim else None
@@ -239,6 +245,7 @@ def _absorbed_by_convolution(
     # Each group of filters reads channels of its own.
     value = ops.convert_to_numpy(layer.kernel)
     grouped = value.reshape((*value.shape[:-1], layer.groups, -1))
+    channels = np.broadcast_to(channels, layer.groups * value.shape[-2])
     factors = channels.reshape(layer.groups, -1).T[..., None]
     return [(layer.kernel, (grouped * factors).reshape(value.shape))]
 

@@ -15,6 +15,18 @@ from typing import Any
 import keras
 from keras.src import backend
 from keras.src.models.functional import Functional
+from keras.src.ops import nn as nn_operations
+from keras.src.ops import numpy as numpy_operations
+
+# What `x + y` and `keras.ops.relu(x)` are in the graph of a model, by name.
+BINARY_OPERATIONS: dict[str, type] = {
+    name: getattr(numpy_operations, name)
+    for name in ("Add", "Subtract", "Multiply", "Maximum", "Minimum")
+}
+UNARY_OPERATIONS: dict[str, type] = {
+    name: getattr(nn_operations, name)
+    for name in ("Relu", "Sigmoid", "Silu", "Gelu", "Elu", "LeakyRelu")
+} | {"Tanh": numpy_operations.Tanh}
 
 
 def full_precision() -> Any:
@@ -127,7 +139,7 @@ def exclude_from_weight_decay(
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     keys = {optimizer._var_key(variable) for variable in variables}
     for inner in getattr(optimizer, "optimizers", [optimizer]):
-        excluded = getattr(inner, "_exclude_from_weight_decay", set())
+        excluded: set[Any] = getattr(inner, "_exclude_from_weight_decay", set())
         inner._exclude_from_weight_decay = excluded | keys
         inner._exclude_from_weight_decay_cache = {}
 

@@ -47,8 +47,19 @@ def sample_log_probability(a: Any, b: Any, uniforms: Any) -> Any:
         b: Shape parameters.
         uniforms: Draws in (0, 1) of the shape of `a`.
     """
-    log_pi = ops.log(-ops.expm1(ops.log(uniforms) / b)) / a
+    log_pi = _log_of_rest(ops.log(uniforms) / b) / a
     return ops.minimum(log_pi, _MAX_LOG_PROBABILITY)
+
+
+def _log_of_rest(log_share: Any) -> Any:
+    """log(1 - exp(x)) for x < 0, to all digits at both ends."""
+    is_near = log_share > -np.log(2.0)
+    # A branch that is not taken must not spoil the gradient.
+    near = ops.where(is_near, log_share, -1.0)
+    far = ops.where(is_near, -1.0, log_share)
+    return ops.where(
+        is_near, ops.log(-ops.expm1(near)), ops.log1p(-ops.exp(far))
+    )
 
 
 def sample_relaxed_bernoulli(
@@ -64,7 +75,7 @@ def sample_relaxed_bernoulli(
     Returns:
         Values in [0, 1].
     """
-    logit = log_probability - ops.log(-ops.expm1(log_probability))
+    logit = log_probability - _log_of_rest(log_probability)
     noise = ops.log(uniforms) - ops.log1p(-uniforms)
     return ops.sigmoid((logit + noise) / temperature)
 

@@ -92,19 +92,19 @@ def _plain_config(config: Any, classes: dict[str, type]) -> Any:
         if key != "compile_config"
     }
     cls = classes.get(config.get("class_name"))
-    if cls is not None and issubclass(cls, StructuredGate):
+    if cls is None or not issubclass(cls, (VariationalLayer, StructuredGate)):
+        return config
+    if cls.call.__module__.split(".")[0] not in ("keras_vd", "keras"):
+        raise ValueError(
+            "Argument `model` must compute what layers of keras_vd and Keras "
+            f"compute. '{cls.__name__}' overrides `call`, which no plain layer "
+            "knows."
+        )
+    if issubclass(cls, StructuredGate):
         gate = cls.from_config(config["config"])
         gate.build_from_config(config["build_config"])
         layer = gate.plain_layer(config["build_config"]["input_shape"])
         return {**config, **keras.saving.serialize_keras_object(layer)}
-    if cls is None or not issubclass(cls, VariationalLayer):
-        return config
-    if cls.call.__module__.split(".")[0] not in ("keras_vd", "keras"):
-        raise ValueError(
-            "Argument `model` must compute what Keras layers compute. "
-            f"'{cls.__name__}' overrides `call`, which "
-            f"`keras.layers.{keras_class(cls).__name__}` does not know."
-        )
     added = _added_arguments(cls)
     arguments = {
         name: value

@@ -219,10 +219,13 @@ def sample(
     share = ops.clip(share, _MIN_UNIFORM, 1.0 - _MIN_UNIFORM)
     inside = mu + sigma * math.sqrt(2.0) * ops.erfinv(2.0 * share - 1.0)
     distance = ops.maximum(ops.maximum(low, -high), 0.0)
+    is_above = mu > max_log
     steps = sigma * _tail_quantile(
-        distance, (max_log - min_log) / sigma, uniforms
+        distance,
+        (max_log - min_log) / sigma,
+        ops.where(is_above, uniforms, 1.0 - uniforms),
     )
-    outside = ops.where(mu > max_log, max_log - steps, min_log + steps)
+    outside = ops.where(is_above, max_log - steps, min_log + steps)
     log_theta = ops.where(distance > 0.0, outside, inside)
     return ops.exp(ops.clip(log_theta, min_log, max_log))
 

@@ -70,6 +70,77 @@ def test_own_variables():
     assert internals.own_variables(wrapper) == []
 
 
+def residual_model():
+    """A shared layer, an operation, a mask and two outputs."""
+    ids = keras.Input((4,), name="ids", dtype="int32")
+    features = keras.Input((2,), name="features")
+    embedded = keras.layers.Embedding(5, 3, mask_zero=True, name="embed")(ids)
+    summary = keras.layers.SimpleRNN(2, name="rnn")(embedded)
+    shared = keras.layers.Dense(2, name="shared")
+    first = shared(features)
+    second = shared(first + summary)
+    return keras.Model({"ids": ids, "features": features}, [second, first])
+
+
+@pytest.mark.core
+def test_graph_calls():
+    """Oracle: a graph written down by hand.
+
+    The mask of an embedding is an argument of the layer that reads it.
+    """
+    model = residual_model()
+    assert internals.functional_part(model) is model
+    calls = internals.graph_calls(model)
+    kinds = [type(call.operation).__name__ for call in calls]
+    assert sorted(kinds) == [
+        "Add",
+        "Dense",
+        "Dense",
+        "Embedding",
+        "InputLayer",
+        "InputLayer",
+        "NotEqual",
+        "SimpleRNN",
+    ]
+    known = set()
+    for call in calls:
+        tensors = keras.tree.flatten((call.args, call.kwargs))
+        tensors = [x for x in tensors if isinstance(x, keras.KerasTensor)]
+        assert known >= {id(tensor) for tensor in tensors}
+        assert bool(tensors) == (kinds.pop(0) != "InputLayer")
+        known |= {id(tensor) for tensor in call.outputs}
+    assert known >= {id(tensor) for tensor in model.outputs}
+    (rnn,) = [x for x in calls if x.operation is model.get_layer("rnn")]
+    (mask,) = [x for x in calls if type(x.operation).__name__ == "NotEqual"]
+    assert rnn.kwargs["mask"] is mask.outputs[0]
+    assert rnn.args[0] is model.get_layer("embed").output
+    uses = [x for x in calls if x.operation is model.get_layer("shared")]
+    assert uses[1].outputs[0] is model.output[0]
+    assert uses[0].outputs[0] is model.output[1]
+
+
+@pytest.mark.core
+def test_functional_part():
+    class Doubled(keras.Model):
+        def call(self, inputs):
+            return 2 * super().call(inputs)
+
+    class Named(keras.Model):
+        pass
+
+    sequential = keras.Sequential([keras.layers.Dense(2), keras.layers.ReLU()])
+    assert internals.functional_part(sequential) is None
+    sequential.build((None, 3))
+    functional = internals.functional_part(sequential)
+    calls = internals.graph_calls(functional)
+    assert [x.operation for x in calls[1:]] == sequential.layers
+    arguments = {"inputs": functional.input, "outputs": functional.output}
+    assert internals.functional_part(Doubled(**arguments)) is None
+    named = Named(**arguments)
+    assert internals.functional_part(named) is named
+    assert internals.functional_part(keras.layers.Dense(2)) is None
+
+
 def decayed(optimizer, variables):
     """Which variables a step without gradients has made smaller."""
     for variable in variables:

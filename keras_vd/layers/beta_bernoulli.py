@@ -217,7 +217,7 @@ class DependentBetaBernoulliDropout(BetaBernoulliDropout):
         return None
 
     def plain_layer(self, input_shape: tuple[int | None, ...]) -> Any:
-        options = {"dtype": self.dtype_policy}
+        self._check_rescaling(rank=2)
         inputs = keras.Input(input_shape[1:], dtype=self.compute_dtype)
         pooled = inputs
         if len(input_shape) > 2:
@@ -233,8 +233,11 @@ class DependentBetaBernoulliDropout(BetaBernoulliDropout):
         gates = keras.layers.ReLU(
             threshold=self.threshold, name="threshold", dtype="float32"
         )(gates)
-        gates = ops.reshape(gates, self._broadcast_shape)
-        outputs = keras.layers.Multiply(**options)([inputs, gates])
+        if len(input_shape) > 2:
+            shape = self._broadcast_shape[1:]
+            gates = keras.layers.Reshape(shape, dtype="float32")(gates)
+        multiply = keras.layers.Multiply(dtype=self.dtype_policy)
+        outputs = multiply([inputs, gates])
         return keras.Model(inputs, outputs, name=self.name)
 
     def copy_to(self, plain: Any) -> None:

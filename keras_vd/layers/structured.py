@@ -183,10 +183,24 @@ class StructuredGate(Posterior):
 
         Args:
             input_shape: Shape of the inputs, with the batch.
+
+        Raises:
+            ValueError: if Keras' own multiplication is of no use here.
         """
+        self._check_rescaling(len(input_shape))
         return keras.layers.Rescaling(
             1.0, name=self.name, dtype=self.dtype_policy
         )
+
+    def _check_rescaling(self, rank: int) -> None:
+        data_format = keras.config.image_data_format()
+        if rank < 3 and data_format == "channels_first":
+            raise ValueError(
+                f"Gate '{self.name}' becomes a `keras.layers.Rescaling`, which "
+                "takes inputs of 2 axes for images if Keras' global "
+                "`image_data_format` is 'channels_first'. Set it to "
+                "'channels_last'; layers may have a `data_format` of their own."
+            )
 
     def copy_to(self, plain: Any) -> None:
         """Give a `plain_layer` the values of this layer."""

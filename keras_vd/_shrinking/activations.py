@@ -1,0 +1,80 @@
+"""Activation functions, as far as constants and channels go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+# By identity: a user's callable may have no hash.
+_ELEMENTWISE = {
+    id(getattr(keras.activations, name))
+    for name in (
+        "linear relu relu6 leaky_relu elu selu celu gelu silu mish softplus "
+        "softsign tanh sigmoid hard_sigmoid hard_silu hard_tanh exponential "
+        "log_sigmoid sparse_plus sparse_sigmoid squareplus tanh_shrink "
+        "soft_shrink hard_shrink threshold"
+    ).split()
+    if hasattr(keras.activations, name)
+}
+_MIXING = {
+    id(getattr(keras.activations, name))
+    for name in ("softmax", "log_softmax", "sparsemax", "glu")
+    if hasattr(keras.activations, name)
+}
+
+
+def is_elementwise(activation: Any) -> bool:
+    """Whether an activation maps every entry by itself.
+
+    A function that is not one of Keras' is tried out: on whole rows, and on
+    one entry at a time.
+    """
+    if activation is None or id(activation) in _ELEMENTWISE:
+        return True
+    # A layer may have weights, such as one slope per channel.
+    is_layer = isinstance(activation, keras.layers.Layer)
+    if id(activation) in _MIXING or is_layer:
+        return False
+    inputs = np.random.default_rng(0).normal(scale=2.0, size=(3, 4))
+    inputs = inputs.astype("float32")
+    try:
+        whole = evaluate(activation, inputs)
+        single = evaluate(activation, inputs.reshape(-1, 1))
+    except Exception:  # Whatever a user's function raises on such shapes.
+        return False
+    return whole.shape == inputs.shape and np.array_equal(
+        whole.reshape(-1, 1), single
+    )
+
+
+def evaluate(
+    activation: Callable[[Any], Any] | None,
+    values: np.ndarray,
+    dtype: str = "float32",
+) -> np.ndarray:
+    """The activation of an array, float64; NaN where it is not finite."""
+    if activation is None or not values.size:
+        return np.array(values, np.float64)
+    tensor = ops.convert_to_tensor(np.asarray(values, dtype))
+    results = np.array(ops.convert_to_numpy(activation(tensor)), np.float64)
+    return np.where(np.isfinite(results), results, np.nan)
+
+
+def evaluate_constants(
+    layer: Any,
+    activation: Callable[[Any], Any] | None,
+    constants: np.ndarray,
+) -> np.ndarray:
+    """The activation of a layer's known constants, as a row of one example."""
+    known = ~np.isnan(constants)
+    results = np.full_like(constants, np.nan)
+    if known.any():
+        # 16 bits would be a poor bias for the next layer.
+        is_double = getattr(layer, "compute_dtype", None) == "float64"
+        dtype = "float64" if is_double else "float32"
+        results[known] = evaluate(activation, constants[known][None], dtype)[0]
+    return results
