@@ -14,6 +14,12 @@ EXAMPLES = [
     "scikit-learn>=1.4",
     "tensorflow-datasets>=4.9.6",
 ]
+RUNTIMES = [
+    "ai-edge-litert>=2.3",
+    "onnx>=1.23",
+    "onnxruntime>=1.31",
+    "tf2onnx>=1.17",
+]
 TFP = ["tensorflow-probability[tf]>=0.25"]
 
 setup(
@@ -35,10 +41,12 @@ setup(
         "jax": ["jax>=0.10"],
         "torch": ["torch>=2.1"],
         "examples": EXAMPLES,
+        "runtimes": RUNTIMES,
         "tfp": TFP,
         "test": [
             *TENSORFLOW,
             *EXAMPLES,
+            *RUNTIMES,
             *TFP,
             "hypothesis>=6.100",
             "mpmath>=1.3",

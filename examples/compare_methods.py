@@ -239,7 +239,7 @@ def add_latencies(runs: dict[str, dict[str, Any]], folder: Path) -> None:
         runs[method]["latency"] = [
             {name: row[name] for name in ("batch", "ms", "speedup")}
             for row in rows
-            if row["model"] == file
+            if row["model"] == file and row["error"] is None
         ]
         common.write_json(folder / method / "results.json", runs[method])
 

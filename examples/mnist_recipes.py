@@ -213,8 +213,8 @@ def _for_small_sets(recipe: Recipe) -> Recipe:
     # image.
     return dataclasses.replace(
         recipe,
-        pretrain_epochs=2 * recipe.pretrain_epochs,
-        epochs=80,
+        pretrain_epochs=min(40, 2 * recipe.pretrain_epochs),
+        epochs=80 if recipe.epochs >= 60 else 40,
         finetune_epochs=20 if recipe.finetune_epochs else 0,
         warmup_epochs=20,
         batch_size=32,

@@ -46,6 +46,8 @@ HEADER = (
     "with biases",
     "n_active",
     "memory %",
+    "parameters after shrinking",
+    "MACs",
     "seconds",
 )
 
@@ -69,19 +71,28 @@ def row(runs: list[dict[str, Any]]) -> list[str]:
     cells.append(spread([final_error(run) for run in runs], 2))
     if "sparsity" in first:
         sparsities = [run["sparsity"] for run in runs]
-        cells.append(spread([s["nonzero_ratio"] for s in sparsities], 1))
-        cells.append(
-            spread([s["nonzero_ratio_with_biases"] for s in sparsities], 1)
-        )
+        for name in ("nonzero_ratio", "nonzero_ratio_with_biases"):
+            has_weights = bool(first["sparsity"]["rows"])
+            ratios = [s[name] for s in sparsities]
+            cells.append(spread(ratios, 1) if has_weights else "-")
         active = np.mean([s["n_active"] for s in sparsities], axis=0)
         cells.append("-".join(f"{n:.0f}" for n in active))
         memory = np.mean(
-            [[r["memory_percent"] for r in s["rows"]] for s in sparsities],
+            [
+                [r["memory_percent"] for r in s["rows"] or s["gates"]]
+                for s in sparsities
+            ],
             axis=0,
         )
         cells.append(" / ".join(f"{m:.1f}" for m in memory))
     else:
         cells += ["1", "1", "all", "100"]
+    for name in ("parameters", "macs"):
+        if all("shrunk" in run for run in runs):
+            kept = spread([run["shrunk"][f"kept_{name}"] for run in runs], 0)
+            cells.append(f"{kept} of {first['shrunk'][name]:,}")
+        else:
+            cells.append("-")
     cells.append(spread([run["seconds"] for run in runs], 0))
     return cells
 

@@ -48,6 +48,8 @@ def to_deterministic(model: keras.Model) -> keras.Model:
     classes = {
         type(layer).__name__: type(layer) for layer in flatten_layers(model)
     }
+    for cls in classes.values():
+        _check_call(cls)
     folds = find_folds(model)
     config = keras.saving.serialize_keras_object(model)
     config = _without_layers(config, {gate.name for gate in folds})
@@ -80,6 +82,19 @@ def _check_model(model: Any) -> None:
         )
 
 
+def _check_call(cls: Any) -> None:
+    is_ours = issubclass(cls, (VariationalLayer, StructuredGate))
+    if is_ours and cls.call.__module__.split(".")[0] not in (
+        "keras_vd",
+        "keras",
+    ):
+        raise ValueError(
+            "Argument `model` must compute what layers of keras_vd and Keras "
+            f"compute. '{cls.__name__}' overrides `call`, which no plain layer "
+            "knows."
+        )
+
+
 def _plain_config(config: Any, classes: dict[str, type]) -> Any:
     """`config` with every variational layer described as its Keras layer."""
     if isinstance(config, (list, tuple)):
@@ -94,12 +109,6 @@ def _plain_config(config: Any, classes: dict[str, type]) -> Any:
     cls = classes.get(config.get("class_name"))
     if cls is None or not issubclass(cls, (VariationalLayer, StructuredGate)):
         return config
-    if cls.call.__module__.split(".")[0] not in ("keras_vd", "keras"):
-        raise ValueError(
-            "Argument `model` must compute what layers of keras_vd and Keras "
-            f"compute. '{cls.__name__}' overrides `call`, which no plain layer "
-            "knows."
-        )
     if issubclass(cls, StructuredGate):
         gate = cls.from_config(config["config"])
         gate.build_from_config(config["build_config"])

@@ -168,9 +168,10 @@ class _Density:
         # The nodes stay where they are when a gradient is taken.
         length = (high - low)[..., None]
         middle = (0.5 * (high + low))[..., None]
-        self.offsets = middle + length * _NODES
+        self.offsets = middle + length * ops.convert_to_tensor(_NODES)
         self.log_ratio = self.log_ratio_at(self.offsets)
-        log_terms = self.log_ratio + ops.log(length * _NODE_WEIGHTS)
+        weights = ops.convert_to_tensor(_NODE_WEIGHTS)
+        log_terms = self.log_ratio + ops.log(length * weights)
         self.log_mass = ops.logsumexp(log_terms, axis=-1)
         self._shares = ops.softmax(log_terms, axis=-1)
 

@@ -324,4 +324,5 @@ def test_gradient_of_gates():
         found = gradient(ours, np.float32([x]), np.float32([y]))
         for one, order in zip(found, ((1, 0), (0, 1)), strict=True):
             other = MP.diff(exact, (x, y), order)
-            assert one[0] == pytest.approx(float(other), rel=2e-4)
+            # 1 - z has the digits that z leaves it.
+            assert one[0] == pytest.approx(float(other), rel=2e-4, abs=1e-6)

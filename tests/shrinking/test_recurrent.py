@@ -81,6 +81,14 @@ def test_units_of_zero_may_feed_each_other(name):
     assert checked(model)[1].rows[1].kept_outputs == 5
 
 
+def test_the_bias_of_what_a_gru_remembers():
+    """Unit 0 lets in nothing but that bias, which its reset gate varies."""
+    model, cell, _, candidate = stack("gru")
+    stop(cell, candidate, 0)
+    change(cell.bias, (1, candidate * UNITS), value=0.5)
+    assert checked(model)[1].rows[1].kept_outputs == 5
+
+
 def test_activations_that_are_not_zero_at_zero():
     model, cell, _, candidate = stack("lstm", activation="sigmoid")
     stop(cell, candidate, 0)

@@ -225,6 +225,23 @@ def test_shared_layers_and_models():
     assert len(smaller.layers) == len(set(smaller.layers)) == 6
 
 
+@pytest.mark.parametrize("other", [0.5, -0.5])
+def test_constants_of_a_shared_layer(other):
+    """Both of its uses see a constant: one bias takes up only the same."""
+    inputs = keras.Input((3,))
+    shared = layers.Dense(2, name="shared")
+    read = [shared(layers.Dense(4, name=name)(inputs)) for name in "ab"]
+    model = keras.Model(inputs, read)
+    fill(model)
+    for name, value in (("a", 0.5), ("b", other)):
+        change(model.get_layer(name).kernel, np.s_[:, 0])
+        change(model.get_layer(name).bias, 0, value=value)
+    _, report = checked(model)
+    kept = 3 if other == 0.5 else 4
+    counts = {row.name: row.kept_outputs for row in report.rows}
+    assert counts == {"a": kept, "b": kept, "shared": 2}
+
+
 @pytest.mark.core
 def test_layers_of_the_user_are_copied():
     class Twice(layers.Layer):
