@@ -182,6 +182,14 @@ DEPENDENT_MLP = dataclasses.replace(
     first=BETA_BERNOULLI_MLP,
 )
 
+LOG_NORMAL_LENET_5 = dataclasses.replace(
+    LOG_NORMAL_MLP,
+    pretrain_epochs=10,
+    batch_size=200,
+    plain_learning_rate=2e-3,
+    kl_scales=(100.0, 40.0, 8.0, 8.0),
+)
+
 RECIPES: dict[tuple[str, str], Recipe] = {
     **{
         ("mlp", method): PLAIN_MLP
@@ -196,6 +204,7 @@ RECIPES: dict[tuple[str, str], Recipe] = {
     ("lenet-300-100", "ard"): SPARSE_LENET_300_100,
     ("mlp", "sparse_vd"): SPARSE_MLP,
     ("mlp", "ard"): SPARSE_MLP,
+    ("lenet-5", "log_normal"): LOG_NORMAL_LENET_5,
     ("lenet-5", "sparse_vd"): SPARSE_LENET_5,
     ("lenet-5", "ard"): SPARSE_LENET_5,
 }

@@ -481,4 +481,4 @@ CASES = {
     **{name: (*case, 0) for name, case in FOLDED.items()},
     **LEFT,
 }
-CORE = ("LeNet", "normalization", "LSTM", "dicts", "dependent, channels")
+CORE = ("LeNet", "LSTM", "dependent, channels")

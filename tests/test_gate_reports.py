@@ -165,7 +165,6 @@ def test_kl_divergence_of_a_model():
     assert keras_vd.kl_divergence(model) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.core
 def test_prune_of_gates_alone():
     model = gates_only()
     for threshold in (3.0, 1.0, -5):
@@ -179,9 +178,7 @@ def test_prune_of_gates_alone():
     assert keras_vd.sparsity_report(model).n_active == [3, 2]
 
 
-@pytest.mark.parametrize(
-    "threshold", [None, 2.0, pytest.param(-20.0, marks=pytest.mark.core)]
-)
+@pytest.mark.parametrize("threshold", [None, 2.0, -20.0])
 def test_prune_of_weights_and_gates(threshold):
     # Oracle: a threshold is one of log_alpha; gates have their own.
     model = mixed()

@@ -233,7 +233,6 @@ def test_bad_thresholds_of_prune_are_refused():
         assert to_numpy(layer.keep_mask).all()
 
 
-@pytest.mark.core
 def test_model_reduction():
     # Oracle: the density at min_log over the prior's, with 80 digits.
     layer = LOG_NORMAL.make(criterion="bmr")
@@ -385,7 +384,6 @@ def test_a_fit_closes_the_gates_of_inputs_that_do_not_matter(gate: Gate):
         assert np.isfinite(to_numpy(variable)).all()
 
 
-@pytest.mark.core
 def test_moving_statistics_of_a_dependent_gate():
     """Oracle: m <- 0.99 m + 0.01 mean over the batch of the pooled units."""
     layer = DEPENDENT.make((6, 2, 3), axis=1)
