@@ -184,10 +184,11 @@ DEPENDENT_MLP = dataclasses.replace(
 
 LOG_NORMAL_LENET_5 = dataclasses.replace(
     LOG_NORMAL_MLP,
-    pretrain_epochs=10,
+    pretrain_epochs=8,
+    finetune_epochs=12,
     batch_size=200,
     plain_learning_rate=2e-3,
-    kl_scales=(100.0, 40.0, 8.0, 8.0),
+    kl_scales=(300.0, 100.0, 12.0, 12.0),
 )
 
 RECIPES: dict[tuple[str, str], Recipe] = {
