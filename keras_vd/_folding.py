@@ -116,10 +116,9 @@ class _Graph:
             return None
         found: list[Target] = []
         for reader in self.calls:
-            count = _count(output, (reader.args, reader.kwargs))
-            if count == 0:
+            if not _reads(reader, output):
                 continue
-            if count > 1 or not reader.args or reader.args[0] is not output:
+            if not reader.args or reader.args[0] is not output:
                 return None
             layer = reader.operation
             if _absorbed(layer, factors) is not None:
@@ -134,8 +133,9 @@ class _Graph:
         return found
 
 
-def _count(tensor: Any, structure: Any) -> int:
-    return sum(x is tensor for x in keras.tree.flatten(structure))
+def _reads(call: Call, tensor: Any) -> bool:
+    read = keras.tree.flatten((call.args, call.kwargs))
+    return any(x is tensor for x in read)
 
 
 def _along(factors: np.ndarray, axis: int) -> np.ndarray | None:

@@ -418,6 +418,16 @@ LEFT = {
         1,
     ),
     "dependent": (lambda: chain((6,), Dependent(), K.Dense(2)), (6,), 1),
+    "dependent, with a threshold that matters": (
+        lambda: chain((6,), Dependent(threshold=0.3), K.Dense(2)),
+        (6,),
+        1,
+    ),
+    "dependent, high threshold": (
+        lambda: chain((6,), Dependent(threshold=0.3), K.Dense(2)),
+        (6,),
+        1,
+    ),
     "dependent, channels": (
         lambda: chain((4, 4, 6), Dependent(), K.Conv2D(2, 2)),
         (4, 4, 6),

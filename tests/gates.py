@@ -166,6 +166,18 @@ GATES = (LOG_NORMAL, BERNOULLI, DEPENDENT)
 parametrize = pytest.mark.parametrize(
     "gate", [pytest.param(gate, id=gate.name) for gate in GATES]
 )
+# Core for two of them: the Beta-Bernoulli gate is part of the dependent one.
+parametrize_core = pytest.mark.parametrize(
+    "gate",
+    [
+        pytest.param(
+            gate,
+            id=gate.name,
+            marks=[] if gate is BERNOULLI else [pytest.mark.core],
+        )
+        for gate in GATES
+    ],
+)
 
 
 def set_open(layer: Any) -> None:

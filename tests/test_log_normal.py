@@ -23,14 +23,6 @@ MP.dps = 80
 MU = (-20.0, -10.0, -3.0, -0.01, 0.0, 0.01, 1.0, 5.0)
 LOG_SIGMA = (-5.0, -3.0, -1.0, 0.0, 1.0, 2.0, 3.0, 5.0)
 BOUNDS = [(-20.0, 0.0), (-5.0, 2.0), (-1.0, -0.5), (-30.0, 10.0)]
-# One interval is enough on the other backends.
-on_all_bounds = pytest.mark.parametrize(
-    "bounds",
-    [
-        pytest.param(x, marks=[pytest.mark.core] if x[1] == 0 else [])
-        for x in BOUNDS
-    ],
-)
 GRID = np.array(list(itertools.product(MU, LOG_SIGMA)), "float32")
 # mu, log_sigma: KL, E theta, SNR on [-20, 0]; worked out outside this
 # repository's code, rounded.
@@ -279,7 +271,7 @@ def test_gradient_of_draws(bounds):
     assert all(np.abs(x).max() > 0.1 for x in found)
 
 
-@on_all_bounds
+@pytest.mark.parametrize("bounds", BOUNDS)
 def test_draws_at_the_extremes(bounds):
     """Bounds, order and finiteness, from the definition of a quantile."""
     uniforms = np.float32([0.0, 1e-7, 1e-3, 0.5, 0.999, 1.0 - 1e-7])

@@ -23,6 +23,7 @@ from tests.gates import (
     LOG_NORMAL,
     Gate,
     parametrize,
+    parametrize_core,
     set_open,
 )
 from tests.gradients import gradient
@@ -264,8 +265,7 @@ EXTREMES = {
 }
 
 
-@pytest.mark.core
-@parametrize
+@parametrize_core
 def test_gradients_are_finite_at_the_extremes(gate: Gate):
     # A plain float32 gate gives NaN here.
     names = [name for name in EXTREMES if hasattr(gate.make(), name)]
@@ -281,6 +281,21 @@ def test_gradients_are_finite_at_the_extremes(gate: Gate):
             assert np.isfinite(value).all()
         assert np.isfinite(to_numpy(layer(inputs, training=True))).all()
         assert np.isfinite(to_numpy(layer(inputs))).all()
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1.0 - 2.0**-24])
+@parametrize
+def test_the_rarest_draws_are_finite(gate: Gate, uniform, monkeypatch):
+    # Generators return 0 once in 16 million draws; logs of it are infinite.
+    def rarest(shape, minval=0.0, maxval=1.0, dtype=None, seed=None):
+        return ops.full(shape, uniform, dtype=dtype)
+
+    layer = gate.make()
+    monkeypatch.setattr(keras.random, "uniform", rarest)
+    inputs = random_inputs(5, 6)
+    assert np.isfinite(to_numpy(layer(inputs, training=True))).all()
+    for value in training_gradients(layer, inputs).values():
+        assert np.isfinite(value).all()
 
 
 @parametrize
@@ -360,8 +375,7 @@ TOY_OPTIONS = {
 }
 
 
-@pytest.mark.core
-@parametrize
+@parametrize_core
 def test_a_fit_closes_the_gates_of_inputs_that_do_not_matter(gate: Gate):
     """Oracle: the data: 4 of 12 inputs decide."""
     keras.utils.set_random_seed(4)
