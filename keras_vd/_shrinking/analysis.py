@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
+import keras
 import numpy as np
 
+from keras_vd._shrinking.channelwise import Channelwise
 from keras_vd._shrinking.graph import Graph, Node, Tensor
 from keras_vd._shrinking.rule import Rule, find_rule, join
 
@@ -18,7 +20,8 @@ class Plan:
         graph: The graph.
         rules: The rule of each layer or operation, by its id, in the order of
             first use.
-        gathered: Model inputs of which only the kept channels are read.
+        gathered: Model inputs, as they are or flattened, of which only the
+            kept channels are read.
     """
 
     graph: Graph
@@ -48,7 +51,9 @@ def make_plan(graph: Graph, gather_inputs: bool | None) -> Plan:
     rules = {
         key: find_rule(nodes[0].operation, nodes) for key, nodes in uses.items()
     }
-    plan = Plan(graph, rules, _gatherable(graph, gather_inputs))
+    plan = Plan(graph, rules, [])
+    if gather_inputs is not False:
+        plan.gathered = _gatherable_inputs(graph) + _gatherable_flat(plan)
     _find_constants(plan)
     _settle(plan)
     # Half of the features: below that, reading them costs more than it saves.
@@ -74,14 +79,27 @@ def _count_constants(plan: Plan) -> int:
     return sum(int(np.count_nonzero(x)) for x in known)
 
 
-def _gatherable(graph: Graph, gather_inputs: bool | None) -> list[Tensor]:
-    if gather_inputs is False:
-        return []
+def _gatherable_inputs(graph: Graph) -> list[Tensor]:
     return [
         tensor
         for tensor, layer in zip(graph.inputs, graph.input_layers, strict=True)
         if tensor.has_channels and not (layer.sparse or layer.optional)
     ]
+
+
+def _gatherable_flat(plan: Plan) -> list[Tensor]:
+    """Inputs behind a Flatten, whose features are entries of the input."""
+    raw = set(plan.graph.inputs)
+    found: list[Tensor] = []
+    for node in plan.graph.nodes:
+        rule = plan.rule_of(node)
+        if len(rule.uses) > 1 or rule.reason or not raw.issuperset(node.inputs):
+            continue
+        if isinstance(node.operation, keras.layers.Flatten):
+            found += node.outputs
+        elif isinstance(rule, Channelwise) and not node.operation.weights:
+            raw.update(node.outputs)
+    return found
 
 
 def _settle(plan: Plan) -> None:
@@ -127,16 +145,24 @@ def _repeat(plan: Plan) -> None:
     before = -1
     while before != (count := _count(plan)):
         before = count
-        for node in reversed(plan.graph.nodes):
-            plan.rule_of(node).require(node)
+        _require(plan)
         for rule in plan.rules.values():
             if rule.ties_uses and len(rule.uses) > 1:
                 _tie(rule)
         if _count(plan) == before:
             for rule in plan.rules.values():
                 rule.settle()
-            for node in reversed(plan.graph.nodes):
-                plan.rule_of(node).require(node)
+            _require(plan)
+
+
+def _require(plan: Plan) -> None:
+    for node in reversed(plan.graph.nodes):
+        if any(tensor in plan.gathered for tensor in node.outputs):
+            # It is called on all, and what it makes is gathered from.
+            for tensor in () if node.is_gone else node.inputs:
+                tensor.keep[:] = True
+        else:
+            plan.rule_of(node).require(node)
 
 
 def _tie(rule: Rule) -> None:

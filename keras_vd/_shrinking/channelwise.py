@@ -160,21 +160,27 @@ class Rescaling(Channelwise):
         width = node.inputs[0].width
         for value in (layer.scale, layer.offset):
             # Numbers along any other axis are no numbers of a channel.
-            if np.size(value) not in (1, width) or np.ndim(value) > 1:
+            is_last = np.shape(value)[-1:] == (np.size(value),)
+            if np.size(value) != 1 and not (
+                is_last and np.size(value) == width
+            ):
                 return "its numbers are not one per channel"
         return super().refusal(layer, node)
 
     def _constants(self, constants: np.ndarray) -> np.ndarray:
-        scale = np.broadcast_to(self.layer.scale, constants.shape)
+        scale, offset = (
+            np.broadcast_to(np.ravel(value), constants.shape)
+            for value in (self.layer.scale, self.layer.offset)
+        )
         constants = np.where(scale == 0.0, 0.0, constants)
-        return finite(constants * scale + self.layer.offset)
+        return finite(constants * scale + offset)
 
     def shrunk(self) -> tuple[dict[str, Any], list[np.ndarray]]:
         config = self.layer.get_config()
         for name in ("scale", "offset"):
             values = np.asarray(getattr(self.layer, name), np.float64)
             if values.size > 1:
-                config[name] = values[self.input.keep].tolist()
+                config[name] = values[..., self.input.keep].tolist()
         return config, []
 
 

@@ -146,7 +146,12 @@ class _Builder:
             (node.args, node.kwargs),
         )
         made = rule.call(self.layers[key], args, kwargs, self.names)
-        self.tensors |= zip(node.outputs, keras.tree.flatten(made), strict=True)
+        for tensor, symbolic in zip(
+            node.outputs, keras.tree.flatten(made), strict=True
+        ):
+            self.tensors[tensor] = self._gathered(
+                tensor, symbolic, self.layer_names[key]
+            )
         if is_new and isinstance(node.operation, keras.layers.Layer):
             _set_weights(rule, self.layers[key])
 

@@ -129,10 +129,13 @@ def test_sequence_estimator(case, monkeypatch):
         outputs = layer(inputs, training=True)
     assert len(drawn) == len(KERNELS)
     drawn = dict(zip(KERNELS, drawn, strict=True))
+    found = set()
     for name, weight in redraw(layer).items():
         assert_equal(drawn[name].mean + drawn[name].deviation, weight)
         for signs in (drawn[name].input_signs, drawn[name].output_signs):
-            assert set(np.unique(to_numpy(signs))) == {-1.0, 1.0}
+            found |= set(np.unique(to_numpy(signs)))
+    # All of them together: 8 signs alone are equal every now and then.
+    assert found == {-1.0, 1.0}
     weights = [sequence_weights(drawn, b) for b in range(4)]
     expected = [
         slow_rnn(layer, x, own)[0]

@@ -188,3 +188,19 @@ def test_channels_first():
     assert report.rows[0].kept_outputs == 2
     reason = report.kept_whole[model.layers[0].name]
     assert reason == "its channels come first"
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_numbers_of_a_rescaling_may_have_leading_axes(axes):
+    """Oracle: by hand. The channel times 0 goes, whatever the nesting."""
+    scale = np.array([2.0, 0.0, 3.0]).reshape((1,) * (axes - 1) + (3,))
+    model = sequential(
+        (4, 3), layers.Rescaling(scale.tolist()), layers.Conv1D(2, 2)
+    )
+    _, report = checked(
+        keras.Sequential(
+            [keras.Input((4, 5)), layers.Conv1D(3, 1), *model.layers]
+        )
+    )
+    first = report.rows[0]
+    assert (first.outputs, first.kept_outputs) == (3, 2)

@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 from keras import layers
 
-from tests.models import to_numpy
+from tests.models import random_inputs, to_numpy
 from tests.shrinking.comparing import (
+    assert_equal_predictions,
     change,
     checked,
+    fill,
     sequential,
     shrink,
     weights_of,
@@ -104,6 +106,59 @@ def test_gathering_inputs(dead, gather, kept):
     smaller, report = checked(model, gather_inputs=gather)
     assert report.rows[0].kept_inputs == kept
     assert smaller.input_shape == model.input_shape
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ((), ()),
+        ((layers.Rescaling(0.5),), (layers.Dropout(0.5),)),
+        ((), (layers.ReLU(),)),
+    ],
+)
+def test_gathering_from_a_flattened_input(before, after, tmp_path):
+    model = sequential(
+        (2, 3, 2),
+        *(*before, layers.Flatten(), *after),
+        *(layers.Dense(3), layers.Dense(2)),
+    )
+    # 5 of 12 features are read, of both channels and both rows.
+    dead = np.setdiff1d(np.arange(12), (0, 3, 4, 8, 11))
+    change(model.layers[-2].kernel, np.s_[dead])
+    smaller, report = checked(model)
+    assert report.rows[-2].kept_inputs == 5
+    assert smaller.input_shape == model.input_shape
+    smaller.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert_equal_predictions(model, loaded, random_inputs(4, 2, 3, 2))
+    # Not worth it for less than half, and not wanted.
+    assert checked(model, gather_inputs=False)[1].is_unchanged
+    fill(model)
+    change(model.layers[-2].kernel, np.s_[:5])
+    assert checked(model)[1].is_unchanged
+    assert checked(model, gather_inputs=True)[1].rows[-2].kept_inputs == 7
+
+
+def test_a_flattened_input_that_others_read_too():
+    """Oracle: two readers of the same features; the union stays."""
+    image = keras.Input((2, 3))
+    flat = layers.Flatten()(image)
+    one, other = layers.Dense(2, name="one"), layers.Dense(2, name="other")
+    model = keras.Model(image, [one(flat), other(flat)])
+    fill(model)
+    change(one.kernel, np.s_[1:])
+    change(other.kernel, np.s_[:1], np.s_[2:])
+    _, report = checked(model)
+    assert [row.kept_inputs for row in report.rows] == [2, 2]
+
+
+def test_behind_a_batch_normalization_nothing_is_gathered():
+    model = sequential(
+        (2, 3), layers.BatchNormalization(), layers.Flatten(), layers.Dense(2)
+    )
+    change(model.layers[-1].kernel, np.s_[:4])
+    assert checked(model)[1].is_unchanged
 
 
 def test_softmax_in_a_hidden_layer_needs_all_of_its_units():
