@@ -67,7 +67,7 @@ def row(runs: list[dict[str, Any]]) -> list[str]:
 
 def picture(rows: list[list[dict[str, Any]]]) -> Figure:
     """Accuracy against the memory that the shrunk network takes."""
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(9, 5), layout="constrained")
     panel = figure.subplots()
     for index, runs in enumerate(rows):
         memory = [
@@ -88,15 +88,19 @@ def picture(rows: list[list[dict[str, Any]]]) -> Figure:
             sizes = [dense_parameters(x) for x in (active, units)]
             memory_percent = 100 * sizes[0] / sizes[1]
             panel.plot(memory_percent, accuracy, "x", color="gray")
+            is_right = memory_percent > 50
             panel.annotate(
-                f"  {name}", (memory_percent, accuracy), color="gray"
+                f"{name}  " if is_right else f"  {name}",
+                (memory_percent, accuracy),
+                color="gray",
+                ha="right" if is_right else "left",
             )
     panel.set(
         xlabel="parameters of the shrunk network, % of the dense one",
         ylabel="test accuracy, %",
         xscale="log",
     )
-    panel.legend(fontsize="small")
+    figure.legend(loc="outside right upper", fontsize="small")
     return figure
 
 
