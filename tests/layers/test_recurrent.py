@@ -142,7 +142,12 @@ def test_sequence_estimator(case, monkeypatch):
         for x, own in zip(inputs, weights, strict=True)
     ]
     assert_close(outputs, np.stack(expected), 1e-5)
-    assert np.abs(weights[0]["kernel"] - weights[1]["kernel"]).max() > 1e-2
+    # Two sequences may well have the same few signs; all four have not.
+    assert any(
+        np.abs(weights[0][name] - other[name]).max() > 1e-2
+        for other in weights[1:]
+        for name in KERNELS
+    )
 
 
 @pytest.mark.core
