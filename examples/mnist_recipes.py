@@ -230,5 +230,6 @@ def _for_small_sets(recipe: Recipe) -> Recipe:
         batch_size=32,
         kl_weight=0.3,
         shift=0,
+        prune_steps=5,
         first=recipe.first and _for_small_sets(recipe.first),
     )
