@@ -4,6 +4,7 @@ import keras
 import numpy as np
 
 from keras_vd import layers
+from tests.models import Wrapping
 
 K = keras.layers
 Gate = layers.LogNormalDropout
@@ -110,31 +111,8 @@ def dict_model():
     return keras.Model({"a": first, "b": second}, outputs)
 
 
-class Doubling(keras.Model):
-    """A subclassed model that `get_config` rebuilds."""
-
-    def __init__(self, inner, **kwargs):
-        super().__init__(**kwargs)
-        self.inner = inner
-
-    def build(self, input_shape):
-        self.inner.build(input_shape)
-
-    def call(self, inputs, training=None):
-        return 2 * self.inner(inputs, training=training)
-
-    def get_config(self):
-        inner = keras.saving.serialize_keras_object(self.inner)
-        return {**super().get_config(), "inner": inner}
-
-    @classmethod
-    def from_config(cls, config):
-        inner = keras.saving.deserialize_keras_object(config.pop("inner"))
-        return cls(inner, **config)
-
-
 def doubling():
-    model = Doubling(chain((6,), Gate(), K.Dense(3)))
+    model = Wrapping(chain((6,), Gate(), K.Dense(3)))
     model.build((None, 6))
     return model
 

@@ -139,3 +139,26 @@ def run_python(code, *arguments, **environment):
         timeout=300,
         check=False,
     )
+
+
+class Wrapping(keras.Model):
+    """A subclassed model that `get_config` and `from_config` rebuild."""
+
+    def __init__(self, inner, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = inner
+
+    def build(self, input_shape):
+        self.inner.build(input_shape)
+
+    def call(self, inputs, training=None):
+        return 2 * self.inner(inputs, training=training)
+
+    def get_config(self):
+        inner = keras.saving.serialize_keras_object(self.inner)
+        return {**super().get_config(), "inner": inner}
+
+    @classmethod
+    def from_config(cls, config):
+        inner = keras.saving.deserialize_keras_object(config.pop("inner"))
+        return cls(inner, **config)

@@ -18,9 +18,9 @@ from tests.folding import (
     CORE,
     Bernoulli,
     Dependent,
-    Doubling,
     Gate,
     K,
+    Wrapping,
     chain,
 )
 from tests.gates import randomize as randomize_gate
@@ -106,7 +106,7 @@ def test_plain_model_predicts_the_same(name, tmp_path):
     assert "keras_vd" not in plain.to_json()
     assert not plain.compiled
 
-    custom = {"Doubling": Doubling}
+    custom = {"Wrapping": Wrapping}
     plain.save(tmp_path / "plain.keras")
     loaded = keras.saving.load_model(
         tmp_path / "plain.keras", custom, safe_mode=False
