@@ -136,3 +136,12 @@ def resolve(
             f"{argument}={identifier!r}."
         )
     return found
+
+
+def check_model(model: object) -> None:
+    """Raise a TypeError unless `model` is a Keras model."""
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            "Argument `model` must be a Keras model. Received: "
+            f"model={model!r} (of type {type(model).__name__})."
+        )

@@ -13,6 +13,7 @@ from keras_vd._shrinking.macs import count_macs
 from keras_vd._shrinking.reasons import find_reasons, full_name
 from keras_vd._shrinking.rebuild import copy_model, rebuild
 from keras_vd._shrinking.report import LayerRow, ShrinkReport
+from keras_vd._validation import check_model
 
 __all__ = ["LayerRow", "ShrinkReport", "shrink"]
 
@@ -67,11 +68,7 @@ def shrink(
 
 def _checked(model: Any) -> keras.Model:
     """The Functional model to read, or an error that says what to do."""
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            "Argument `model` must be a Keras model. Received: "
-            f"model={model!r} (of type {type(model).__name__})."
-        )
+    check_model(model)
     ours = [x.name for x in flatten_layers(model) if _is_ours(x)]
     if ours:
         raise ValueError(

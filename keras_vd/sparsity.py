@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
 from typing import Any
 
-import rich.console
 import rich.table
+
+from keras_vd._tables import Report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ class GateRow:
 
 
 @dataclasses.dataclass(frozen=True)
-class SparsityReport:
+class SparsityReport(Report):
     """Sparsity of a model at inference, weight by weight and in total.
 
     A weight counts as zero if it, or a group that it belongs to, is pruned.
@@ -165,7 +165,6 @@ class SparsityReport:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """All of the report as plain Python values, ready for JSON."""
         rows = [
             {
                 **dataclasses.asdict(row),
@@ -203,7 +202,6 @@ class SparsityReport:
         }
 
     def to_table(self) -> rich.table.Table:
-        """The report as a table to print with `rich`."""
         table = rich.table.Table(title="Sparsity at inference")
         table.add_column("weight")
         for header in (
@@ -257,12 +255,6 @@ class SparsityReport:
             rows.append(("with their biases", weights, nonzero))
         weights, nonzero = weights + self.others, nonzero + self.nonzero_others
         return [*rows, ("whole model", weights, nonzero)]
-
-    def __str__(self) -> str:
-        text = io.StringIO()
-        console = rich.console.Console(file=text, width=110, color_system=None)
-        console.print(self.to_table())
-        return text.getvalue()
 
 
 def _ratio(total: int, nonzero: int) -> float:

@@ -34,7 +34,7 @@ LAYERS_OF_THE_PACKAGE = (
     ("posteriors",),
     ("priors",),
     ("kl", "log_normal", "beta_bernoulli"),
-    ("_keras_internals", "_noise", "_validation", "version"),
+    ("_keras_internals", "_noise", "_tables", "_validation", "version"),
 )
 
 

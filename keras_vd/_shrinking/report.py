@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 from typing import Any
 
-import rich.console
 import rich.table
+
+from keras_vd._tables import Report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class LayerRow:
 
 
 @dataclasses.dataclass(frozen=True)
-class ShrinkReport:
+class ShrinkReport(Report):
     """What `shrink` has removed from a model, and what it could not.
 
     Attributes:
@@ -68,7 +68,6 @@ class ShrinkReport:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """All of the report as plain Python values, ready for JSON."""
         return {
             **dataclasses.asdict(self),
             "rows": [dataclasses.asdict(row) for row in self.rows],
@@ -76,7 +75,6 @@ class ShrinkReport:
         }
 
     def to_table(self) -> rich.table.Table:
-        """The report as a table to print with `rich`."""
         title = "Nothing could be removed" if self.is_unchanged else "Shrunk"
         table = rich.table.Table(title=title)
         table.add_column("layer")
@@ -104,12 +102,6 @@ class ShrinkReport:
         for label, (before, after) in totals.items():
             table.add_row(label, "", "", *_changes(before, after))
         return table
-
-    def __str__(self) -> str:
-        text = io.StringIO()
-        console = rich.console.Console(file=text, width=110, color_system=None)
-        console.print(self.to_table())
-        return text.getvalue()
 
 
 def _change(before: int | None, after: int | None) -> str:

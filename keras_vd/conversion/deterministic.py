@@ -1,4 +1,4 @@
-"""Conversion between variational models and plain Keras models."""
+"""From a variational model to a plain Keras model."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Container
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_vd._folding import absorb, find_folds
 from keras_vd._keras_internals import flatten_layers, own_variables, sublayers
+from keras_vd._validation import check_model
 from keras_vd.layers.base import VariationalLayer, keras_class
 from keras_vd.layers.structured import StructuredGate
 from keras_vd.posteriors import WeightPosterior
@@ -42,7 +42,7 @@ def to_deterministic(model: keras.Model) -> keras.Model:
             variational layer with a `call` of its own, or is a subclassed
             model that creates variational layers by itself.
     """
-    _check_model(model)
+    check_model(model)
     required_posteriors(model)
     # Also finds the user's own layers that were never registered.
     classes = {
@@ -72,14 +72,6 @@ def to_deterministic(model: keras.Model) -> keras.Model:
         for layer, factors in targets:
             absorb(counterparts[id(layer)], factors)
     return plain
-
-
-def _check_model(model: Any) -> None:
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            "Argument `model` must be a Keras model. Received: "
-            f"model={model!r} (of type {type(model).__name__})."
-        )
 
 
 def _check_call(cls: Any) -> None:
@@ -233,39 +225,3 @@ def _copy_weights(
         ]
         pending.extend(zip(children, sublayers(new), strict=True))
     return counterparts
-
-
-def freeze_zeros(model: keras.Model) -> None:
-    """Keep the zeros of a plain model's weights at zero in later training.
-
-    For fine-tuning after `to_deterministic`: every zero entry of a trainable
-    weight of rank 2 or more gets a constraint that sets it back after each
-    update. Constraints already there are applied first. They live in this
-    object only and are not saved.
-
-    Args:
-        model: A built Keras model; changed in place.
-
-    Raises:
-        TypeError: if `model` is no Keras model.
-    """
-    _check_model(model)
-    for variable in model.trainable_variables:
-        nonzero = ops.convert_to_numpy(variable) != 0.0
-        if len(variable.shape) > 1 and not nonzero.all():
-            variable.constraint = _Masked(nonzero, variable.constraint)
-
-
-class _Masked:
-    """Constraint that keeps masked entries at zero."""
-
-    def __init__(self, nonzero: np.ndarray, constraint: Any) -> None:
-        self.nonzero = nonzero
-        self.constraint = constraint
-
-    def __call__(self, value: Any) -> Any:
-        if self.constraint is not None:
-            value = self.constraint(value)
-        # An optimizer passes the variable itself, which JAX cannot trace here.
-        value = ops.convert_to_tensor(value)
-        return ops.where(self.nonzero, value, 0.0)

@@ -1,0 +1,46 @@
+"""Reports that can be read in a terminal, in a notebook and as a web page."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import rich.console
+import rich.table
+
+WIDTH = 110  # characters; wide enough for every report's columns
+
+
+class Report:
+    """Mixin of a report whose `to_table` says it all."""
+
+    def to_table(self) -> rich.table.Table:
+        """The report as a table to print with `rich`."""
+        raise NotImplementedError(
+            f"{type(self).__name__} must implement `to_table`."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of the report as plain Python values, ready for JSON."""
+        raise NotImplementedError(
+            f"{type(self).__name__} must implement `to_dict`."
+        )
+
+    def to_html(self) -> str:
+        """The report as a web page of its own."""
+        console = rich.console.Console(
+            file=io.StringIO(), width=WIDTH, record=True
+        )
+        console.print(self.to_table())
+        return console.export_html(inline_styles=True)
+
+    def _repr_html_(self) -> str:
+        return self.to_html()
+
+    def __str__(self) -> str:
+        text = io.StringIO()
+        console = rich.console.Console(
+            file=text, width=WIDTH, color_system=None
+        )
+        console.print(self.to_table())
+        return text.getvalue()
