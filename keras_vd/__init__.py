@@ -2,7 +2,12 @@
 
 from keras_vd import callbacks, kl, layers, posteriors, priors
 from keras_vd.compression import ShrinkReport, shrink
-from keras_vd.conversion import freeze_zeros, to_deterministic
+from keras_vd.conversion import (
+    ConversionReport,
+    freeze_zeros,
+    to_deterministic,
+    to_variational,
+)
 from keras_vd.report import (
     kl_divergence,
     prune,
@@ -13,6 +18,7 @@ from keras_vd.sparsity import SparsityReport
 from keras_vd.version import __version__
 
 __all__ = [
+    "ConversionReport",
     "ShrinkReport",
     "SparsityReport",
     "__version__",
@@ -27,5 +33,6 @@ __all__ = [
     "shrink",
     "sparsity_report",
     "to_deterministic",
+    "to_variational",
     "variational_weights",
 ]

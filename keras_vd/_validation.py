@@ -145,3 +145,15 @@ def check_model(model: object) -> None:
             "Argument `model` must be a Keras model. Received: "
             f"model={model!r} (of type {type(model).__name__})."
         )
+
+
+NOT_BUILT = (
+    "Argument `model` must be built, so that its weights exist. '{name}' is "
+    "not: call it on data or `model.build(shape)`."
+)
+
+
+def check_built(model: keras.layers.Layer) -> None:
+    """Raise a ValueError unless the weights of `model` exist."""
+    if not model.built:
+        raise ValueError(NOT_BUILT.format(name=model.name))

@@ -13,7 +13,7 @@ from keras_vd._shrinking.macs import count_macs
 from keras_vd._shrinking.reasons import find_reasons, full_name
 from keras_vd._shrinking.rebuild import copy_model, rebuild
 from keras_vd._shrinking.report import LayerRow, ShrinkReport
-from keras_vd._validation import check_model
+from keras_vd._validation import NOT_BUILT, check_model
 
 __all__ = ["LayerRow", "ShrinkReport", "shrink"]
 
@@ -80,10 +80,7 @@ def _checked(model: Any) -> keras.Model:
     if functional is not None:
         return functional
     if not model.built or isinstance(model, keras.Sequential):
-        raise ValueError(
-            "Argument `model` must be built, so that its weights exist. "
-            f"'{model.name}' is not: call it on data or `model.build(shape)`."
-        )
+        raise ValueError(NOT_BUILT.format(name=model.name))
     raise ValueError(
         "Argument `model` must be a Sequential or Functional model, whose "
         f"layers and connections are known. '{model.name}' computes in a "

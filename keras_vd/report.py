@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_vd._keras_internals import flatten_layers, own_variables
+from keras_vd._validation import NOT_BUILT
 from keras_vd.layers.base import VariationalLayer
 from keras_vd.layers.structured import StructuredGate
 from keras_vd.posteriors import Posterior, WeightPosterior
@@ -43,10 +44,7 @@ def _posteriors(model: keras.layers.Layer) -> list[Posterior]:
         )
     found = [x for x in flatten_layers(model) if isinstance(x, Posterior)]
     if not all(posterior.built for posterior in found):
-        raise ValueError(
-            f"Argument `model` must be built, so that its weights exist. "
-            f"'{model.name}' is not: call it on data or `model.build(shape)`."
-        )
+        raise ValueError(NOT_BUILT.format(name=model.name))
     return found
 
 

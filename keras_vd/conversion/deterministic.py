@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Container
 from typing import Any
 
 import keras
-from keras import ops
 
 from keras_vd._folding import absorb, find_folds
-from keras_vd._keras_internals import flatten_layers, own_variables, sublayers
+from keras_vd._keras_internals import flatten_layers
 from keras_vd._validation import check_model
+from keras_vd.conversion.copying import (
+    Config,
+    copy_weights,
+    layer_classes,
+    rebuilt,
+    rewritten,
+)
 from keras_vd.layers.base import VariationalLayer, keras_class
 from keras_vd.layers.structured import StructuredGate
-from keras_vd.posteriors import WeightPosterior
 from keras_vd.report import required_posteriors
 
 
@@ -44,18 +48,18 @@ def to_deterministic(model: keras.Model) -> keras.Model:
     """
     check_model(model)
     required_posteriors(model)
-    # Also finds the user's own layers that were never registered.
-    classes = {
-        type(layer).__name__: type(layer) for layer in flatten_layers(model)
-    }
+    classes = layer_classes(model)
     for cls in classes.values():
         _check_call(cls)
     folds = find_folds(model)
     config = keras.saving.serialize_keras_object(model)
-    config = _without_layers(config, {gate.name for gate in folds})
-    plain = keras.saving.deserialize_keras_object(
-        _plain_config(config, classes), custom_objects=classes, safe_mode=False
+    config = rewritten(
+        _without_layers(config, {gate.name for gate in folds}),
+        lambda layer, path: _plain_config(
+            layer, classes.get(layer["class_name"])
+        ),
     )
+    plain = rebuilt(config, classes)
     remaining = [
         layer.name
         for layer in flatten_layers(plain)
@@ -67,7 +71,13 @@ def to_deterministic(model: keras.Model) -> keras.Model:
             "`get_config`, so that plain ones can take their place. "
             f"'{model.name}' creates some by itself: {remaining}."
         )
-    counterparts = _copy_weights(model, plain, folds)
+    values = {
+        id(variable): value
+        for layer in flatten_layers(model)
+        if isinstance(layer, VariationalLayer)
+        for variable, value in layer.inference_values()
+    }
+    counterparts = copy_weights(model, plain, values, left_out=folds)
     for targets in folds.values():
         for layer, factors in targets:
             absorb(counterparts[id(layer)], factors)
@@ -87,18 +97,8 @@ def _check_call(cls: Any) -> None:
         )
 
 
-def _plain_config(config: Any, classes: dict[str, type]) -> Any:
-    """`config` with every variational layer described as its Keras layer."""
-    if isinstance(config, (list, tuple)):
-        return type(config)(_plain_config(item, classes) for item in config)
-    if not isinstance(config, dict):
-        return config
-    config = {
-        key: _plain_config(value, classes)
-        for key, value in config.items()
-        if key != "compile_config"
-    }
-    cls = classes.get(config.get("class_name"))
+def _plain_config(config: Config, cls: type | None) -> Config:
+    """The config of a layer, described as its Keras layer if it is ours."""
     if cls is None or not issubclass(cls, (VariationalLayer, StructuredGate)):
         return config
     if issubclass(cls, StructuredGate):
@@ -181,47 +181,3 @@ def _added_arguments(cls: type) -> set[str]:
             inspect.signature(vars(base).get("__init__", object)).parameters
         )
     return added - known
-
-
-def _copy_weights(
-    source: keras.layers.Layer,
-    target: keras.layers.Layer,
-    left_out: Container[keras.layers.Layer],
-) -> dict[int, keras.layers.Layer]:
-    """Copy values from a variational layer tree to its plain counterpart.
-
-    Args:
-        source: The variational layer.
-        target: The plain one.
-        left_out: Layers in `source` that have no counterpart.
-
-    Returns:
-        The counterparts, by the `id` of the variational layers.
-    """
-    replaced = {
-        id(variable): value
-        for layer in flatten_layers(source)
-        if isinstance(layer, VariationalLayer)
-        for variable, value in layer.inference_values()
-    }
-    counterparts: dict[int, keras.layers.Layer] = {}
-    pending = [(source, target)]
-    while pending:
-        old, new = pending.pop()
-        counterparts[id(old)] = new
-        if isinstance(old, StructuredGate):
-            old.copy_to(new)
-            continue
-        for variable, copy in zip(
-            own_variables(old), own_variables(new), strict=True
-        ):
-            # Through NumPy: two JAX variables must not share one buffer.
-            value = replaced.get(id(variable), variable)
-            copy.assign(ops.convert_to_numpy(value))
-        children = [
-            x
-            for x in sublayers(old)
-            if not isinstance(x, WeightPosterior) and x not in left_out
-        ]
-        pending.extend(zip(children, sublayers(new), strict=True))
-    return counterparts

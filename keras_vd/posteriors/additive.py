@@ -5,10 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_vd._validation import check_number
 from keras_vd.posteriors.base import THETA2_FLOOR, WeightPosterior
+
+NEW_LOG_SIGMA2 = -10.0
+# Of a weight of typical size, and the least distance from the threshold, when
+# a trained weight gets its noise.
+START_LOG_ALPHA = -6.0
+START_DISTANCE = 3.0
 
 
 class AdditiveGaussian(WeightPosterior):
@@ -20,7 +27,9 @@ class AdditiveGaussian(WeightPosterior):
     theta, so alpha may grow without bound.
 
     Args:
-        log_sigma2_init: Float: initial log variance of every weight.
+        log_sigma2_init: Float or None: initial log variance of every weight.
+            None: -10 in a new layer; for a weight that is trained already see
+            `start_from_weight`.
         **options: See `WeightPosterior`.
 
     Attributes:
@@ -31,19 +40,48 @@ class AdditiveGaussian(WeightPosterior):
         ValueError: if a value is not allowed.
     """
 
-    def __init__(self, log_sigma2_init: float = -10.0, **options: Any) -> None:
+    def __init__(
+        self, log_sigma2_init: float | None = None, **options: Any
+    ) -> None:
         super().__init__(**options)
-        self.log_sigma2_init = check_number("log_sigma2_init", log_sigma2_init)
+        if log_sigma2_init is not None:
+            log_sigma2_init = check_number("log_sigma2_init", log_sigma2_init)
+        self.log_sigma2_init = log_sigma2_init
 
     def build(self, input_shape: tuple[int, ...]) -> None:
         super().build(input_shape)
         self.log_sigma2 = self.add_weight(
             name="log_sigma2",
             shape=self._shared_shape(self.output_axes),
-            initializer=keras.initializers.Constant(self.log_sigma2_init),
+            initializer=keras.initializers.Constant(
+                NEW_LOG_SIGMA2
+                if self.log_sigma2_init is None
+                else self.log_sigma2_init
+            ),
             dtype="float32",
             autocast=False,
         )
+
+    def start_from_weight(self) -> None:
+        """Start the variances over, by the size that the weight has now.
+
+        Every log variance becomes `log_sigma2_init` or, if that is None,
+        log(mean(theta^2)) - 6: noise of 5% of the root mean square. Small
+        weights get less, so that log_alpha is at least 3 below the threshold
+        and no weight counts as zero.
+        """
+        theta2 = np.square(ops.convert_to_numpy(self.theta).astype("float64"))
+        log_theta2 = np.log(theta2 + THETA2_FLOOR)
+        most = np.full_like(theta2, np.inf)
+        if self.threshold is not None:
+            most = log_theta2 + self.threshold - START_DISTANCE
+        start = self.log_sigma2_init
+        if start is None:
+            start = np.log(np.mean(theta2) + THETA2_FLOOR) + START_LOG_ALPHA
+        sizes = zip(self.log_sigma2.shape, theta2.shape, strict=True)
+        shared = tuple(i for i, (own, size) in enumerate(sizes) if own < size)
+        most = np.min(most, axis=shared, keepdims=True)
+        self.log_sigma2.assign(np.minimum(start, most))
 
     def _log_variances(self, theta: Any) -> tuple[Any, Any]:
         log_sigma2 = ops.convert_to_tensor(self.log_sigma2)

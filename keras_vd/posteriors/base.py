@@ -143,6 +143,12 @@ class WeightPosterior(Projection, Posterior):
     def build(self, input_shape: tuple[int, ...]) -> None:
         self._add_state(input_shape)
 
+    def start_from_weight(self) -> None:
+        """Start the noise over, by the size that the weight has now.
+
+        What does not depend on that size stays as it is.
+        """
+
     def _shared_shape(self, axes: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of a parameter that broadcasts to the weight.
 

@@ -1,0 +1,67 @@
+"""Which layers of a model a user means by `include` and `exclude`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+
+import keras
+
+from keras_vd.conversion.copying import Path
+
+Selector = str | type | Callable[[keras.layers.Layer], bool]
+Selectors = Selector | Sequence[Selector]
+
+
+def select(
+    argument: str,
+    selectors: Selectors,
+    places: Mapping[Path, keras.layers.Layer],
+) -> set[Path]:
+    """Where the layers are that a user means.
+
+    Args:
+        argument: Name of the argument, for messages.
+        selectors: What the user passed: names of layers, or of what they are
+            in, layer classes, functions of a layer; one or several.
+        places: The layers to choose from, by where they are.
+
+    Raises:
+        TypeError: if something else was passed.
+        ValueError: if one of them fits no layer.
+    """
+    if not isinstance(selectors, (list, tuple)):
+        _check(argument, selectors)
+    if isinstance(selectors, str) or callable(selectors):
+        selectors = (selectors,)
+    chosen: set[Path] = set()
+    for selector in selectors:
+        _check(argument, selector)
+        found = {p for p, layer in places.items() if _fits(selector, p, layer)}
+        if not found:
+            names = ["/".join(path[1:]) for path in places]
+            raise ValueError(
+                f"Every part of argument `{argument}` must fit a layer with "
+                f"weights, that is one of {names}. Received: {selector!r}, "
+                "which fits none."
+            )
+        chosen |= found
+    return chosen
+
+
+def _check(argument: str, selector: object) -> None:
+    if not isinstance(selector, str) and not callable(selector):
+        raise TypeError(
+            f"Argument `{argument}` must consist of names, layer classes and "
+            "functions of a layer. Received: "
+            f"{selector!r} (of type {type(selector).__name__})."
+        )
+
+
+def _fits(selector: Selector, path: Path, layer: keras.layers.Layer) -> bool:
+    if isinstance(selector, str):
+        # Past the name of the whole model, which is not a choice.
+        return selector in (*path[1:], "/".join(path[1:]))
+    if inspect.isclass(selector):
+        return isinstance(layer, selector)
+    return bool(selector(layer))

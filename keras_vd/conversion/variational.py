@@ -1,0 +1,209 @@
+"""From any Keras model to a variational one with the same predictions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from keras_vd import layers, posteriors
+from keras_vd._keras_internals import own_variables, sublayers
+from keras_vd._shrinking.rule import weights_refusal
+from keras_vd._validation import check_built, check_model
+from keras_vd.conversion.copying import (
+    Config,
+    Path,
+    copy_weights,
+    layer_classes,
+    rebuilt,
+    rewritten,
+)
+from keras_vd.conversion.report import ConversionReport, ConversionRow
+from keras_vd.conversion.selection import Selectors, select
+from keras_vd.layers.base import VariationalLayer, keras_class
+from keras_vd.layers.structured import StructuredGate
+from keras_vd.report import variational_weights
+
+# By the very class: a subclass may compute anything.
+COUNTERPARTS: dict[type, type] = {
+    keras_class(cls): cls
+    for name, cls in vars(layers).items()
+    if name.startswith("VD")
+}
+
+
+def to_variational(
+    model: keras.Model,
+    posterior: Any = "sparse_vd",
+    include: Selectors | None = None,
+    exclude: Selectors | None = None,
+    kl_weight: float | None = None,
+    return_report: bool = False,
+    verbose: int = 1,
+) -> Any:
+    """Replace Keras layers by their variational forms, weights and all.
+
+    The trained weights become the posterior means, so predictions stay as
+    they are; what has no variational form is copied. The noise starts small
+    against the trained weights, and so that none of them counts as zero: see
+    `keras_vd.posteriors.AdditiveGaussian.start_from_weight`. Fine-tune with
+    `KLAnnealing`, as `examples/convert_pretrained.py` does.
+
+    Args:
+        model: A built Sequential or Functional model, with nested models and
+            wrappers, or a subclassed one whose `get_config` rebuilds it. Not
+            changed.
+        posterior: `"sparse_vd"`, `"vd"`, `"ard"`, `"gaussian"` or an object
+            from `keras_vd.posteriors`.
+        include: Which layers to convert: names (of a layer, or of a model or
+            wrapper that it is in), layer classes, or functions of a layer that
+            return a bool; one, or a sequence of them. None: all there are.
+        exclude: Layers that stay, likewise. It wins over `include`.
+        kl_weight: Float >= 0 or None: multiplier of the KL in nats, normally
+            1 / (number of training examples). None: set by `KLAnnealing`.
+        return_report: Whether to return the report as well.
+        verbose: 1 to print the report, 0 not to.
+
+    Returns:
+        A new model, not compiled, or with `return_report` the model and its
+        `ConversionReport`: what was converted, what was not and why.
+
+    Raises:
+        TypeError: if `model` is no Keras model, or `include` or `exclude`
+            something else than described.
+        ValueError: if the model is not built, if a part of `include` or
+            `exclude` fits no layer, if no layer can be converted, or if a
+            layer is shared between nested models.
+
+    Example:
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    >>> variational = keras_vd.to_variational(model, verbose=0)
+    >>> type(variational.layers[0]).__name__
+    'VDDense'
+    """
+    check_model(model)
+    check_built(model)
+    template = posteriors.get(posterior)
+    places = _places(model)
+    _check_unshared(places)
+    reasons = {path: _refusal(layer) for path, layer in places.items()}
+    for path in _left_out(places, include, exclude):
+        reasons[path] = reasons[path] or "not chosen"
+    wanted = {path for path, reason in reasons.items() if reason is None}
+    added = {
+        "posterior": posteriors.serialize(template),
+        "kl_weight": kl_weight,
+    }
+    converted: set[Path] = set()
+
+    def rewrite(config: Config, path: Path) -> Config:
+        if path not in wanted or path in converted:
+            return config
+        converted.add(path)
+        return _variational_config(config, type(places[path]), added)
+
+    config = rewritten(keras.saving.serialize_keras_object(model), rewrite)
+    for path in wanted - converted:
+        reasons[path] = "made in the code of what it is in"
+    report = _report(places, reasons)
+    if not converted:
+        raise ValueError(
+            "Argument `model` must have a layer that can be converted. "
+            f"'{model.name}' has none: {report.skipped}."
+        )
+    result = rebuilt(config, layer_classes(model))
+    copied = set(map(id, copy_weights(model, result, {}).values()))
+    for weight in variational_weights(result):
+        if id(weight) not in copied:
+            weight.start_from_weight()
+    if verbose:
+        print(str(report))
+    return (result, report) if return_report else result
+
+
+def _places(
+    layer: keras.layers.Layer, inside: Path = ()
+) -> dict[Path, keras.layers.Layer]:
+    """Layers that have weights, or a variational form, by where they are."""
+    path = (*inside, layer.name)
+    is_whole = isinstance(layer, (VariationalLayer, StructuredGate))
+    if is_whole or type(layer) in COUNTERPARTS:
+        return {path: layer}
+    found = {path: layer} if own_variables(layer) else {}
+    for inner in sublayers(layer):
+        found |= _places(inner, path)
+    return found
+
+
+def _check_unshared(places: dict[Path, keras.layers.Layer]) -> None:
+    """Configs of models do not say so: there would be two layers then."""
+    first: dict[int, Path] = {}
+    for path, layer in places.items():
+        other = first.setdefault(id(layer), path)
+        if other != path:
+            raise ValueError(
+                "Argument `model` must not share a layer between nested "
+                "models or wrappers, which Keras cannot rebuild. The same "
+                f"layer is '{'/'.join(other)}' and '{'/'.join(path)}'."
+            )
+
+
+def _refusal(layer: keras.layers.Layer) -> str | None:
+    """Why a layer cannot be converted, if it cannot."""
+    if isinstance(layer, (VariationalLayer, StructuredGate)):
+        return "variational already"
+    if type(layer) not in COUNTERPARTS:
+        known = [x.__name__ for x in COUNTERPARTS if isinstance(layer, x)]
+        if known:
+            return f"a subclass of {known[0]}, whose code may differ"
+        return f"no variational form of {type(layer).__name__}"
+    if not layer.trainable:
+        return "frozen (`trainable=False`)"
+    if layer.variable_dtype == "float16":
+        return "pure float16, in which variances underflow"
+    return weights_refusal(layer)
+
+
+def _left_out(
+    places: dict[Path, keras.layers.Layer],
+    include: Selectors | None,
+    exclude: Selectors | None,
+) -> set[Path]:
+    left_out: set[Path] = set()
+    if include is not None:
+        left_out = set(places) - select("include", include, places)
+    if exclude is not None:
+        left_out |= select("exclude", exclude, places)
+    return left_out
+
+
+def _variational_config(
+    config: Config, keras_layer: type, added: dict[str, Any]
+) -> Config:
+    cls = COUNTERPARTS[keras_layer]
+    return {
+        **config,
+        "module": cls.__module__,
+        "class_name": cls.__name__,
+        "registered_name": keras.saving.get_registered_name(cls),
+        "config": {**config["config"], **added},
+    }
+
+
+def _report(
+    places: dict[Path, keras.layers.Layer], reasons: dict[Path, str | None]
+) -> ConversionReport:
+    rows = []
+    for path, layer in places.items():
+        reason = reasons[path]
+        cls = type(layer)
+        rows.append(
+            ConversionRow(
+                "/".join(path[1:]) or layer.name,
+                cls.__name__,
+                None if reason else COUNTERPARTS[cls].__name__,
+                reason,
+                layer.count_params(),
+            )
+        )
+    return ConversionReport(tuple(rows))
