@@ -14,6 +14,7 @@ import keras
 import numpy as np
 from common import fail
 
+DATASETS = ("mnist", "digits", "cifar10")
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 
 
@@ -105,20 +106,20 @@ def load(dataset: str, file: Path | None) -> Images:
     """Load and check one of the data sets.
 
     Args:
-        dataset: `"mnist"` or `"digits"`; not used if `file` is given.
+        dataset: One of `DATASETS`; not used if `file` is given.
         file: `.npz` file with the arrays of `keras.datasets`.
     """
     if file is not None:
         return _checked(_read_npz(file), f"--data {file}")
-    arrays = {"mnist": _mnist, "digits": _digits}[dataset]()
+    arrays = _digits() if dataset == "digits" else _from_tfds(dataset)
     return _checked(arrays, f"--dataset {dataset}")
 
 
-def _mnist() -> dict[str, np.ndarray]:
+def _from_tfds(name: str) -> dict[str, np.ndarray]:
     try:
         import tensorflow_datasets as tfds
 
-        builder = tfds.builder("mnist")
+        builder = tfds.builder(name)
         if not builder.is_prepared():
             _check_network("storage.googleapis.com")
             builder.download_and_prepare()
@@ -131,7 +132,7 @@ def _mnist() -> dict[str, np.ndarray]:
     except Exception as error:  # TFDS raises whatever its downloader raises
         reason = str(error).strip().splitlines() or [type(error).__name__]
         fail(
-            "data set mnist is neither in TFDS_DATA_DIR="
+            f"data set {name} is neither in TFDS_DATA_DIR="
             f"{os.environ.get('TFDS_DATA_DIR', '(not set)')} nor could it be "
             f"downloaded ({reason[0][:200]}); --dataset digits needs no "
             "download"
