@@ -70,8 +70,9 @@ def to_variational(
 
     Raises:
         TypeError: if `model` is no Keras model, or `include` or `exclude`
-            something else than described.
-        ValueError: if the model is not built, if a part of `include` or
+            something else than described, or `kl_weight` no number.
+        ValueError: if the model is not built, if `posterior` or `kl_weight` is
+            not allowed, if a part of `include` or
             `exclude` fits no layer, if no layer can be converted, or if a
             layer is shared between nested models.
 
@@ -83,7 +84,7 @@ def to_variational(
     """
     check_model(model)
     check_built(model)
-    template = posteriors.get(posterior)
+    template = posteriors.instantiate(posterior, "template", kl_weight)
     places = _places(model)
     _check_unshared(places)
     reasons = {path: _refusal(layer) for path, layer in places.items()}
@@ -92,7 +93,7 @@ def to_variational(
     wanted = {path for path, reason in reasons.items() if reason is None}
     added = {
         "posterior": posteriors.serialize(template),
-        "kl_weight": kl_weight,
+        "kl_weight": template.initial_kl_weight,
     }
     converted: set[Path] = set()
 
