@@ -161,20 +161,26 @@ def replaced_attributes(instance: Any, **values: Any) -> Iterator[None]:
         attributes.update(kept)
 
 
-def with_other_ops(method: Any, **functions: Callable[..., Any]) -> Any:
-    """A bound method of Keras with some of its `ops` functions replaced.
+def with_other_globals(method: Any, **objects: Any) -> Any:
+    """A bound method of Keras that finds other objects under some names.
 
     A copy of the function with globals of its own: nothing else is touched.
     """
     function = method.__func__
-    names = dict(function.__globals__)
-    names["ops"] = types.SimpleNamespace(**{**vars(names["ops"]), **functions})
     copy = types.FunctionType(
         function.__code__,
-        names,
+        {**function.__globals__, **objects},
         function.__name__,
         function.__defaults__,
         function.__closure__,
     )
     copy.__kwdefaults__ = function.__kwdefaults__
     return types.MethodType(copy, method.__self__)
+
+
+def with_other_ops(method: Any, **functions: Callable[..., Any]) -> Any:
+    """A bound method of Keras with some of its `ops` functions replaced."""
+    known = vars(method.__func__.__globals__["ops"])
+    return with_other_globals(
+        method, ops=types.SimpleNamespace(**{**known, **functions})
+    )
