@@ -12,7 +12,7 @@ from typing import Any
 import keras
 
 from keras_vd import posteriors
-from keras_vd._keras_internals import with_other_globals
+from keras_vd._keras_internals import attention_projections, with_other_globals
 from keras_vd.layers.base import VariationalLayer, along_axes
 from keras_vd.layers.dense import VDEinsumDense
 
@@ -24,7 +24,6 @@ class _Attention(VariationalLayer):
 
     _variational_weights = ()
     _available_groups = ("heads",)
-    _projections = ("query", "key", "gate", "value", "output")
 
     def __init__(
         self,
@@ -51,11 +50,9 @@ class _Attention(VariationalLayer):
         with_other_globals(keras_build, EinsumDense=self._projection)(
             query_shape, value_shape, key_shape
         )
-        for name in self._projections:
-            projection = getattr(self, f"_{name}_dense", None)
-            if projection is not None:
-                label = f"{self.name}/{projection.name}"
-                projection.kernel_posterior.label = label
+        for projection in attention_projections(self).values():
+            label = f"{self.name}/{projection.name}"
+            projection.kernel_posterior.label = label
         if "heads" in self.group_names:
             self._bind_heads()
 
