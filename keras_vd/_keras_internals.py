@@ -58,6 +58,27 @@ def flatten_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     return list(found.values())
 
 
+def has_mask(tensor: keras.KerasTensor) -> bool:
+    """Whether Keras hands a mask on with a symbolic tensor.
+
+    It reaches layers of one argument as a keyword in the graph, but those of
+    several, such as attention, without a trace.
+    """
+    return backend.get_keras_mask(tensor) is not None
+
+
+def attention_projections(
+    layer: keras.layers.Layer,
+) -> dict[str, keras.layers.EinsumDense]:
+    """The projections of a built attention layer, by what they project.
+
+    In the order of their weights; the gate is not always there.
+    """
+    names = ("query", "key", "gate", "value", "output")
+    found = {name: getattr(layer, f"_{name}_dense", None) for name in names}
+    return {name: one for name, one in found.items() if one is not None}
+
+
 def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
     """Variables that belong to `layer` itself and to none of its sublayers."""
     return [*layer._trainable_variables, *layer._non_trainable_variables]
@@ -161,20 +182,26 @@ def replaced_attributes(instance: Any, **values: Any) -> Iterator[None]:
         attributes.update(kept)
 
 
-def with_other_ops(method: Any, **functions: Callable[..., Any]) -> Any:
-    """A bound method of Keras with some of its `ops` functions replaced.
+def with_other_globals(method: Any, **objects: Any) -> Any:
+    """A bound method of Keras that finds other objects under some names.
 
     A copy of the function with globals of its own: nothing else is touched.
     """
     function = method.__func__
-    names = dict(function.__globals__)
-    names["ops"] = types.SimpleNamespace(**{**vars(names["ops"]), **functions})
     copy = types.FunctionType(
         function.__code__,
-        names,
+        {**function.__globals__, **objects},
         function.__name__,
         function.__defaults__,
         function.__closure__,
     )
     copy.__kwdefaults__ = function.__kwdefaults__
     return types.MethodType(copy, method.__self__)
+
+
+def with_other_ops(method: Any, **functions: Callable[..., Any]) -> Any:
+    """A bound method of Keras with some of its `ops` functions replaced."""
+    known = vars(method.__func__.__globals__["ops"])
+    return with_other_globals(
+        method, ops=types.SimpleNamespace(**{**known, **functions})
+    )

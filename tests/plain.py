@@ -17,7 +17,11 @@ def to_numpy(tensor: Any) -> np.ndarray:
 
 def plain_class(layer_class: type) -> type:
     """The Keras layer that a variational layer stands for."""
-    return getattr(keras.layers, layer_class.__name__.removeprefix("VD"))
+    name = layer_class.__name__.removeprefix("VD")
+    # Exported under another name than that of its class.
+    if name == "GroupedQueryAttention":
+        name = "GroupQueryAttention"
+    return getattr(keras.layers, name)
 
 
 def plain_linear(

@@ -303,3 +303,36 @@ def test_splitting_in_cells():
         outputs = cell(np.ones((1, 3), "float32"), states)[0]
     assert shapes == [((3, 8), 4, 1), ((8,), 4, 0)]
     assert_equal(outputs, cell(np.ones((1, 3), "float32"), states)[0])
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("kind", ["multi_head", "grouped_query"])
+def test_with_other_globals(kind):
+    """Oracle: by hand; what attention layers build goes by one name."""
+    layer = {
+        "multi_head": lambda: keras.layers.MultiHeadAttention(2, 3),
+        "grouped_query": lambda: keras.layers.GroupQueryAttention(3, 2, 2),
+    }[kind]()
+    made = []
+
+    class Noted(keras.layers.EinsumDense):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            made.append(self)
+
+    module = sys.modules[type(layer).__module__]
+    einsum_dense = module.EinsumDense
+    for name in ("_make_output_dense", "build"):
+        if hasattr(layer, name):
+            method = getattr(type(layer), name).__get__(layer)
+            copy = internals.with_other_globals(method, EinsumDense=Noted)
+            object.__setattr__(layer, name, copy)
+    layer.build((None, 4, 6), (None, 4, 6))
+    assert module.EinsumDense is einsum_dense
+    names = ["query", "key", "value", "attention_output"]
+    assert [x.name for x in made] == names
+    attributes = ("_query", "_key", "_value", "_output")
+    assert made == [getattr(layer, f"{x}_dense") for x in attributes]
+    kinds = [type(x) for x in internals.sublayers(layer)]
+    assert kinds.count(Noted) == 4
+    assert keras.layers.EinsumDense not in kinds

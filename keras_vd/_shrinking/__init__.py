@@ -7,6 +7,7 @@ The other modules hold rules, one class per kind of layer.
 
 # Importing them enters their rules into the table.
 from keras_vd._shrinking import (
+    attention,
     channelwise,
     embedding,
     linear,
@@ -16,6 +17,7 @@ from keras_vd._shrinking import (
 )
 
 __all__ = [
+    "attention",
     "channelwise",
     "embedding",
     "linear",

@@ -10,7 +10,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_vd._keras_internals import Call, functional_part, graph_calls
+from keras_vd._keras_internals import (
+    Call,
+    functional_part,
+    graph_calls,
+    has_mask,
+)
+
+ATTENTION = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
 
 
 @dataclasses.dataclass(eq=False)
@@ -24,6 +31,7 @@ class Tensor:
     Attributes:
         shape: Its shape, the batch axis first.
         dtype: Name of its type.
+        may_be_masked: Whether a mask may come with it.
         constant: `(width,)`, float64: the value that a channel has everywhere,
             whatever the model's inputs are, or NaN.
         keep: `(width,)`: which channels the shrunk model still has.
@@ -31,6 +39,7 @@ class Tensor:
 
     shape: tuple[int | None, ...]
     dtype: str
+    may_be_masked: bool = False
     constant: np.ndarray = dataclasses.field(init=False)
     keep: np.ndarray = dataclasses.field(init=False)
 
@@ -69,18 +78,30 @@ class Node:
 
     @property
     def inputs(self) -> list[Tensor]:
-        """The data: what a layer's first argument holds, without masks."""
-        return tensors_in(self.args[: self._data_arguments])
+        """The data, without masks: a layer's first argument.
+
+        For attention what it calls query, value and key, in this order.
+        """
+        names = self._data_names
+        named = [self.kwargs[name] for name in names if name in self.kwargs]
+        return tensors_in((self.args[: self._data_arguments], named))
 
     @property
     def others(self) -> list[Tensor]:
         """Tensors in all further arguments, such as masks and states."""
-        return tensors_in((self.args[self._data_arguments :], self.kwargs))
+        names = self._data_names
+        rest = {k: v for k, v in self.kwargs.items() if k not in names}
+        return tensors_in((self.args[self._data_arguments :], rest))
+
+    @property
+    def _data_names(self) -> tuple[str, ...]:
+        is_attention = isinstance(self.operation, ATTENTION)
+        return ("query", "value", "key") if is_attention else ()
 
     @property
     def _data_arguments(self) -> int:
         is_layer = isinstance(self.operation, keras.layers.Layer)
-        return 1 if is_layer else len(self.args)
+        return max(1, len(self._data_names)) if is_layer else len(self.args)
 
     @property
     def is_gone(self) -> bool:
@@ -131,7 +152,7 @@ def read_graph(functional: keras.Model) -> Graph:
 
 def _tensor(symbolic: keras.KerasTensor) -> Tensor:
     dtype = keras.backend.standardize_dtype(symbolic.dtype)
-    return Tensor(tuple(symbolic.shape), dtype)
+    return Tensor(tuple(symbolic.shape), dtype, has_mask(symbolic))
 
 
 def _append_calls(
@@ -168,6 +189,10 @@ def _append_calls(
         else:
             made = tuple(_tensor(x) for x in call.outputs)
             nodes.append(Node(call.operation, args, kwargs, made, path))
+            # Not every mask is seen from inside a nested model.
+            if any(x.may_be_masked for x in tensors_in((args, kwargs))):
+                for tensor in made:
+                    tensor.may_be_masked = True
         known |= {
             id(symbolic): tensor
             for symbolic, tensor in zip(call.outputs, made, strict=True)

@@ -8,8 +8,8 @@ from typing import Any
 
 import keras
 
-from keras_vd._keras_internals import functional_part
-from keras_vd._shrinking.graph import Node, read_graph
+from keras_vd._keras_internals import attention_projections, functional_part
+from keras_vd._shrinking.graph import ATTENTION, Node, Tensor, read_graph
 
 _CONVOLUTIONS = (
     keras.layers.Conv1D,
@@ -29,8 +29,8 @@ _RECURRENT = (keras.layers.SimpleRNN, keras.layers.LSTM, keras.layers.GRU)
 def count_macs(model: keras.Model) -> int | None:
     """Multiply-accumulate operations of one example.
 
-    Those of dense, einsum, convolution and recurrent layers; all others count
-    as nothing.
+    Those of dense, einsum, convolution, recurrent and attention layers; all
+    others count as nothing.
 
     Args:
         model: A built Sequential or Functional model of plain Keras layers.
@@ -66,6 +66,8 @@ def node_macs(node: Node, layer: Any) -> int | None:
         cell = layer.cell
         weights = (cell.kernel, cell.recurrent_kernel)
         return _product((node.inputs[0].shape[1], sum(map(_size, weights))))
+    if isinstance(layer, ATTENTION):
+        return _attention_macs(layer, node.inputs)
     if isinstance(layer, keras.layers.EinsumDense):
         return _einsum_macs(layer, node)
     before = node.inputs[0].shape[1:-1] if node.inputs else ()
@@ -80,6 +82,30 @@ def node_macs(node: Node, layer: Any) -> int | None:
         kernels = (layer.depthwise_kernel, layer.pointwise_kernel)
         return _product((*after, sum(map(_size, kernels))))
     return 0
+
+
+def _attention_macs(layer: Any, inputs: list[Tensor]) -> int | None:
+    """Of the projections, the scores and the sums weighted by them."""
+    queries, keys = inputs[0].shape[1:-1], inputs[1].shape[1:-1]
+    found = attention_projections(layer)
+    kernels = {name: one.kernel.shape for name, one in found.items()}
+    # (inputs, heads, dims) and (heads, dims, outputs)
+    dims = kernels["query"][2] + kernels["output"][1]
+    num_heads = kernels["output"][0]
+    sizes = {name: math.prod(shape) for name, shape in kernels.items()}
+    from_keys = sizes.pop("key") + sizes.pop("value")
+    # Axes that are not attended along are common to both.
+    axes = getattr(layer, "attention_axes", (1,))
+    if not all(0 < axis <= len(keys) for axis in axes):
+        return None
+    attended = [keys[axis - 1] for axis in axes]
+    parts = (
+        _product((*queries, sum(sizes.values()))),
+        _product((*keys, from_keys)),
+        _product((*queries, *attended, num_heads * dims)),
+    )
+    known = [part for part in parts if part is not None]
+    return sum(known) if len(known) == len(parts) else None
 
 
 def _einsum_macs(layer: keras.layers.EinsumDense, node: Node) -> int | None:

@@ -46,8 +46,8 @@ class ShrinkReport(Report):
         parameters: Number of parameters of the model before.
         kept_parameters: Number of parameters of the new model.
         macs: Multiply-accumulate operations of one example before, in dense,
-            convolution and recurrent layers; None where a spatial size or the
-            number of time steps is not known.
+            convolution, recurrent and attention layers; None where a spatial
+            size or the number of time steps is not known.
         kept_macs: The same of the new model.
     """
 

@@ -118,10 +118,16 @@ def _plain_config(config: Config, cls: type | None) -> Config:
     return {
         **config,
         "module": "keras.layers",
-        "class_name": keras_class(cls).__name__,
+        "class_name": _public_name(keras_class(cls)),
         "registered_name": None,
         "config": arguments,
     }
+
+
+def _public_name(cls: type) -> str:
+    """The name under which `keras.layers` has a class, often its own."""
+    names = (k for k, v in vars(keras.layers).items() if v is cls)
+    return next(names, cls.__name__)
 
 
 def _without_layers(config: Any, names: set[str]) -> Any:

@@ -3,6 +3,10 @@
 The former are named `VD` plus the Keras name.
 """
 
+from keras_vd.layers.attention import (
+    VDGroupedQueryAttention,
+    VDMultiHeadAttention,
+)
 from keras_vd.layers.beta_bernoulli import (
     BetaBernoulliDropout,
     DependentBetaBernoulliDropout,
@@ -41,6 +45,8 @@ __all__ = [
     "VDDepthwiseConv2D",
     "VDEinsumDense",
     "VDEmbedding",
+    "VDGroupedQueryAttention",
+    "VDMultiHeadAttention",
     "VDSeparableConv1D",
     "VDSeparableConv2D",
     "VDSimpleRNN",

@@ -94,8 +94,7 @@ class VariationalLayer(_Mixin):
 
     def _refuse_input_noise(self) -> None:
         """For layers that draw their weights rather than their outputs."""
-        posterior = getattr(self, self._posteriors()[0][0])
-        noise = getattr(posterior, "noise", "weight")
+        noise = getattr(self._template(), "noise", "weight")
         if noise != "weight":
             raise ValueError(
                 f"Layer '{self.name}' draws its weights once per call: the "
@@ -155,8 +154,14 @@ class VariationalLayer(_Mixin):
         """As `inference_values`, for biases of what may be pruned."""
         return []
 
+    def _template(self) -> posteriors.WeightPosterior:
+        """A posterior with the options that the layer was given."""
+        found: posteriors.WeightPosterior
+        found = getattr(self, self._posteriors()[0][0])
+        return found
+
     def get_config(self) -> dict[str, Any]:
-        posterior = getattr(self, self._posteriors()[0][0])
+        posterior = self._template()
         config = {
             **super().get_config(),
             "posterior": posteriors.serialize(posterior),

@@ -113,7 +113,7 @@ class WeightPosterior(Projection, Posterior):
         # Hidden from Keras' tracking: the layer owns and saves the weight and
         # the group variables.
         object.__setattr__(self, "_theta", weight)
-        object.__setattr__(self, "_multipliers", multipliers or {})
+        object.__setattr__(self, "_multipliers", dict(multipliers or {}))
         self.label = label
         self.input_axes = tuple(axis % len(weight.shape) for axis in input_axes)
         self.output_axes = tuple(
@@ -122,6 +122,18 @@ class WeightPosterior(Projection, Posterior):
         self.conv_groups = conv_groups
         self.channel_axis = channel_axis
         self.build(tuple(weight.shape))
+
+    def multiply_by(
+        self, name: str, group: WeightPosterior, expand: Callable[[Any], Any]
+    ) -> None:
+        """Have group variables of another layer multiply the weight.
+
+        Args:
+            name: Name of the kind of groups.
+            group: Posterior of the group variables.
+            expand: Spreads their values over the weight.
+        """
+        self._multipliers[name] = (group, expand)
 
     def bind_group(self, size: int, label: str) -> None:
         """Make this the posterior of `size` group variables, which start at 1.

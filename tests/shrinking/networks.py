@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import layers
 
+ATTENTION = (layers.MultiHeadAttention, layers.GroupQueryAttention)
 ACTIVATIONS = ("relu", "relu", "sigmoid", "tanh", "gelu", None, "softmax")
 
 
@@ -300,6 +301,114 @@ def sequence_models(number):
     else:
         x = getattr(layers, kind)(net.number(1, 4))(pool[-1])
     return finish(net, [inputs], pool, x)
+
+
+def attention_models(number):
+    """Transformer blocks and single attention layers, on (steps, features)."""
+    net = Network(number)
+    width = net.number(1, 4)
+    if net.chance(3):
+        inputs = [keras.Input((3,), dtype="int32")]
+        x = layers.Embedding(5, width, mask_zero=net.chance())(inputs[0])
+    else:
+        inputs = [keras.Input((3, width))]
+        x = inputs[0]
+    pool = [x]
+    if net.chance():
+        inputs.append(keras.Input((2, net.number(1, 4))))
+        pool.insert(0, inputs[-1])
+    for _ in range(net.number(1, 3)):
+        x = net.pick(*pool[-2:])
+        kind = net.number(0, 7)
+        if kind <= 2:
+            made = attention(net, x, net.pick(*pool, x, x), inputs)
+        elif kind == 3:
+            made = transformer_block(net, x, inputs)
+        elif kind == 4:
+            made = net.dense(x)
+        elif kind == 5:
+            others = [y for y in pool if y.shape[1] == x.shape[1]]
+            made = net.merge([x, net.pick(*others)], net.dense)
+        elif kind == 6:
+            made = layers.Concatenate()([x, 0.0 * x + 0.5])
+        else:
+            made = net.channelwise(x)
+        pool.append(made)
+    model = finish(net, inputs, pool, layers.Flatten()(pool[-1]))
+    thin_out_attention(model, net.number(0, 2**16), net.pick(0.0, 0.4, 0.8))
+    return model
+
+
+def attention(net, x, source, inputs):
+    """Attention of `x` to `source`, to itself if both are the same."""
+    options = {
+        "use_bias": not net.chance(3),
+        "use_gate": net.chance(4),
+        "dropout": net.pick(0.0, 0.0, 0.5),
+        "sliding_window": net.pick(None, None, None, 1),
+    }
+    uses = {"use_causal_mask": net.chance(4)}
+    if net.chance(4):
+        mask = keras.Input((x.shape[1], source.shape[1]), dtype="int32")
+        inputs.append(mask)
+        uses["attention_mask"] = mask
+    if net.chance(4):
+        uses["key"] = net.dense(source)
+    if x.shape[-1] == source.shape[-1] and net.chance(3):
+        groups = net.number(1, 2)
+        layer = layers.GroupQueryAttention(
+            net.number(1, 3), groups * net.number(1, 3), groups, **options
+        )
+        return layer(x, source, **uses)
+    if not options["use_gate"]:
+        key = ("attention", x.shape[-1], source.shape[-1])
+        layer = layers.MultiHeadAttention(
+            *(net.number(1, 3), net.number(1, 3)),
+            value_dim=net.number(1, 3),
+            output_shape=net.pick(None, net.number(1, 4)),
+            **options,
+        )
+        if net.chance(4) and "key" not in uses:
+            layer = net.shared.setdefault(key, layer)
+    else:
+        layer = layers.MultiHeadAttention(2, 2, **options)
+    return layer(x, source, **uses)
+
+
+def transformer_block(net, x, inputs):
+    """Attention and a feed-forward pair, each between norm and sum."""
+    width = x.shape[-1]
+
+    def add(y):
+        y = y if y.shape[-1] == width else layers.Dense(width)(y)
+        return layers.Add()([x, y])
+
+    normed = layers.LayerNormalization(epsilon=0.1)(x)
+    x = add(attention(net, normed, normed, inputs))
+    y = layers.LayerNormalization(epsilon=0.1)(x)
+    y = layers.Dense(net.number(1, 5), net.pick("relu", "gelu"))(y)
+    return add(layers.Dense(width)(y))
+
+
+def thin_out_attention(model, seed, rate):
+    """Zeros at this rate of heads, and of dimensions of single heads."""
+    generator = np.random.default_rng(seed)
+    for layer in model.layers:
+        if not isinstance(layer, ATTENTION):
+            continue
+        for name in ("query", "key", "value"):
+            projection = getattr(layer, f"_{name}_dense")
+            _, heads, dims = projection.kernel.shape
+            kept = generator.uniform(size=(heads, dims)) >= rate
+            projection.kernel.assign(projection.kernel * kept)
+            if projection.bias is not None:
+                # Some of them stay constant, others zero.
+                kept |= generator.uniform(size=kept.shape) < 0.3
+                projection.bias.assign(projection.bias * kept)
+        output = layer._output_dense.kernel
+        kept = generator.uniform(size=output.shape[:2]) >= rate / 2
+        kept &= generator.uniform(size=(output.shape[0], 1)) >= rate / 2
+        output.assign(output * kept[..., None])
 
 
 def finish(net, inputs, pool, x):

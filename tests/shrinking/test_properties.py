@@ -45,10 +45,10 @@ def integers(data):
     return lambda low, high: data.draw(st.integers(low, high))
 
 
-def check(model):
+def check(model, options=(None, True)):
     """Oracle: the model itself; shrinking again changes nothing more."""
     inputs = networks.random_inputs(model)
-    for gather_inputs in (None, True):
+    for gather_inputs in options:
         smaller, report = shrink(model, gather_inputs=gather_inputs)
         assert_equal_predictions(model, smaller, inputs, rtol=1e-9)
         assert smaller.count_params() == report.kept_parameters
@@ -73,3 +73,11 @@ def test_images(data):
 @given(st.data())
 def test_sequences(data):
     check(networks.sequence_models(integers(data)))
+
+
+@settings(random_networks, max_examples=110)
+@given(st.data())
+def test_attention(data):
+    # Attention is slow to build.
+    model = networks.attention_models(integers(data))
+    check(model, [data.draw(st.sampled_from([None, True]))])
