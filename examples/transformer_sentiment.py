@@ -27,7 +27,7 @@ import numpy as np
 from keras import layers, ops
 
 VOCABULARY = 10_000
-LENGTHS = {"imdb": 200, "synthetic": 25}
+LENGTHS = {"imdb": 128, "synthetic": 25}
 RECIPE = conversion_stages.Recipe(
     epochs=3,
     variational_epochs=15,
@@ -80,11 +80,16 @@ def build(
         units: Number of hidden units of the feed-forward layers.
     """
     ids = keras.Input((length,), dtype="int32", name="ids")
-    positions = ops.cumsum(ops.ones_like(ids), axis=1) - 1
+    # Counted from 1; padding has position 0, so that both masks are the same.
+    is_word = ops.cast(ops.not_equal(ids, 0), "int32")
+    positions = is_word * ops.cumsum(is_word, axis=1)
     hidden = layers.Add()(
         [
-            layers.Embedding(words, width, mask_zero=True, name="words")(ids),
-            layers.Embedding(length, width, name="positions")(positions),
+            layers.Embedding(number, width, mask_zero=True, name=name)(tokens)
+            for name, number, tokens in (
+                ("words", words, ids),
+                ("positions", length + 1, positions),
+            )
         ]
     )
     for block in range(blocks):
