@@ -331,8 +331,24 @@ def test_with_other_globals(kind):
     assert module.EinsumDense is einsum_dense
     names = ["query", "key", "value", "attention_output"]
     assert [x.name for x in made] == names
-    attributes = ("_query", "_key", "_value", "_output")
-    assert made == [getattr(layer, f"{x}_dense") for x in attributes]
+    found = internals.attention_projections(layer)
+    assert list(found) == ["query", "key", "value", "output"]
+    assert made == list(found.values())
+    weights = [id(x) for one in made for x in one.weights]
+    assert [id(x) for x in layer.weights] == weights
     kinds = [type(x) for x in internals.sublayers(layer)]
     assert kinds.count(Noted) == 4
     assert keras.layers.EinsumDense not in kinds
+
+
+@pytest.mark.core
+def test_has_mask():
+    """Oracle: by hand; attention shows no mask in the graph."""
+    ids = keras.Input((4,), dtype="int32")
+    words = keras.layers.Embedding(5, 3, mask_zero=True)(ids)
+    outputs = keras.layers.MultiHeadAttention(1, 2)(words, words)
+    assert [internals.has_mask(x) for x in (ids, words, outputs)] == [
+        *(False, True, True)
+    ]
+    calls = internals.graph_calls(keras.Model(ids, outputs))
+    assert not any("mask" in name for x in calls for name in x.kwargs)

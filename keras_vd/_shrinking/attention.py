@@ -232,6 +232,10 @@ class Attention(Rule):
         )
 
     def _sizes(self, key_dim: int, value_dim: int) -> tuple[int, int]:
+        # The fused attention of JAX takes values of the size of keys only.
+        is_fused = self.layer.dropout == 0.0 and len(self.output.shape) == 3
+        if keras.backend.backend() == "jax" and is_fused:
+            return (max(key_dim, value_dim),) * 2
         return key_dim, value_dim
 
     @property
