@@ -1,6 +1,7 @@
 """Sparse, Bayesian Keras layers that learn which of their weights can go."""
 
 from keras_vd import callbacks, kl, layers, posteriors, priors
+from keras_vd.calibration import CalibrationReport, calibration_report
 from keras_vd.compression import ShrinkReport, shrink
 from keras_vd.conversion import freeze_zeros, to_deterministic
 from keras_vd.report import (
@@ -10,18 +11,23 @@ from keras_vd.report import (
     variational_weights,
 )
 from keras_vd.sparsity import SparsityReport
+from keras_vd.uncertainty import MonteCarloPrediction, predict_mc
 from keras_vd.version import __version__
 
 __all__ = [
+    "CalibrationReport",
+    "MonteCarloPrediction",
     "ShrinkReport",
     "SparsityReport",
     "__version__",
+    "calibration_report",
     "callbacks",
     "freeze_zeros",
     "kl",
     "kl_divergence",
     "layers",
     "posteriors",
+    "predict_mc",
     "priors",
     "prune",
     "shrink",

@@ -18,6 +18,7 @@ import keras
 from keras import ops
 
 from keras_vd._noise import standard_normal
+from keras_vd.posteriors.sampling import is_sampling
 
 # What it has of `WeightPosterior`, a type checker cannot see.
 _Mixin: Any = object
@@ -46,7 +47,7 @@ class Projection(_Mixin):
         Raises:
             ValueError: if `training` and the KL weight was never set.
         """
-        if not training:
+        if not is_sampling(training):
             return linear_op(inputs, ops.cast(self.mean(), inputs.dtype))
         scales = self.draw_groups()
         if self.estimator == "weight":
