@@ -20,7 +20,6 @@ from keras_vd.calibration import (
     calibration_report,
     check_labels,
 )
-from keras_vd.posteriors import Posterior
 from keras_vd.posteriors.sampling import sampling_at_inference
 from keras_vd.report import required_posteriors
 
@@ -100,19 +99,19 @@ def predict_mc(
             `x` has no examples, or `labels` do not go with the outputs.
 
     Example:
-    >>> model = keras.Sequential([keras.Input((4,)), keras_vd.layers.VDDense(3)])
-    >>> prediction = keras_vd.predict_mc(model, np.zeros((2, 4)), 10)
-    >>> prediction.mean.shape
+    >>> layer = keras_vd.layers.VDDense(3)
+    >>> model = keras.Sequential([keras.Input((4,)), layer])
+    >>> keras_vd.predict_mc(model, np.zeros((2, 4)), 10).mean.shape
     (2, 3)
     """
     check_model(model)
-    posteriors = required_posteriors(model)
+    required_posteriors(model)  # or an error
     num_samples = check_integer("num_samples", num_samples, 1)
     batch_size = check_integer("batch_size", batch_size, 1)
     if seed is not None:
         check_integer("seed", seed, 0)
     x = keras.tree.map_structure(_to_array, x)
-    with _seeded(posteriors, seed):
+    with _seeded(model, seed):
         draws = _Sampler(model).all_draws(x, num_samples, batch_size)
         return _summarize(draws, _count_examples(x), labels, from_logits)
 
@@ -320,22 +319,30 @@ def _count_examples(x: Any) -> int:
 
 
 @contextlib.contextmanager
-def _seeded(posteriors: list[Posterior], seed: int | None) -> Iterator[None]:
-    """Context in which posteriors draw from a seed, and not from their own."""
+def _seeded(model: keras.Model, seed: int | None) -> Iterator[None]:
+    """Context in which posteriors draw from a seed, and not from their own.
+
+    All seeds of the model have their old states afterwards: Keras' recurrent
+    layers, too, advance theirs at inference.
+    """
     seed = random.randrange(2**31) if seed is None else seed
-    generators = [posterior.seed_generator for posterior in posteriors]
-    states = [x.state for x in generators]
+    weights = {id(variable) for variable in model.weights}
+    others = [x for x in model.variables if id(x) not in weights]
     # Copies: a compiled step may free what it was given.
-    kept = [np.array(ops.convert_to_numpy(state)) for state in states]
+    kept = [np.array(ops.convert_to_numpy(variable)) for variable in others]
+    posteriors = required_posteriors(model)
     # Below 2^31, so that every backend's type of seed holds them.
-    new = np.random.SeedSequence(seed).generate_state(2 * len(states)) >> 1
+    new = np.random.SeedSequence(seed).generate_state(2 * len(posteriors)) >> 1
     try:
-        for state, value in zip(states, new.reshape(-1, 2), strict=True):
-            state.assign(value.astype(kept[0].dtype))
+        for posterior, value in zip(
+            posteriors, new.reshape(-1, 2), strict=True
+        ):
+            state = posterior.seed_generator.state
+            state.assign(ops.cast(value, state.dtype))
         yield
     finally:
-        for state, value in zip(states, kept, strict=True):
-            state.assign(value)
+        for variable, value in zip(others, kept, strict=True):
+            variable.assign(value)
 
 
 def _entropy(probabilities: np.ndarray) -> np.ndarray:
