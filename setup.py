@@ -20,6 +20,7 @@ RUNTIMES = [
     "onnxruntime>=1.31",
     "tf2onnx>=1.17",
 ]
+TENSORBOARD = ["tensorboard>=2.16"]
 TFP = ["tensorflow-probability[tf]>=0.25"]
 
 setup(
@@ -42,11 +43,13 @@ setup(
         "torch": ["torch>=2.1"],
         "examples": EXAMPLES,
         "runtimes": RUNTIMES,
+        "tensorboard": TENSORBOARD,
         "tfp": TFP,
         "test": [
             *TENSORFLOW,
             *EXAMPLES,
             *RUNTIMES,
+            *TENSORBOARD,
             *TFP,
             "hypothesis>=6.100",
             "mpmath>=1.3",
