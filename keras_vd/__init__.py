@@ -13,6 +13,7 @@ from keras_vd.report import (
 from keras_vd.sparsity import SparsityReport
 from keras_vd.uncertainty import MonteCarloPrediction, predict_mc
 from keras_vd.version import __version__
+from keras_vd.web import html_report
 
 __all__ = [
     "CalibrationReport",
@@ -23,6 +24,7 @@ __all__ = [
     "calibration_report",
     "callbacks",
     "freeze_zeros",
+    "html_report",
     "kl",
     "kl_divergence",
     "layers",
