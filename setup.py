@@ -12,6 +12,7 @@ EXAMPLES = [
     "importlib_resources",  # tensorflow-datasets imports it undeclared
     "matplotlib>=3.8",
     "scikit-learn>=1.4",
+    "scipy>=1.11",
     "tensorflow-datasets>=4.9.6",
 ]
 RUNTIMES = [
