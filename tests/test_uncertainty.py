@@ -181,15 +181,10 @@ def test_entropies_of_a_network():
     assert (prediction.predictive_entropy < np.log(3.0) + 1e-6).all()
 
 
-def recurrent_stack():
+def recurrent_layer():
     options = {"posterior": gaussian(), "groups": ("gates",)}
-    return (
-        layers.VDEmbedding(9, 5, mask_zero=True, posterior=gaussian()),
-        keras.layers.Bidirectional(
-            layers.VDLSTM(
-                4, dropout=0.5, recurrent_dropout=0.5, seed=0, **options
-            )
-        ),
+    return keras.layers.Bidirectional(
+        layers.VDLSTM(4, dropout=0.5, recurrent_dropout=0.5, seed=0, **options)
     )
 
 
@@ -206,7 +201,11 @@ STACKS = {
             layers.VDSeparableConv2D(2, 2, posterior=gaussian()),
         ],
     ),
-    "recurrent": lambda: ((4,), recurrent_stack()),
+    "embedding": lambda: (
+        (4,),
+        [layers.VDEmbedding(9, 5, posterior=gaussian())],
+    ),
+    "recurrent": lambda: ((4, 3), [recurrent_layer()]),
     "sequences": lambda: (
         (4, 3),
         [layers.VDGRU(4, estimator="sequence", posterior=gaussian())],
@@ -226,7 +225,7 @@ def test_every_layer_draws_and_nothing_else_does(name):
     model = sequential(shape, *stack, keras.layers.Dropout(0.5), probe)
     inputs = (
         np.arange(12).reshape(3, 4) % 9
-        if name == "recurrent"
+        if name == "embedding"
         else random_inputs(3, *shape)
     )
     inference = model.predict(inputs, verbose=0)
