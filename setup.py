@@ -12,6 +12,7 @@ EXAMPLES = [
     "importlib_resources",  # tensorflow-datasets imports it undeclared
     "matplotlib>=3.8",
     "scikit-learn>=1.4",
+    "scipy>=1.11",
     "tensorflow-datasets>=4.9.6",
 ]
 RUNTIMES = [
@@ -20,6 +21,7 @@ RUNTIMES = [
     "onnxruntime>=1.31",
     "tf2onnx>=1.17",
 ]
+TENSORBOARD = ["tensorboard>=2.16"]
 TFP = ["tensorflow-probability[tf]>=0.25"]
 
 setup(
@@ -42,11 +44,13 @@ setup(
         "torch": ["torch>=2.1"],
         "examples": EXAMPLES,
         "runtimes": RUNTIMES,
+        "tensorboard": TENSORBOARD,
         "tfp": TFP,
         "test": [
             *TENSORFLOW,
             *EXAMPLES,
             *RUNTIMES,
+            *TENSORBOARD,
             *TFP,
             "hypothesis>=6.100",
             "mpmath>=1.3",

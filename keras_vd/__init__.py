@@ -1,6 +1,7 @@
 """Sparse, Bayesian Keras layers that learn which of their weights can go."""
 
 from keras_vd import callbacks, kl, layers, posteriors, priors
+from keras_vd.calibration import CalibrationReport, calibration_report
 from keras_vd.compression import ShrinkReport, shrink
 from keras_vd.conversion import (
     ConversionReport,
@@ -15,19 +16,26 @@ from keras_vd.report import (
     variational_weights,
 )
 from keras_vd.sparsity import SparsityReport
+from keras_vd.uncertainty import MonteCarloPrediction, predict_mc
 from keras_vd.version import __version__
+from keras_vd.web import html_report
 
 __all__ = [
+    "CalibrationReport",
     "ConversionReport",
+    "MonteCarloPrediction",
     "ShrinkReport",
     "SparsityReport",
     "__version__",
+    "calibration_report",
     "callbacks",
     "freeze_zeros",
+    "html_report",
     "kl",
     "kl_divergence",
     "layers",
     "posteriors",
+    "predict_mc",
     "priors",
     "prune",
     "shrink",

@@ -9,6 +9,8 @@ import rich.console
 import rich.table
 
 WIDTH = 110  # characters; wide enough for every report's columns
+# `rich` fills in the table.
+_FRAGMENT = '<pre style="font-family:monospace">{code}</pre>'
 
 
 class Report:
@@ -28,11 +30,18 @@ class Report:
 
     def to_html(self) -> str:
         """The report as a web page of its own."""
+        return self._export()
+
+    def to_html_fragment(self) -> str:
+        """The report as a part of a web page."""
+        return self._export(code_format=_FRAGMENT)
+
+    def _export(self, **options: Any) -> str:
         console = rich.console.Console(
             file=io.StringIO(), width=WIDTH, record=True
         )
         console.print(self.to_table())
-        return console.export_html(inline_styles=True)
+        return console.export_html(inline_styles=True, **options)
 
     def _repr_html_(self) -> str:
         return self.to_html()

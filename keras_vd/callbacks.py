@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import keras
+from keras import ops
 
 from keras_vd._keras_internals import exclude_from_weight_decay
+from keras_vd._tensorboard import EventWriter, check_tensorboard
 from keras_vd._validation import check_choice, check_integer, check_number
+from keras_vd.layers.structured import StructuredGate
+from keras_vd.posteriors import WeightPosterior
 from keras_vd.report import (
     kl_divergence,
+    named_posteriors,
     required_posteriors,
     sparsity_report,
 )
@@ -56,9 +63,14 @@ class KLAnnealing(keras.callbacks.Callback):
             callable `epoch -> share of max_weight`, which replaces
             `start_epoch` and `warmup_epochs`.
         verbose: 0 or 1: whether to print.
+        tensorboard: Path or None: folder for TensorBoard, which gets the same
+            figures and a histogram of each weight's `log_alpha` and each
+            gate's mean, with the epoch as the step. It needs the package
+            tensorboard, and no TensorFlow.
 
     Raises:
         TypeError: if an argument is of the wrong type.
+        ImportError: if `tensorboard` is given and not installed.
         ValueError: if an argument is out of range; when training starts, if
             the model has no variational layers; when an epoch starts, if a
             callable schedule returns a negative or non-finite number.
@@ -77,6 +89,7 @@ class KLAnnealing(keras.callbacks.Callback):
         max_weight: float = 1.0,
         schedule: str | Callable[[int], float] = "linear",
         verbose: int = 1,
+        tensorboard: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__()
         self.num_examples = check_integer("num_examples", num_examples, 1)
@@ -87,6 +100,11 @@ class KLAnnealing(keras.callbacks.Callback):
             check_choice("schedule", schedule, _SCHEDULES)
         self.schedule = schedule
         self.verbose = verbose
+        if tensorboard is not None:
+            check_tensorboard()
+            tensorboard = Path(tensorboard)
+        self.tensorboard = tensorboard
+        self._events: EventWriter | None = None
 
     def weight_at(self, epoch: int) -> float:
         """KL weight w(epoch) / num_examples, epochs counted from 0."""
@@ -108,6 +126,13 @@ class KLAnnealing(keras.callbacks.Callback):
             for variable in posterior.trainable_variables
         ]
         exclude_from_weight_decay(self.model.optimizer, noise_parameters)
+        if self.tensorboard is not None:
+            self._events = EventWriter(self.tensorboard)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        if self._events is not None:
+            self._events.close()
+            self._events = None
 
     def on_epoch_begin(
         self, epoch: int, logs: dict[str, Any] | None = None
@@ -134,6 +159,8 @@ class KLAnnealing(keras.callbacks.Callback):
             figures[f"n_active/{gate.name}"] = gate.active
         if logs is not None:
             logs.update(figures)
+        if self._events is not None:
+            self._events.write(epoch, figures, self._histograms())
         if self.verbose:
             # Starts on a new line: the progress bar has not ended its own.
             print(
@@ -142,3 +169,13 @@ class KLAnnealing(keras.callbacks.Callback):
                 f"kl: {figures['kl']:.1f} nats, "
                 f"kl_weight: {figures['kl_weight']:.3g}"
             )
+
+    def _histograms(self) -> dict[str, Any]:
+        """What decides which weights and gates are kept, by tag."""
+        found = {}
+        for name, posterior in named_posteriors(self.model):
+            if isinstance(posterior, WeightPosterior):
+                found[f"log_alpha/{name}"] = posterior.log_alpha
+            elif isinstance(posterior, StructuredGate):
+                found[f"gate_mean/{name}"] = posterior.gate_mean()
+        return {tag: ops.convert_to_numpy(x) for tag, x in found.items()}

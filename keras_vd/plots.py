@@ -9,8 +9,11 @@ import numpy as np
 from keras import ops
 from matplotlib.figure import Figure
 
+from keras_vd.calibration import CalibrationReport
+from keras_vd.layers import LogNormalDropout
+from keras_vd.layers.structured import StructuredGate
 from keras_vd.posteriors import WeightPosterior
-from keras_vd.report import required_posteriors
+from keras_vd.report import named_posteriors, required_posteriors
 
 
 def _required_weights(model: keras.layers.Layer) -> list[WeightPosterior]:
@@ -76,6 +79,89 @@ def plot_kept_weights(model: keras.layers.Layer) -> Figure:
             vmax=1,
         )
         panel.set(title=posterior.label, xlabel="output unit", ylabel="input")
+    return figure
+
+
+def plot_gates(model: keras.layers.Layer) -> Figure:
+    """Gates by unit, one panel per layer of gates.
+
+    Args:
+        model: A built Keras model or layer with gates.
+
+    Returns:
+        A figure. A bar is a unit's signal-to-noise ratio, for gates that have
+        one, or its expected gate, on a logarithmic scale; black is kept. The
+        dashed line is the threshold that this has to exceed.
+
+    Raises:
+        ValueError: if the model has no gates.
+    """
+    gates = [
+        (name, posterior)
+        for name, posterior in named_posteriors(model)
+        if isinstance(posterior, StructuredGate)
+    ]
+    if not gates:
+        raise ValueError(
+            "Argument `model` must have gates, such as "
+            f"`keras_vd.layers.LogNormalDropout`. Received '{model.name}', "
+            "which has none."
+        )
+    figure = Figure(figsize=(4 * len(gates), 3), layout="constrained")
+    panels = figure.subplots(1, len(gates), squeeze=False)[0]
+    for panel, (name, gate) in zip(panels, gates, strict=True):
+        has_ratio = isinstance(gate, LogNormalDropout)
+        heights = ops.convert_to_numpy(
+            gate.snr() if has_ratio else gate.gate_mean()
+        )
+        is_kept = ops.convert_to_numpy(gate.mean()) != 0.0
+        panel.bar(
+            np.arange(gate.units),
+            heights,
+            width=1.0,
+            color=np.where(is_kept, "black", "lightgray"),
+        )
+        if gate.threshold is not None:
+            panel.axhline(gate.threshold, linestyle="--", color="tab:red")
+        panel.set(
+            title=f"{name}: {gate.n_active} of {gate.units}",
+            xlabel="unit",
+            ylabel="signal-to-noise ratio" if has_ratio else "expected gate",
+        )
+        if heights.any():
+            panel.set_yscale("log")
+    return figure
+
+
+def plot_calibration(report: CalibrationReport) -> Figure:
+    """Reliability diagram (Guo et al. 2017, arXiv:1706.04599).
+
+    Args:
+        report: What `keras_vd.calibration_report` or `.calibration` of a
+            `keras_vd.predict_mc` returned.
+
+    Returns:
+        A figure with the accuracy of each bin of confidence, and the diagonal
+        on which confidence is accuracy.
+    """
+    figure = Figure(figsize=(4, 4), layout="constrained")
+    panel = figure.subplots()
+    panel.bar(
+        [row.lower for row in report.bins],
+        [row.accuracy for row in report.bins],
+        width=[row.upper - row.lower for row in report.bins],
+        align="edge",
+        edgecolor="black",
+        color="tab:blue",
+    )
+    panel.plot([0, 1], [0, 1], linestyle="--", color="black")
+    panel.set(
+        title=f"expected calibration error {report.expected_error:.3f}",
+        xlabel="confidence",
+        ylabel="accuracy",
+        xlim=(0, 1),
+        ylim=(0, 1),
+    )
     return figure
 
 

@@ -137,11 +137,10 @@ def sparsity_report(model: keras.layers.Layer) -> SparsityReport:
         TypeError: if `model` is no Keras layer or model.
         ValueError: if it is not built or has no variational layers.
     """
-    posteriors = required_posteriors(model)
-    named = list(zip(_row_names(posteriors), posteriors, strict=True))
+    named = named_posteriors(model)
     weights = {id(posterior.weight) for posterior in variational_weights(model)}
     # A gate may have layers of its own, which are as little the model's.
-    inner = {id(x) for p in posteriors for x in flatten_layers(p)}
+    inner = {id(x) for _, p in named for x in flatten_layers(p)}
     # Biases of what is pruned may be zero at inference.
     values = {
         id(variable): value
@@ -183,8 +182,12 @@ def sparsity_report(model: keras.layers.Layer) -> SparsityReport:
     )
 
 
-def _row_names(posteriors: list[Posterior]) -> list[str]:
-    """Labels; paths where labels are equal; numbered where paths are too."""
+def named_posteriors(model: keras.layers.Layer) -> list[tuple[str, Posterior]]:
+    """As `required_posteriors`, with the names that reports give them.
+
+    Labels; paths where labels are equal; numbered where paths are too.
+    """
+    posteriors = required_posteriors(model)
     labels = Counter(posterior.label for posterior in posteriors)
     uses: Counter[str] = Counter()
     names = []
@@ -193,7 +196,7 @@ def _row_names(posteriors: list[Posterior]) -> list[str]:
         name = posterior.label if unique else posterior.path
         uses[name] += 1
         names.append(name if uses[name] == 1 else f"{name}_{uses[name]}")
-    return names
+    return list(zip(names, posteriors, strict=True))
 
 
 def _nonzero(arrays: list[np.ndarray]) -> int:

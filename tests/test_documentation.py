@@ -43,6 +43,7 @@ def test_the_first_example_of_the_readme(tmp_path, monkeypatch, capsys):
 def test_the_other_examples_of_the_readme():
     plain = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     names = {"keras": keras, "keras_vd": keras_vd, "plain": plain}
+    names["x"] = np.zeros((2, 784), "float32")
     for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL)[1:]:
         exec(compile(code, "README.md", "exec"), names)
     assert isinstance(names["embedding"], keras_vd.layers.VDEmbedding)
@@ -51,6 +52,7 @@ def test_the_other_examples_of_the_readme():
     assert isinstance(names["report"], keras_vd.ShrinkReport)
     gates = keras_vd.sparsity_report(names["model"]).gates
     assert [gate.units for gate in gates] == [784, 300]
+    assert names["prediction"].mutual_information.shape == (2,)
 
 
 def test_every_layer_is_in_the_readme():

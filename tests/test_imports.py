@@ -23,6 +23,7 @@ OPTIONAL = (
     "matplotlib",
     "scipy",
     "sklearn",
+    "tensorboard",
     "tensorflow_probability",
     "tensorflow_datasets",
 )

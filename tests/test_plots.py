@@ -4,13 +4,20 @@ import pytest
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
-from keras_vd import layers, plots, prune, variational_weights
+from keras_vd import (
+    calibration_report,
+    layers,
+    plots,
+    prune,
+    variational_weights,
+)
 from tests.models import (
     inference_weight,
     log_alpha,
     mlp,
     plain_mlp,
     randomize,
+    to_numpy,
 )
 
 
@@ -144,3 +151,76 @@ def test_files_without_a_display(model, tmp_path, monkeypatch):
         pixels = pyplot.imread(path)
         assert pixels.std() > 0.01
     assert pyplot.get_fignums() == []
+
+
+def gates_model():
+    model = keras.Sequential(
+        [
+            keras.Input((6,)),
+            layers.LogNormalDropout(name="signal"),
+            layers.LogNormalDropout(name="evidence", criterion="bmr"),
+            layers.BetaBernoulliDropout(name="coins"),
+        ]
+    )
+    signal, evidence, coins = model.layers
+    for gate in (signal, evidence):
+        gate.mu.assign(np.array([0.0, -18.0, 0.0, -15.0, -1.0, -2.0]))
+        gate.log_sigma.assign(np.array([-2.0, 2.0, 1.0, 2.0, -1.0, 0.0]))
+    coins.a_unconstrained.assign(np.array([2.0, -9.0, 1.0, -8.0, 0.0, -1.0]))
+    coins.keep_mask.assign(np.array([1, 1, 0, 1, 1, 1], bool))
+    return model
+
+
+@pytest.mark.core
+def test_gates_by_unit():
+    # Oracle: the gates' own ratios, means and inference values.
+    model = gates_model()
+    figure = plots.plot_gates(model)
+    for panel, gate in zip(figure.axes, model.layers, strict=True):
+        is_coin = gate.name == "coins"
+        values = to_numpy(gate.gate_mean() if is_coin else gate.snr())
+        heights = [bar.get_height() for bar in panel.patches]
+        np.testing.assert_allclose(heights, values, rtol=1e-6)
+        is_black = [
+            bar.get_facecolor() == (0, 0, 0, 1) for bar in panel.patches
+        ]
+        kept = to_numpy(gate.mean()) != 0.0
+        assert is_black == kept.tolist()
+        assert 0 < kept.sum() < 6
+        assert panel.get_title() == f"{gate.name}: {kept.sum()} of 6"
+        assert panel.get_yscale() == "log"
+        thresholds = [line.get_ydata()[0] for line in panel.lines]
+        expected = {"signal": [1.0], "evidence": [], "coins": [1e-3]}
+        assert thresholds == expected[gate.name]
+    figure.canvas.draw()
+
+
+def test_gates_that_are_all_pruned_can_be_drawn():
+    model = gates_model()
+    prune(model)
+    model.layers[0].keep_mask.assign(np.zeros(6, bool))
+    figure = plots.plot_gates(model)
+    figure.canvas.draw()
+    assert figure.axes[0].get_title() == "signal: 0 of 6"
+
+
+def test_gates_are_needed_to_draw_them():
+    with pytest.raises(ValueError, match="must have gates"):
+        plots.plot_gates(mlp())
+
+
+def test_reliability_diagram():
+    # Oracle: the bins by hand.
+    report = calibration_report(
+        [[0.95, 0.05], [0.9, 0.1], [0.6, 0.4], [0.45, 0.55]], [0, 1, 0, 0], 5
+    )
+    (panel,) = plots.plot_calibration(report).axes
+    bars = [
+        (bar.get_x(), bar.get_width(), bar.get_height())
+        for bar in panel.patches
+    ]
+    np.testing.assert_allclose(bars, [(0.4, 0.2, 0.5), (0.8, 0.2, 0.5)])
+    # |1/2 - 1.15/2| and |1/2 - 1.85/2|, half of the examples each.
+    assert panel.get_title() == "expected calibration error 0.250"
+    (diagonal,) = panel.lines
+    assert diagonal.get_xydata().tolist() == [[0, 0], [1, 1]]

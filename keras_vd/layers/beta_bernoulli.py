@@ -90,7 +90,7 @@ class BetaBernoulliDropout(StructuredGate):
             *self._read_parameters(), self.prior_alpha
         )
 
-    def _draw(self, inputs: Any) -> Any:
+    def _draw(self, inputs: Any, training: bool) -> Any:
         log_pi = beta_bernoulli.sample_log_probability(
             *self._read_parameters(), self._uniforms((self.units,))
         )
@@ -190,13 +190,13 @@ class DependentBetaBernoulliDropout(BetaBernoulliDropout):
             units = ops.mean(units, axis=axes)
         return self.normalization(units, training=training)
 
-    def _draw(self, inputs: Any) -> Any:
+    def _draw(self, inputs: Any, training: bool) -> Any:
         noise = standard_normal((self.units,), "float32", self.seed_generator)
-        phi = self._normalized(inputs, True) + self._sigma() * noise
+        phi = self._normalized(inputs, training) + self._sigma() * noise
         # The logit of a relaxed Bernoulli needs probabilities inside (0, 1).
         phi = ops.clip(phi, MIN_UNIFORM, 1.0 - MIN_UNIFORM)
         gates = self._relaxed_bernoulli(ops.log(phi), ops.shape(inputs)[0])
-        return super()._draw(inputs) * gates
+        return super()._draw(inputs, training) * gates
 
     def _inference_gates(self, inputs: Any) -> Any:
         phi = ops.clip(self._normalized(inputs, False), 0.0, 1.0)

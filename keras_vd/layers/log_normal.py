@@ -139,7 +139,7 @@ class LogNormalDropout(StructuredGate):
     def _kl_terms(self) -> Any:
         return log_normal.kl_divergence(*self._read_parameters())
 
-    def _draw(self, inputs: Any) -> Any:
+    def _draw(self, inputs: Any, training: bool) -> Any:
         uniforms = self._uniforms((self.units,))
         return log_normal.sample(*self._read_parameters(), uniforms)
 

@@ -26,6 +26,7 @@ from keras_vd.layers.base import (
     along_axes,
     keras_class,
 )
+from keras_vd.posteriors.sampling import is_sampling
 
 _register = keras.saving.register_keras_serializable(package="keras_vd")
 
@@ -115,7 +116,7 @@ class _Recurrent(VariationalLayer):
         training: bool | None = False,
     ) -> Any:
         use_cudnn = self._use_cudnn
-        if not training:
+        if not is_sampling(training):
             attributes = self._cast(self._inference_weights())
         elif self.estimator == "batch":
             attributes = self._batch_sample()

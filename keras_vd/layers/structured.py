@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_vd._validation import check_integer, check_number
 from keras_vd.posteriors import Posterior
+from keras_vd.posteriors.sampling import is_sampling
 
 # Uniform draws are kept this far from 0 and 1, where logs have no gradient.
 MIN_UNIFORM = 1e-6
@@ -91,8 +92,11 @@ class StructuredGate(Posterior):
         """
         raise NotImplementedError
 
-    def _draw(self, inputs: Any) -> Any:
-        """Random gates, float32, shape `(units,)` or `(batch, units)`."""
+    def _draw(self, inputs: Any, training: bool) -> Any:
+        """Random gates, float32, shape `(units,)` or `(batch, units)`.
+
+        `training` is False for draws at inference.
+        """
         raise NotImplementedError
 
     def _kl_terms(self) -> Any:
@@ -150,9 +154,9 @@ class StructuredGate(Posterior):
                 f"Layer '{self.name}' multiplies its inputs by real numbers: "
                 f"they must be floats. Received: inputs of type {dtype}."
             )
-        if training:
+        if is_sampling(training):
             self._add_kl_loss(self.kl_divergence())
-            gates = self._masked(self._draw(inputs))
+            gates = self._masked(self._draw(inputs, bool(training)))
         else:
             gates = self._inference_gates(inputs)
         gates = ops.reshape(gates, self._broadcast_shape)

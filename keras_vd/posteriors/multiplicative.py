@@ -12,6 +12,7 @@ from keras import ops
 from keras_vd._noise import standard_normal
 from keras_vd._validation import check_choice, check_number
 from keras_vd.posteriors.base import THETA2_FLOOR, WeightPosterior
+from keras_vd.posteriors.sampling import is_sampling
 
 
 @keras.saving.register_keras_serializable(package="keras_vd.posteriors")
@@ -123,7 +124,7 @@ class VD(WeightPosterior):
     def project(
         self, linear_op: Callable[[Any, Any], Any], inputs: Any, training: Any
     ) -> Any:
-        if not training or self.noise == "weight":
+        if not is_sampling(training) or self.noise == "weight":
             return super().project(linear_op, inputs, training)
         scales = self.draw_groups()
         theta, log_sigma2, log_alpha = self._read_parameters()

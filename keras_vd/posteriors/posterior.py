@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_vd._validation import check_number
 from keras_vd.posteriors.kl_weight import NO_KL_WEIGHT, KLWeight
+from keras_vd.posteriors.sampling import is_sampling_at_inference
 
 
 class Posterior(keras.layers.Layer):
@@ -73,7 +74,9 @@ class Posterior(keras.layers.Layer):
         Raises:
             ValueError: if the KL weight was never set.
         """
-        if self.losses:  # the layer was already called in this pass
+        # Without training there is no loss; `losses` are not empty if the
+        # layer was already called in this pass.
+        if is_sampling_at_inference() or self.losses:
             return
         if not self.kl_weight.is_set:
             raise ValueError(NO_KL_WEIGHT.format(name=self.label))

@@ -18,6 +18,10 @@ import keras
 from keras import ops
 
 from keras_vd._noise import standard_normal
+from keras_vd.posteriors.sampling import (
+    is_sampling,
+    is_sampling_at_inference,
+)
 
 # What it has of `WeightPosterior`, a type checker cannot see.
 _Mixin: Any = object
@@ -46,7 +50,7 @@ class Projection(_Mixin):
         Raises:
             ValueError: if `training` and the KL weight was never set.
         """
-        if not training:
+        if not is_sampling(training):
             return linear_op(inputs, ops.cast(self.mean(), inputs.dtype))
         scales = self.draw_groups()
         if self.estimator == "weight":
@@ -78,6 +82,8 @@ class Projection(_Mixin):
         # of a fast convolution may also leave a variance slightly negative.
         is_half = keras.backend.standardize_dtype(outputs.dtype) == "float16"
         floor = 1e-6 if is_half else 1e-8
+        if is_sampling_at_inference():
+            floor = 0.0  # no gradients there, and what is pruned has no noise
         stddev = ops.sqrt(ops.maximum(variances, 0.0) + floor)
         noise = standard_normal(
             ops.shape(outputs), outputs.dtype, self.seed_generator
