@@ -1,7 +1,14 @@
 """Sparse, Bayesian Keras layers that learn which of their weights can go."""
 
 from keras_vd import callbacks, kl, layers, posteriors, priors
-from keras_vd.compression import ShrinkReport, shrink
+from keras_vd.compression import (
+    ShrinkReport,
+    export_onnx,
+    export_packed,
+    export_saved_model,
+    save_compressed,
+    shrink,
+)
 from keras_vd.conversion import freeze_zeros, to_deterministic
 from keras_vd.report import (
     kl_divergence,
@@ -17,6 +24,9 @@ __all__ = [
     "SparsityReport",
     "__version__",
     "callbacks",
+    "export_onnx",
+    "export_packed",
+    "export_saved_model",
     "freeze_zeros",
     "kl",
     "kl_divergence",
@@ -24,6 +34,7 @@ __all__ = [
     "posteriors",
     "priors",
     "prune",
+    "save_compressed",
     "shrink",
     "sparsity_report",
     "to_deterministic",
