@@ -3,6 +3,7 @@
 from keras_vd import callbacks, kl, layers, posteriors, priors
 from keras_vd.compression import (
     ShrinkReport,
+    export_litert,
     export_onnx,
     export_packed,
     export_saved_model,
@@ -24,6 +25,7 @@ __all__ = [
     "SparsityReport",
     "__version__",
     "callbacks",
+    "export_litert",
     "export_onnx",
     "export_packed",
     "export_saved_model",

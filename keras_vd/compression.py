@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from keras_vd._deploying.keras_files import save_compressed
+from keras_vd._deploying.litert import export_litert
 from keras_vd._deploying.onnx_files import export_onnx
 from keras_vd._deploying.packed import export_packed
 from keras_vd._deploying.saved_models import export_saved_model
@@ -22,6 +23,7 @@ from keras_vd._validation import check_plain_model
 __all__ = [
     "LayerRow",
     "ShrinkReport",
+    "export_litert",
     "export_onnx",
     "export_packed",
     "export_saved_model",

@@ -1,8 +1,8 @@
 """Sparse arrays as a stream of gaps and values.
 
-All sparse weights of a model are laid end to end. Each entry that is not zero is
-the number of zeros before it, in 8 or 16 bits, and its value. The largest code
-stands for as many zeros and no entry.
+All sparse weights of a model are laid end to end. Each entry that is not zero
+is the number of zeros before it, in 8 or 16 bits, and its value. The largest
+code stands for as many zeros and no entry.
 """
 
 from __future__ import annotations
