@@ -2,7 +2,9 @@
 
 from keras_vd import callbacks, kl, layers, posteriors, priors
 from keras_vd.compression import (
+    DeploymentReport,
     ShrinkReport,
+    deployment_report,
     export_litert,
     export_onnx,
     export_packed,
@@ -21,10 +23,12 @@ from keras_vd.sparsity import SparsityReport
 from keras_vd.version import __version__
 
 __all__ = [
+    "DeploymentReport",
     "ShrinkReport",
     "SparsityReport",
     "__version__",
     "callbacks",
+    "deployment_report",
     "export_litert",
     "export_onnx",
     "export_packed",

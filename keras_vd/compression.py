@@ -6,10 +6,12 @@ from typing import Any
 
 import keras
 
+from keras_vd._deploying.comparison import deployment_report
 from keras_vd._deploying.keras_files import save_compressed
 from keras_vd._deploying.litert import export_litert
 from keras_vd._deploying.onnx_files import export_onnx
 from keras_vd._deploying.packed import export_packed
+from keras_vd._deploying.report import ArtifactRow, DeploymentReport
 from keras_vd._deploying.saved_models import export_saved_model
 from keras_vd._keras_internals import functional_part
 from keras_vd._shrinking.analysis import Plan, make_plan
@@ -21,8 +23,11 @@ from keras_vd._shrinking.report import LayerRow, ShrinkReport
 from keras_vd._validation import check_plain_model
 
 __all__ = [
+    "ArtifactRow",
+    "DeploymentReport",
     "LayerRow",
     "ShrinkReport",
+    "deployment_report",
     "export_litert",
     "export_onnx",
     "export_packed",

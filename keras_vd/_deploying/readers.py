@@ -1,9 +1,21 @@
-"""How each runtime opens a file; nothing of Keras or of this package."""
+"""How each runtime opens a file, and how long it takes; run as a program too.
+
+    python -P readers.py request.json
+
+Nothing here is of this package, so that files are measured where neither it nor
+Keras is loaded. `measuring.py` writes the request.
+"""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Sequence
+import sys
+import time
+import timeit
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -112,3 +124,91 @@ READERS: dict[str, Reader] = {
     "LiteRT": read_litert,
     "ONNX Runtime": read_onnx,
 }
+
+
+def interleaved(
+    calls: Mapping[Any, Callable[[], object]], blocks: int, steps: int
+) -> dict[Any, np.ndarray]:
+    """Milliseconds per call of each function, block by block.
+
+    Blocks of one function alternate with those of the others, so that a slow
+    moment of the machine hits all of them. The first block, which compiles,
+    is left out.
+
+    Args:
+        calls: Functions by name; each must wait for its own result.
+        blocks: Number of blocks of each function.
+        steps: Calls per block.
+
+    Returns:
+        Arrays of shape `(blocks,)`.
+    """
+    times: dict[Hashable, list[float]] = {name: [] for name in calls}
+    for block in range(blocks + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            for _ in range(steps):
+                call()
+            if block:
+                elapsed = time.perf_counter() - start
+                times[name].append(1000 * elapsed / steps)
+    return {name: np.array(values) for name, values in times.items()}
+
+
+def measure_request(request: dict[str, Any], folder: Path) -> list[Any]:
+    """Open and time files in one runtime; their outputs go to `folder`.
+
+    Args:
+        request: See `measuring.measure`.
+        folder: Holds `inputs.npz`; gets `outputs_<i>.npz`.
+
+    Returns:
+        For each file `load_ms` and `ms`, a number per block, or an `error`.
+    """
+    reader = READERS[request["runtime"]]
+    with np.load(folder / "inputs.npz") as stored:
+        inputs = [stored[f"x_{i}"] for i in range(len(stored.files))]
+    found: list[dict[str, Any]] = []
+    calls: dict[int, Call] = {}
+    batch_sizes = []
+    for i, file in enumerate(request["files"]):
+        batch_sizes.append(file["batch_size"])
+        arrays = [array[: batch_sizes[i]] for array in inputs]
+        try:
+            if not calls:  # what the runtime prepares for its first file
+                reader(file["path"], file["names"])(arrays)()
+            start = time.perf_counter()
+            calls[i] = reader(file["path"], file["names"])(arrays)
+            outputs = calls[i]()
+        # Runtimes raise errors of many types.
+        except Exception as error:
+            calls.pop(i, None)
+            found.append({"error": f"{type(error).__name__}: {error}"})
+            continue
+        found.append({"load_ms": 1000 * (time.perf_counter() - start)})
+        np.savez(folder / f"outputs_{i}.npz", *map(np.asarray, outputs))
+    for batch_size in dict.fromkeys(batch_sizes):
+        timed, number = {}, {}
+        for i, call in calls.items():
+            if batch_sizes[i] == batch_size:
+                shortest = min(timeit.repeat(call, number=1, repeat=3))
+                number[i] = max(1, round(request["seconds"] / shortest))
+                timed[i] = partial(timeit.timeit, call, number=number[i])
+        times = interleaved(timed, request["blocks"], 1)
+        for i, elapsed in times.items():
+            found[i]["ms"] = (elapsed / number[i]).tolist()
+    return found
+
+
+def main() -> None:
+    """Read the request named on the command line, write `found.json`."""
+    file = Path(sys.argv[1])
+    request = json.loads(file.read_text())
+    if request["runtime"] != "Keras":
+        sys.modules["keras"] = None  # type: ignore[assignment]
+    found = measure_request(request, file.parent)
+    (file.parent / "found.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
