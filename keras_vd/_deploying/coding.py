@@ -90,7 +90,7 @@ def _is_worth(array: np.ndarray, weights: str) -> bool:
     if array.dtype != np.float32 or array.size < FEWEST:
         return False
     packed = np.count_nonzero(array) * (VALUE_BYTES[weights] + 1)
-    return packed + array.size // np.iinfo(np.uint8).max < array.nbytes
+    return bool(packed + array.size // np.iinfo(np.uint8).max < array.nbytes)
 
 
 def _round(array: np.ndarray, weights: str) -> tuple[np.ndarray, float]:

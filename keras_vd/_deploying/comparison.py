@@ -256,8 +256,9 @@ def _compare(
     rows: list[ArtifactRow] = []
     for artifact in artifacts:
         if artifact.name in errors:
-            error = errors[artifact.name]
-            row = ArtifactRow(artifact.name, artifact.runtime, error)
+            row = ArtifactRow(
+                artifact.name, artifact.runtime, errors[artifact.name]
+            )
         else:
             path = artifact.path(folder, sizes[0])
             own = {n: measured[artifact.name, n] for n in sizes}
@@ -305,7 +306,8 @@ def _with_ratios(
     measured: dict[int, Measurement],
     dense: dict[int, Measurement],
 ) -> ArtifactRow:
-    assert row.bytes and dense_row.bytes
+    assert row.bytes
+    assert dense_row.bytes
     row = dataclasses.replace(row, disk_ratio=dense_row.bytes / row.bytes)
     if row.error or dense_row.error:
         return row

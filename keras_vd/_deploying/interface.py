@@ -67,9 +67,7 @@ def predict(model: keras.Model, arrays: Arrays) -> Arrays:
     ]
 
 
-def input_shapes(
-    model: keras.Model, steps: int | None
-) -> list[tuple[int | None, ...]]:
+def input_shapes(model: keras.Model, steps: int) -> list[tuple[int, ...]]:
     """Shapes of the inputs without the batch axis; `steps` for open axes."""
     return [tuple(n or steps for n in x.shape[1:]) for x in model.inputs]
 
@@ -89,10 +87,10 @@ def draw_inputs(
             range(MOST_IDS), False, key=partial(_refuses, models, i)
         )
         if ids < MOST_IDS or np.issubdtype(dtype, np.integer):
-            array = rng.integers(0, ids, (examples, *shape))
+            drawn.append(rng.integers(0, ids, (examples, *shape)).astype(dtype))
         else:
-            array = rng.standard_normal((examples, *shape))
-        drawn.append(array.astype(dtype))
+            normal = rng.standard_normal((examples, *shape))
+            drawn.append(normal.astype(dtype))
     return drawn
 
 

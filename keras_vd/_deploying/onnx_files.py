@@ -139,17 +139,19 @@ def _unpacking(
         nodes.append(helper.make_node(operation, inputs, [name], **attributes))
         return name
 
+    one, first = constant(np.int64(1)), constant(np.int64(0))
     gaps = apply("Cast", constant(stream.gaps), to=TensorProto.INT64)
     is_skip = apply("Equal", gaps, constant(np.int64(stream.skip)))
-    is_entry = apply("Not", is_skip)
-    steps = apply("Add", gaps, apply("Cast", is_entry, to=TensorProto.INT64))
-    ends = apply("CumSum", steps, constant(np.int64(0)))
-    # One entry behind the last of `n` zeros is at position `n`.
-    indices = apply("Compress", ends, is_entry, axis=0)
-    indices = apply("Sub", indices, constant(np.int64(1)))
-    values = constant(stream.values)
-    if stream.scales is not None:
-        values = apply("Cast", values, to=TensorProto.FLOAT)
+    is_entry = apply("Cast", apply("Not", is_skip), to=TensorProto.INT64)
+    ends = apply("CumSum", apply("Add", gaps, is_entry), first)
+    # One entry behind the last of `n` zeros is at position `n`. ONNX Runtime
+    # folds no operation whose number of results depends on values, so that a
+    # skip cannot be left out: it writes a zero into the last of its zeros.
+    indices = apply("Sub", ends, one)
+    which = apply("Sub", apply("CumSum", is_entry, first), one)
+    values = apply("Gather", constant(stream.values), which)
+    values = apply("Cast", values, to=TensorProto.FLOAT)
+    values = apply("Mul", values, apply("Cast", is_entry, to=TensorProto.FLOAT))
     size = constant(np.array([sum(stream.sizes)], np.int64))
     flat = apply(
         "ScatterElements", apply("ConstantOfShape", size), indices, values

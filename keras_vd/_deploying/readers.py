@@ -155,6 +155,11 @@ def interleaved(
     return {name: np.array(values) for name, values in times.items()}
 
 
+def stored_arrays(stored: Any) -> Arrays:
+    """Arrays from a file of `np.savez`, in their order."""
+    return [stored[f"arr_{i}"] for i in range(len(stored.files))]
+
+
 def measure_request(request: dict[str, Any], folder: Path) -> list[Any]:
     """Open and time files in one runtime; their outputs go to `folder`.
 
@@ -167,7 +172,7 @@ def measure_request(request: dict[str, Any], folder: Path) -> list[Any]:
     """
     reader = READERS[request["runtime"]]
     with np.load(folder / "inputs.npz") as stored:
-        inputs = [stored[f"x_{i}"] for i in range(len(stored.files))]
+        inputs = stored_arrays(stored)
     found: list[dict[str, Any]] = []
     calls: dict[int, Call] = {}
     batch_sizes = []

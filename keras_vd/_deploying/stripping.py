@@ -55,10 +55,10 @@ def _shorten_names(function: Any) -> None:
     """
     names = {node.name: f"{i:x}" for i, node in enumerate(function.node_def)}
     arguments = {argument.name for argument in function.signature.input_arg}
-    taken = arguments & set(names.values())
-    names = {
-        old: f"_{new}" if new in taken else new for old, new in names.items()
-    }
+    if arguments & set(names.values()):
+        # Arguments that follow the same pattern; names of nodes may not begin
+        # with an underscore, those of arguments end in none.
+        names = {old: f"{new}_" for old, new in names.items()}
 
     def shorten(reference: str) -> str:
         prefix = "^" * reference.startswith("^")

@@ -8,6 +8,9 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def write_checked(
@@ -49,7 +52,7 @@ def write_checked(
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def read_back(path: Path, reader: Callable[[Path], object]) -> object:
+def read_back(path: Path, reader: Callable[[Path], T]) -> T:
     """What `reader` returns; an OSError for a file that it cannot read."""
     try:
         return reader(path)
