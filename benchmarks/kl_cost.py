@@ -21,7 +21,8 @@ import rich.console
 import rich.table
 
 import keras_vd
-from benchmarks.timing import interleaved, ratio
+from benchmarks.timing import ratio
+from keras_vd._deploying.readers import interleaved
 
 NETWORKS = {"784-300-100-10": (784, 300, 100, 10), "1024x1024": (1024, 1024)}
 

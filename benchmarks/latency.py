@@ -2,51 +2,49 @@
 
     python -m benchmarks.latency reference.keras smaller.keras
 
-Exports each model, checks what the exported one returns against Keras, and
-times it on one CPU thread: as a SavedModel in TensorFlow, in LiteRT and in ONNX
-Runtime. Blocks of calls of the models alternate in one process.
+Writes each model for each runtime, with weights as dense as they are, checks
+what the runtime returns against Keras, and times it on one CPU thread, in a
+process of its own per runtime. Blocks of calls of the models alternate.
+`keras_vd.deployment_report` compares all formats of one model.
 """
 
 from __future__ import annotations
 
-import os
-
-from benchmarks.timing import interleaved, keep_memory
-
-if __name__ == "__main__":
-    # Before TensorFlow is imported; no GPU, as for the other runtimes.
-    threads = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
-    os.environ |= dict.fromkeys((*threads, "OMP_NUM_THREADS"), "1")
-    os.environ |= {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    keep_memory()
-
 import argparse
-import bisect
 import importlib.metadata
 import itertools
 import json
+import os
 import re
 import sys
 import tempfile
-import timeit
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
 
+import keras_vd
+from keras_vd._deploying import comparison, onnx_files
+from keras_vd._deploying.interface import (
+    TOLERANCE,
+    difference,
+    draw_inputs,
+    input_names,
+    input_shapes,
+    predict,
+)
+from keras_vd._deploying.measuring import File, Measurement, measure
+
 PACKAGES = ("tensorflow", "keras", "ai-edge-litert", "onnxruntime", "tf2onnx")
-TOLERANCE = 1e-4  # of an exported model's outputs, relative to the largest
-MOST_IDS = 2**24  # float32 skips integers beyond
 SPEEDUP = ("speedup", "speedup_low", "speedup_high")
 # Columns and how their numbers are printed.
 FORMATS = {"runtime": "", "batch": "", "model": "", "ms": ".4f"}
 FORMATS |= dict.fromkeys(SPEEDUP, ".2f")
 FORMATS |= {"bytes": ",", "difference": ".0e", "error": ""}
-Arrays = list[np.ndarray]
-Call = Callable[[], Arrays]
 Row = dict[str, Any]
 
 
@@ -67,153 +65,64 @@ def load(path: str) -> keras.Model:
         fail(f"{message}: {error}".partition("\n")[0])
 
 
-def pack(model: keras.Model, tensors: Sequence[Any]) -> Any:
-    """What the model is called with: one tensor, or a structure of them."""
-    # A Sequential model that was loaded has `inputs` but no `input`.
-    structure = getattr(model, "input", model.inputs[0])
-    return keras.tree.pack_sequence_as(structure, list(tensors))
-
-
-def predict(model: keras.Model, arrays: Arrays) -> Arrays:
-    outputs = keras.tree.flatten(model(pack(model, arrays), training=False))
-    return [keras.ops.convert_to_numpy(output) for output in outputs]
-
-
 def interface(model: keras.Model, steps: int) -> tuple[list[Any], int]:
     """Shapes, without the batch axis, and types of inputs; outputs."""
-    shapes = [tuple(n or steps for n in x.shape[1:]) for x in model.inputs]
     types = [x.dtype for x in model.inputs]
+    shapes = input_shapes(model, steps)
     return list(zip(shapes, types, strict=True)), len(model.outputs)
 
 
-def draw(models: Sequence[keras.Model], steps: int, examples: int) -> Arrays:
-    """Token ids that all models know, or standard normal numbers.
-
-    An embedding refuses numbers beyond its table, wherever in the model it is.
-    """
-    from tensorflow.errors import InvalidArgumentError
-
-    inputs, _ = interface(models[0], steps)
-
-    def refuses(position: int, number: int) -> bool:
-        arrays = [np.zeros((1, *shape), dtype) for shape, dtype in inputs]
-        try:
-            arrays[position][:] = number
-            for model in models:
-                predict(model, arrays)
-        except (InvalidArgumentError, OverflowError):
-            return True
-        return False
-
-    rng = np.random.default_rng(0)
-    drawn = []
-    for i, (shape, dtype) in enumerate(inputs):
-        ids = bisect.bisect(range(MOST_IDS), False, key=partial(refuses, i))
-        if ids < MOST_IDS or np.issubdtype(dtype, np.integer):
-            array = rng.integers(0, ids, (examples, *shape))
-        else:
-            array = rng.standard_normal((examples, *shape))
-        drawn.append(array.astype(dtype))
-    return drawn
+def write_onnx(model: keras.Model, path: Path, batch_size: int) -> None:
+    path.write_bytes(onnx_files.convert(model, None))
 
 
-def tensorflow(model: keras.Model, arrays: Arrays, path: Path) -> Call:
-    import tensorflow as tf
-
-    model.export(path, verbose=False)
-    loaded = tf.saved_model.load(path)
-    inputs = pack(model, [tf.constant(array) for array in arrays])
-    return lambda: [
-        output.numpy() for output in keras.tree.flatten(loaded.serve(inputs))
-    ]
-
-
-def litert(model: keras.Model, arrays: Arrays, path: Path) -> Call:
-    import tensorflow as tf
-    from ai_edge_litert.interpreter import Interpreter
-
-    @tf.function
-    def call(*tensors: Any) -> Any:
-        return keras.tree.flatten(model(pack(model, tensors), training=False))
-
-    # LiteRT's package lacks the operations of TensorFlow that a recurrent layer
-    # would need for batches of any size, and its loop cannot read variables,
-    # which stay variables on the way through a SavedModel.
-    specs = [
-        tf.TensorSpec(a.shape, a.dtype, f"x_{i:03}")
-        for i, a in enumerate(arrays)
-    ]
-    converter = tf.lite.TFLiteConverter.from_concrete_functions(
-        [call.get_concrete_function(*specs)], model
-    )
-    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-    converter.experimental_lower_to_saved_model = False
-    converter._experimental_lower_tensor_list_ops = True
-    path.write_bytes(converter.convert())
-    reader = Interpreter(str(path), num_threads=1)
-    reader.allocate_tensors()
-    inputs = sorted((d["name"], d["index"]) for d in reader.get_input_details())
-    outputs = [detail["index"] for detail in reader.get_output_details()]
-
-    def run() -> Arrays:
-        for (_, index), array in zip(inputs, arrays, strict=True):
-            reader.set_tensor(index, array)
-        reader.invoke()
-        return [reader.get_tensor(index) for index in outputs]
-
-    return run
+# What writes a model to a path for a batch size, and the runtime that reads it.
+RUNTIMES = {
+    "tensorflow": (
+        "TensorFlow",
+        "",
+        lambda m, p, n: keras_vd.export_saved_model(m, p),
+    ),
+    "litert": (
+        "LiteRT",
+        ".tflite",
+        lambda m, p, n: keras_vd.export_litert(m, p, "float32", n),
+    ),
+    "onnx": ("ONNX Runtime", ".onnx", write_onnx),
+}
 
 
-def onnx(model: keras.Model, arrays: Arrays, path: Path) -> Call:
-    import onnxruntime
-
-    model.export(path, format="onnx", verbose=False)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(path, options)
-    names = [tensor.name for tensor in session.get_inputs()]
-    inputs = dict(zip(names, arrays, strict=True))
-    return lambda: session.run(None, inputs)
-
-
-RUNTIMES = {"tensorflow": tensorflow, "litert": litert, "onnx": onnx}
-
-
-def difference(found: Arrays, expected: Arrays) -> float:
-    """The largest one over all outputs, relative to the largest output."""
-    if [a.shape for a in found] != [a.shape for a in expected]:
-        return float("inf")
-    pairs = zip(found, expected, strict=True)
-    distance = max(np.abs(a - b).max() for a, b in pairs)
-    return float(distance / (max(np.abs(a).max() for a in expected) or 1))
-
-
-def serve(
-    row: Row, model: keras.Model, arrays: Arrays, path: Path
-) -> Call | None:
-    """A call of the exported model, unless its outputs are wrong.
-
-    Fills in the row's size and difference, or its error.
-    """
+def write(
+    row: Row, model: keras.Model, batch_size: int, path: Path
+) -> File | None:
+    """The model's file; without one, the row says why."""
     try:
-        call = RUNTIMES[row["runtime"]](model, arrays, path)
-        distance = difference(call(), predict(model, arrays))
-    # Converters and runtimes raise errors of many types.
+        RUNTIMES[row["runtime"]][2](model, path, batch_size)
+    # Converters raise errors of many types.
     except Exception as error:
         missing = isinstance(error, ImportError)
         kind = "not installed" if missing else type(error).__name__
         row["error"] = f"{kind}: {error}".partition("\n")[0]
         return None
+    row["bytes"], _ = comparison.sizes_of(path)
+    return File(path, input_names(model), batch_size)
+
+
+def fill(row: Row, found: Measurement, expected: list[np.ndarray]) -> bool:
+    """Enter a measurement into a row, unless its outputs are wrong."""
+    if found.error:
+        row["error"] = found.error.partition("\n")[0]
+        return False
+    distance = difference(found.outputs, expected)
     if not distance <= TOLERANCE:  # also NaN
         row["error"] = f"wrong outputs: relative difference {distance:.1e}"
-        return None
-    files = [path] if path.is_file() else path.rglob("*")
-    row["bytes"] = sum(f.stat().st_size for f in files if f.is_file())
+        return False
     row["difference"] = distance
-    return call
+    row["ms"] = float(np.median(found.ms))
+    return True
 
 
-def measure(
+def compare(
     paths: Sequence[str],
     runtimes: Sequence[str],
     batch_sizes: Sequence[int],
@@ -234,27 +143,30 @@ def measure(
     for path, model in zip(paths, models, strict=True):
         if (found := interface(model, steps)) != expected:
             fail(f"{path} has inputs and outputs {found}, not {expected}")
-    inputs = draw(models, steps, max(batch_sizes))
+    inputs = draw_inputs(models, max(batch_sizes), steps)
     table = []
     for runtime, n in itertools.product(runtimes, batch_sizes):
         first = dict.fromkeys(FORMATS) | {"runtime": runtime, "batch": n}
         rows = [first | {"model": str(path)} for path in paths]
         table += rows
+        reader, ending, _ = RUNTIMES[runtime]
         arrays = [array[:n] for array in inputs]
-        calls, number = {}, {}
         with tempfile.TemporaryDirectory() as folder:
+            files = {}
             for i, model in enumerate(models):
-                if call := serve(rows[i], model, arrays, Path(folder, str(i))):
-                    shortest = min(timeit.repeat(call, number=1, repeat=3))
-                    number[i] = max(1, round(seconds / shortest))
-                    calls[i] = partial(timeit.timeit, call, number=number[i])
-            times = interleaved(calls, blocks, 1)
-        times = {i: elapsed / number[i] for i, elapsed in times.items()}
-        for i, elapsed in times.items():
-            rows[i]["ms"] = float(np.median(elapsed))
-            if 0 in times:
-                ratio = np.percentile(times[0] / elapsed, (50, 25, 75)).tolist()
-                rows[i] |= dict(zip(SPEEDUP, ratio, strict=True))
+                path = Path(folder, f"{i}{ending}")
+                if file := write(rows[i], model, n, path):
+                    files[i] = file
+            timed = measure(reader, [*files.values()], arrays, blocks, seconds)
+        measured = {
+            i: measurement
+            for i, measurement in zip(files, timed, strict=True)
+            if fill(rows[i], measurement, predict(models[i], arrays))
+        }
+        for i, measurement in measured.items():
+            if 0 in measured:
+                ratios = measurement.speedups(measured[0])
+                rows[i] |= dict(zip(SPEEDUP, ratios, strict=True))
     return table
 
 
@@ -289,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     paths, file = options.pop("models"), options.pop("json")
     if keras.backend.backend() != "tensorflow":
         fail("only the TensorFlow backend exports for all runtimes")
-    rows = measure(paths, **options)
+    rows = compare(paths, **options)
     print(f"{describe_machine()}\n\n{markdown(rows)}")
     if file:
         file.write_text(json.dumps({"rows": rows}, indent=2) + "\n")

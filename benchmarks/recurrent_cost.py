@@ -21,7 +21,8 @@ import rich.console
 import rich.table
 
 import keras_vd
-from benchmarks.timing import interleaved, keep_memory, ratio
+from benchmarks.timing import keep_memory, ratio
+from keras_vd._deploying.readers import interleaved
 
 # Batch size, time steps, features, units; the last is the published network
 # of examples/imdb.py.

@@ -2,7 +2,17 @@
 
 from keras_vd import callbacks, kl, layers, posteriors, priors
 from keras_vd.calibration import CalibrationReport, calibration_report
-from keras_vd.compression import ShrinkReport, shrink
+from keras_vd.compression import (
+    DeploymentReport,
+    ShrinkReport,
+    deployment_report,
+    export_litert,
+    export_onnx,
+    export_packed,
+    export_saved_model,
+    save_compressed,
+    shrink,
+)
 from keras_vd.conversion import (
     ConversionReport,
     freeze_zeros,
@@ -23,12 +33,18 @@ from keras_vd.web import html_report
 __all__ = [
     "CalibrationReport",
     "ConversionReport",
+    "DeploymentReport",
     "MonteCarloPrediction",
     "ShrinkReport",
     "SparsityReport",
     "__version__",
     "calibration_report",
     "callbacks",
+    "deployment_report",
+    "export_litert",
+    "export_onnx",
+    "export_packed",
+    "export_saved_model",
     "freeze_zeros",
     "html_report",
     "kl",
@@ -38,6 +54,7 @@ __all__ = [
     "predict_mc",
     "priors",
     "prune",
+    "save_compressed",
     "shrink",
     "sparsity_report",
     "to_deterministic",

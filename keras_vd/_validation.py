@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import keras
+
+from keras_vd._keras_internals import flatten_layers
 
 T = TypeVar("T")
 
@@ -138,7 +140,7 @@ def resolve(
     return found
 
 
-def check_model(model: object) -> None:
+def check_model(model: Any) -> None:
     """Raise a TypeError unless `model` is a Keras model."""
     if not isinstance(model, keras.Model):
         raise TypeError(
@@ -157,3 +159,25 @@ def check_built(model: keras.layers.Layer) -> None:
     """Raise a ValueError unless the weights of `model` exist."""
     if not model.built:
         raise ValueError(NOT_BUILT.format(name=model.name))
+
+
+def check_plain_model(model: Any) -> None:
+    """Raise unless `model` is a Keras model without layers of `keras_vd`.
+
+    Raises:
+        TypeError: if it is no Keras model.
+        ValueError: if it has layers of `keras_vd`.
+    """
+    check_model(model)
+    ours = [x.name for x in flatten_layers(model) if _is_ours(x)]
+    if ours:
+        raise ValueError(
+            "Argument `model` must be a plain Keras model; convert it first: "
+            f"`keras_vd.to_deterministic(model)`. '{model.name}' has layers "
+            f"of keras_vd: {ours}."
+        )
+
+
+def _is_ours(layer: keras.layers.Layer) -> bool:
+    modules = (base.__module__ for base in type(layer).__mro__)
+    return any(name.startswith("keras_vd.") for name in modules)

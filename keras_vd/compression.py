@@ -1,4 +1,4 @@
-"""Models that are physically smaller."""
+"""Models that are physically smaller, and the files that they go into."""
 
 from __future__ import annotations
 
@@ -6,16 +6,35 @@ from typing import Any
 
 import keras
 
-from keras_vd._keras_internals import flatten_layers, functional_part
+from keras_vd._deploying.comparison import deployment_report
+from keras_vd._deploying.keras_files import save_compressed
+from keras_vd._deploying.litert import export_litert
+from keras_vd._deploying.onnx_files import export_onnx
+from keras_vd._deploying.packed import export_packed
+from keras_vd._deploying.report import ArtifactRow, DeploymentReport
+from keras_vd._deploying.saved_models import export_saved_model
+from keras_vd._keras_internals import functional_part
 from keras_vd._shrinking.analysis import Plan, make_plan
 from keras_vd._shrinking.graph import read_graph
 from keras_vd._shrinking.macs import count_macs
 from keras_vd._shrinking.reasons import find_reasons, full_name
 from keras_vd._shrinking.rebuild import copy_model, rebuild
 from keras_vd._shrinking.report import LayerRow, ShrinkReport
-from keras_vd._validation import NOT_BUILT, check_model
+from keras_vd._validation import NOT_BUILT, check_plain_model
 
-__all__ = ["LayerRow", "ShrinkReport", "shrink"]
+__all__ = [
+    "ArtifactRow",
+    "DeploymentReport",
+    "LayerRow",
+    "ShrinkReport",
+    "deployment_report",
+    "export_litert",
+    "export_onnx",
+    "export_packed",
+    "export_saved_model",
+    "save_compressed",
+    "shrink",
+]
 
 
 def shrink(
@@ -68,14 +87,7 @@ def shrink(
 
 def _checked(model: Any) -> keras.Model:
     """The Functional model to read, or an error that says what to do."""
-    check_model(model)
-    ours = [x.name for x in flatten_layers(model) if _is_ours(x)]
-    if ours:
-        raise ValueError(
-            "Argument `model` must be a plain Keras model; convert it first: "
-            f"`keras_vd.to_deterministic(model)`. '{model.name}' has layers "
-            f"of keras_vd: {ours}."
-        )
+    check_plain_model(model)
     functional = functional_part(model)
     if functional is not None:
         return functional
@@ -87,11 +99,6 @@ def _checked(model: Any) -> keras.Model:
         f"`call` of its own, that of {type(model).__name__}: build it with "
         "the functional API, or shrink the Functional models inside it."
     )
-
-
-def _is_ours(layer: keras.layers.Layer) -> bool:
-    modules = (base.__module__ for base in type(layer).__mro__)
-    return any(name.startswith("keras_vd.") for name in modules)
 
 
 def _report(

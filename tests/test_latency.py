@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 
@@ -10,7 +9,9 @@ import keras
 import numpy as np
 import pytest
 
-from benchmarks import latency, timing
+from benchmarks import latency
+from keras_vd._deploying.interface import draw_inputs
+from keras_vd._deploying.measuring import Measurement
 from tests.models import REPOSITORY
 
 pytestmark = pytest.mark.skipif(
@@ -69,8 +70,6 @@ def compared(request, tmp_path_factory):
         [sys.executable, "-m", "benchmarks.latency", *paths, *QUICK]
         + ["--batch-sizes", *map(str, batch_sizes), "--json", file]
         + ["--runtimes", *INSTALLED],
-        # With these it need not start itself anew.
-        env={**os.environ, **timing.KEEP_MEMORY},
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
@@ -109,11 +108,11 @@ def test_ids_are_those_that_all_models_know(tmp_path):
     # Oracle: tables of 30 and 20 words, the second before another table.
     paths = [lstm(tmp_path, 30), lstm(tmp_path, 20, remap=True)]
     models = [latency.load(path) for path in paths]
-    (ids,) = latency.draw(models, 8, 50)
+    (ids,) = draw_inputs(models, 50, 8)
     assert ids.shape == (50, 8)
     assert ids.dtype == np.int32
     assert (ids.min(), ids.max()) == (0, 19)
-    (ids,) = latency.draw(models[:1], 8, 50)
+    (ids,) = draw_inputs(models[:1], 50, 8)
     assert ids.max() == 29
 
 
@@ -122,7 +121,7 @@ def test_float_inputs_are_normal_numbers_unless_they_are_ids(tmp_path):
     embedded = keras.layers.Embedding(7, 1)(inputs[1])
     outputs = keras.ops.mean(embedded, 1) + keras.layers.Dense(1)(inputs[0])
     model = keras.Model(inputs, outputs)
-    numbers, ids = latency.draw([model], 5, 10)
+    numbers, ids = draw_inputs([model], 10, 5)
     assert numbers.dtype == ids.dtype == np.float32
     assert abs(numbers.mean()) < 0.1
     assert numbers.std() == pytest.approx(1, abs=0.1)
@@ -166,14 +165,19 @@ def test_a_wrong_artifact_gets_no_time(
 ):
     paths, file = [mlp(tmp_path, 8), mlp(tmp_path, 2)], tmp_path / "rows.json"
 
-    def serve(model, arrays, path):
+    def write(model, path, batch_size):
         path.write_text("exported")
-        outputs = latency.predict(model, arrays)
-        if model.layers[1].units == 2:
-            outputs = [change(array) for array in outputs]
-        return lambda: outputs
 
-    monkeypatch.setitem(latency.RUNTIMES, "onnx", serve)
+    def measure(runtime, files, arrays, blocks, seconds):
+        outputs = [
+            latency.predict(latency.load(path), arrays) for path in paths
+        ]
+        outputs[1] = [change(array) for array in outputs[1]]
+        return [Measurement(1.0, [1.0], found) for found in outputs]
+
+    onnx = (*latency.RUNTIMES["onnx"][:2], write)
+    monkeypatch.setitem(latency.RUNTIMES, "onnx", onnx)
+    monkeypatch.setattr(latency, "measure", measure)
     run(*paths, "--runtimes", "onnx", "--json", str(file))
     right, wrong = json.loads(file.read_text())["rows"]
     assert right["speedup"] == 1
@@ -182,21 +186,19 @@ def test_a_wrong_artifact_gets_no_time(
     assert message in capsys.readouterr().out
 
 
-def test_speedups_are_of_neighbouring_blocks(tmp_path, monkeypatch):
+def test_speedups_are_of_neighbouring_blocks():
     # Oracle: by hand. The ratios are 2, 4 and 1.
-    times = {0: np.array([4.0, 4.0, 8.0]), 1: np.array([2.0, 1.0, 8.0])}
-    monkeypatch.setattr(latency, "interleaved", lambda *_: times)
-    paths = [mlp(tmp_path, 8), mlp(tmp_path, 2)]
-    rows = latency.measure(paths, ["tensorflow"], [2], 3, 0.0, 5)
-    assert [row["ms"] for row in rows] == [4, 2]
-    assert [rows[1][name] for name in latency.SPEEDUP] == [2, 1.5, 3]
+    reference, other = [4.0, 4.0, 8.0], [2.0, 1.0, 8.0]
+    found = Measurement(ms=other).speedups(Measurement(ms=reference))
+    assert found == (2, 1.5, 3)
 
 
 def test_a_failing_runtime_leaves_a_row(tmp_path, monkeypatch, capsys):
-    def serve(model, arrays, path):
+    def write(model, path, batch_size):
         raise RuntimeError("no such operation\nand more")
 
-    monkeypatch.setitem(latency.RUNTIMES, "onnx", serve)
+    onnx = (*latency.RUNTIMES["onnx"][:2], write)
+    monkeypatch.setitem(latency.RUNTIMES, "onnx", onnx)
     run(mlp(tmp_path, 2), "--runtimes", "onnx")
     assert "RuntimeError: no such operation |" in capsys.readouterr().out
 

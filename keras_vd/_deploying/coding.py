@@ -1,0 +1,100 @@
+"""Sparse arrays as a stream of gaps and values.
+
+All sparse weights of a model are laid end to end. Each entry that is not zero
+is the number of zeros before it, in 8 or 16 bits, and its value. The largest
+code stands for as many zeros and no entry.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+FEWEST = 32  # entries: below, the shape costs more than the zeros
+LEVELS = 127  # of 8-bit weights, on either side of 0
+# Bytes of an entry that are not its gap, by kind of weights.
+VALUE_BYTES = {"float32": 4, "int8": 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """Sparse arrays, laid end to end.
+
+    Attributes:
+        positions: Which of a model's arrays these are.
+        shapes: Their shapes.
+        gaps: Codes, uint8 or uint16.
+        values: What is not zero: float32, or int8 in units of `scales`.
+        scales: A unit per array; None for float32 values.
+    """
+
+    positions: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    gaps: np.ndarray
+    values: np.ndarray
+    scales: np.ndarray | None
+
+    @property
+    def skip(self) -> int:
+        """The code of zeros without an entry."""
+        return int(np.iinfo(self.gaps.dtype).max)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of entries of each array, zeros included."""
+        return [int(np.prod(shape)) for shape in self.shapes]
+
+
+def encode(arrays: Sequence[np.ndarray], weights: str) -> Stream | None:
+    """The arrays that are smaller as a stream than as they are.
+
+    Args:
+        arrays: A model's weights.
+        weights: "float32" or "int8"; with 8 bits arrays that are not sparse
+            are rounded too.
+
+    Returns:
+        The stream; None if there is no such array.
+    """
+    chosen = tuple(i for i, x in enumerate(arrays) if _is_worth(x, weights))
+    if not chosen:
+        return None
+    rounded = [_round(arrays[i], weights) for i in chosen]
+    flat = np.concatenate([values.ravel() for values, _ in rounded])
+    scales = np.array([scale for _, scale in rounded], "float32")
+    return Stream(
+        chosen,
+        tuple(arrays[i].shape for i in chosen),
+        encode_gaps(np.flatnonzero(flat)),
+        flat[flat != 0],
+        scales if weights == "int8" else None,
+    )
+
+
+def encode_gaps(positions: np.ndarray) -> np.ndarray:
+    """Codes of increasing positions, in the type that takes fewer bytes."""
+    zeros = np.diff(positions, prepend=-1) - 1
+    coded = []
+    for dtype in (np.uint8, np.uint16):
+        skip = np.iinfo(dtype).max
+        skips = zeros // skip
+        codes = np.full(len(zeros) + skips.sum(), skip, dtype)
+        codes[np.cumsum(skips + 1) - 1] = zeros % skip
+        coded.append(codes)
+    return min(coded, key=lambda codes: codes.nbytes)
+
+
+def _is_worth(array: np.ndarray, weights: str) -> bool:
+    if array.dtype != np.float32 or array.size < FEWEST:
+        return False
+    packed = np.count_nonzero(array) * (VALUE_BYTES[weights] + 1)
+    return bool(packed + array.size // np.iinfo(np.uint8).max < array.nbytes)
+
+
+def _round(array: np.ndarray, weights: str) -> tuple[np.ndarray, float]:
+    if weights == "float32":
+        return array, 1.0
+    scale = float(np.abs(array).max()) / LEVELS or 1.0
+    return np.rint(array / scale).astype(np.int8), scale

@@ -1,0 +1,150 @@
+"""LiteRT files with sparse kernels or 8-bit weights."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import keras
+
+from keras_vd._deploying.interface import (
+    EXAMPLES,
+    ROUNDED_TOLERANCE,
+    STEPS,
+    TOLERANCE,
+    check_deployable,
+    draw_inputs,
+    flat_inputs,
+    outputs_check,
+)
+from keras_vd._deploying.keras_files import check_ending
+from keras_vd._deploying.readers import Arrays, read_litert
+from keras_vd._deploying.requirements import check_backend, require
+from keras_vd._deploying.saved_models import computation, weight_values
+from keras_vd._deploying.writing import write_checked
+from keras_vd._validation import check_choice, check_integer
+
+# Both at once make a file that LiteRT converts but refuses to run.
+OPTIMIZATIONS = {
+    "sparse": ["EXPERIMENTAL_SPARSITY"],
+    "int8": ["DEFAULT"],
+    "float32": [],
+}
+
+
+def export_litert(
+    model: keras.Model,
+    path: str | os.PathLike[str],
+    weights: str = "sparse",
+    batch_size: int | None = 1,
+    x: Any = None,
+) -> None:
+    """Write a plain model as a LiteRT file (`.tflite`).
+
+    Args:
+        model: A built Sequential or Functional model of plain Keras layers;
+            not changed.
+        path: File to write, with the ending `.tflite`. One that is there is
+            replaced once the new one has been read back and its outputs are
+            those of `model`.
+        weights: "sparse" stores sparse weights as such. Those of dense layers
+            with more than 96.6% zeros are also computed with as such, several
+            times faster; others, and those of convolutions, are made dense
+            first, those of a recurrent layer in each of its steps, which is
+            slow; embeddings stay as they are. "int8" holds
+            weights in 8 bits and computes with them; outputs may then differ
+            by a tenth of the largest one before it is an error. "float32" is
+            dense. LiteRT cannot run sparse weights of 8 bits.
+        batch_size: Number of examples of each call. None for any number, which
+            LiteRT does not offer for recurrent layers. Other open axes, such
+            as time steps, stay open: `resize_tensor_input` sets them.
+        x: Inputs for the check, as the model takes them, of at least
+            `batch_size` examples; a few drawn at random by default.
+
+    Raises:
+        TypeError: if `model` is no Keras model or `batch_size` no integer.
+        ValueError: if `model` is not built or has layers of `keras_vd`, if
+            `weights` is none of these, `batch_size` is not positive, `path`
+            has another ending, or `x` another shape.
+        ImportError: if TensorFlow or ai-edge-litert is not installed.
+        RuntimeError: if the backend is not TensorFlow, if TensorFlow cannot
+            convert the model, or if the outputs of what was written differ.
+        OSError: if the file cannot be written.
+
+    Example:
+        >>> import os, tempfile
+        >>> path = os.path.join(tempfile.mkdtemp(), "small.tflite")
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> keras_vd.export_litert(model, path)  # doctest: +SKIP
+    """
+    check_deployable(model)
+    check_choice("weights", weights, OPTIMIZATIONS)
+    check_ending(path, ".tflite")
+    if batch_size is not None:
+        check_integer("batch_size", batch_size, 1)
+    check_backend("export_litert", ["tensorflow"])
+    require("tensorflow", "tensorflow")
+    require("ai_edge_litert.interpreter")
+    arrays = _examples(model, x, batch_size)
+    content = convert(model, weights, batch_size)
+    tolerance = ROUNDED_TOLERANCE if weights == "int8" else TOLERANCE
+    check = outputs_check(model, read_litert, arrays, tolerance)
+    write_checked(path, lambda new: new.write_bytes(content), check)
+
+
+def _examples(model: keras.Model, x: Any, batch_size: int | None) -> Arrays:
+    """Inputs of one call."""
+    if x is None:
+        return draw_inputs([model], batch_size or EXAMPLES, STEPS)
+    arrays = flat_inputs(model, x)
+    if batch_size is not None and len(arrays[0]) < batch_size:
+        raise ValueError(
+            "Argument `x` must hold at least `batch_size` examples. Received: "
+            f"{len(arrays[0])} examples, batch_size={batch_size}."
+        )
+    return [array[:batch_size] for array in arrays]
+
+
+def convert(model: keras.Model, weights: str, batch_size: int | None) -> bytes:
+    """The LiteRT file of a model; see `export_litert`."""
+    import tensorflow as tf
+
+    values = weight_values(model)
+    compute = computation(model)
+
+    # Constants: LiteRT's loop, that of recurrent layers, reads no variables.
+    @tf.function(autograph=False)
+    def call(*tensors: Any) -> Any:
+        constants = [tf.constant(value) for value in values]
+        return keras.tree.flatten(compute(constants, list(tensors)))
+
+    specs = [
+        tf.TensorSpec(
+            (batch_size, *tensor.shape[1:]),
+            keras.backend.standardize_dtype(tensor.dtype),
+            f"x_{i:03}",
+        )
+        for i, tensor in enumerate(model.inputs)
+    ]
+    concrete = call.get_concrete_function(*specs)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete])
+    # LiteRT's package lacks the operations of TensorFlow that a recurrent
+    # layer would otherwise need.
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+    converter._experimental_lower_tensor_list_ops = True
+    converter.optimizations = [
+        getattr(tf.lite.Optimize, name) for name in OPTIMIZATIONS[weights]
+    ]
+    try:
+        return bytes(converter.convert())
+    # TensorFlow's converter raises errors of many types.
+    except Exception as error:
+        advice = (
+            " Recurrent layers need a fixed `batch_size`."
+            if batch_size is None
+            else ""
+        )
+        raise RuntimeError(
+            f"TensorFlow cannot convert '{model.name}' for LiteRT.{advice} "
+            f"{error}"
+        ) from error

@@ -1,0 +1,219 @@
+"""How each runtime opens a file, and how long it takes; run as a program too.
+
+    python -P readers.py request.json
+
+Nothing here is of this package, so that files are measured where neither it nor
+Keras is loaded. `measuring.py` writes the request.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+import timeit
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Arrays = list[np.ndarray]
+Call = Callable[[], Arrays]
+# From a path and the names of the inputs to a function that takes inputs and
+# returns a call without arguments, which can be timed.
+Reader = Callable[[str, Sequence[str]], Callable[[Arrays], Call]]
+
+
+def read_saved_model(
+    path: str, names: Sequence[str]
+) -> Callable[[Arrays], Call]:
+    """A SavedModel's signature `serving_default`, in TensorFlow."""
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(path)
+    function = loaded.signatures["serving_default"]
+
+    def prepare(arrays: Arrays) -> Call:
+        tensors = dict(zip(names, map(tf.constant, arrays), strict=True))
+
+        def call(owner: Any = loaded) -> Arrays:
+            # What the loaded object owns lives only as long as it does.
+            outputs = function(**tensors)
+            return [outputs[k].numpy() for k in sorted(outputs, key=_natural)]
+
+        return call
+
+    return prepare
+
+
+def _natural(name: str) -> list[Any]:
+    """`output_10` comes after `output_9`."""
+    parts = re.split(r"(\d+)", name)
+    return [int(part) if part.isdigit() else part for part in parts]
+
+
+def read_litert(path: str, names: Sequence[str]) -> Callable[[Arrays], Call]:
+    """A LiteRT file, on one thread."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    reader = Interpreter(path, num_threads=1)
+
+    def prepare(arrays: Arrays) -> Call:
+        # Inputs are numbered by the writer; their order is not kept.
+        details = sorted(reader.get_input_details(), key=lambda d: d["name"])
+        pairs = [
+            (detail["index"], array)
+            for detail, array in zip(details, arrays, strict=True)
+        ]
+        for detail, (index, array) in zip(details, pairs, strict=True):
+            if tuple(detail["shape"]) != array.shape:
+                reader.resize_tensor_input(index, array.shape)
+        reader.allocate_tensors()
+        outputs = [detail["index"] for detail in reader.get_output_details()]
+
+        def call() -> Arrays:
+            for index, array in pairs:
+                reader.set_tensor(index, array)
+            reader.invoke()
+            return [reader.get_tensor(index) for index in outputs]
+
+        return call
+
+    return prepare
+
+
+def read_onnx(path: str, names: Sequence[str]) -> Callable[[Arrays], Call]:
+    """An ONNX file in ONNX Runtime, on one thread."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        path, options, providers=["CPUExecutionProvider"]
+    )
+    own_names = [tensor.name for tensor in session.get_inputs()]
+
+    def prepare(arrays: Arrays) -> Call:
+        inputs = dict(zip(own_names, arrays, strict=True))
+        return lambda: [np.asarray(x) for x in session.run(None, inputs)]
+
+    return prepare
+
+
+def read_keras(path: str, names: Sequence[str]) -> Callable[[Arrays], Call]:
+    """A Keras file, in Keras."""
+    import keras
+
+    model = keras.models.load_model(path)
+
+    def prepare(arrays: Arrays) -> Call:
+        structure = getattr(model, "input", model.inputs[0])
+        inputs = keras.tree.pack_sequence_as(structure, list(arrays))
+        return lambda: keras.tree.flatten(model.predict_on_batch(inputs))
+
+    return prepare
+
+
+READERS: dict[str, Reader] = {
+    "Keras": read_keras,
+    "TensorFlow": read_saved_model,
+    "LiteRT": read_litert,
+    "ONNX Runtime": read_onnx,
+}
+
+
+def interleaved(
+    calls: Mapping[Any, Callable[[], object]], blocks: int, steps: int
+) -> dict[Any, np.ndarray]:
+    """Milliseconds per call of each function, block by block.
+
+    Blocks of one function alternate with those of the others, so that a slow
+    moment of the machine hits all of them. The first block, which compiles,
+    is left out.
+
+    Args:
+        calls: Functions by name; each must wait for its own result.
+        blocks: Number of blocks of each function.
+        steps: Calls per block.
+
+    Returns:
+        Arrays of shape `(blocks,)`.
+    """
+    times: dict[Hashable, list[float]] = {name: [] for name in calls}
+    for block in range(blocks + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            for _ in range(steps):
+                call()
+            if block:
+                elapsed = time.perf_counter() - start
+                times[name].append(1000 * elapsed / steps)
+    return {name: np.array(values) for name, values in times.items()}
+
+
+def stored_arrays(stored: Any) -> Arrays:
+    """Arrays from a file of `np.savez`, in their order."""
+    return [stored[f"arr_{i}"] for i in range(len(stored.files))]
+
+
+def measure_request(request: dict[str, Any], folder: Path) -> list[Any]:
+    """Open and time files in one runtime; their outputs go to `folder`.
+
+    Args:
+        request: See `measuring.measure`.
+        folder: Holds `inputs.npz`; gets `outputs_<i>.npz`.
+
+    Returns:
+        For each file `load_ms` and `ms`, a number per block, or an `error`.
+    """
+    reader = READERS[request["runtime"]]
+    with np.load(folder / "inputs.npz") as stored:
+        inputs = stored_arrays(stored)
+    found: list[dict[str, Any]] = []
+    calls: dict[int, Call] = {}
+    batch_sizes = []
+    for i, file in enumerate(request["files"]):
+        batch_sizes.append(file["batch_size"])
+        arrays = [array[: batch_sizes[i]] for array in inputs]
+        try:
+            if not calls:  # what the runtime prepares for its first file
+                reader(file["path"], file["names"])(arrays)()
+            start = time.perf_counter()
+            calls[i] = reader(file["path"], file["names"])(arrays)
+            outputs = calls[i]()
+        # Runtimes raise errors of many types.
+        except Exception as error:
+            calls.pop(i, None)
+            found.append({"error": f"{type(error).__name__}: {error}"})
+            continue
+        found.append({"load_ms": 1000 * (time.perf_counter() - start)})
+        np.savez(folder / f"outputs_{i}.npz", *map(np.asarray, outputs))
+    for batch_size in dict.fromkeys(batch_sizes):
+        timed, number = {}, {}
+        for i, call in calls.items():
+            if batch_sizes[i] == batch_size:
+                shortest = min(timeit.repeat(call, number=1, repeat=3))
+                number[i] = max(1, round(request["seconds"] / shortest))
+                timed[i] = partial(timeit.timeit, call, number=number[i])
+        times = interleaved(timed, request["blocks"], 1)
+        for i, elapsed in times.items():
+            found[i]["ms"] = (elapsed / number[i]).tolist()
+    return found
+
+
+def main() -> None:
+    """Read the request named on the command line, write `found.json`."""
+    file = Path(sys.argv[1])
+    request = json.loads(file.read_text())
+    if request["runtime"] != "Keras":
+        sys.modules["keras"] = None  # type: ignore[assignment]
+    found = measure_request(request, file.parent)
+    (file.parent / "found.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

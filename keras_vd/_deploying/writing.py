@@ -1,0 +1,128 @@
+"""Files and folders that take their place whole and checked, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def write_checked(
+    path: str | os.PathLike[str],
+    write: Callable[[Path], object],
+    check: Callable[[Path], object],
+    is_folder: bool = False,
+) -> None:
+    """Write a file or folder beside its place, check it, then move it there.
+
+    Whatever fails, what was there before is still there.
+
+    Args:
+        path: The place.
+        write: Writes to the path that it is given; its last part is that of
+            `path`.
+        check: Reads what was written; raises if it is wrong.
+        is_folder: Whether a folder is written, which may replace a SavedModel
+            or an empty folder.
+
+    Raises:
+        OSError: if it cannot be written or read back, with the path.
+    """
+    target = Path(os.path.realpath(path))
+    _check_place(target, is_folder)
+    with _naming(target, "prepare"):
+        # Beside its place: a move within one file system is atomic.
+        beside = Path(tempfile.mkdtemp(prefix=".writing-", dir=target.parent))
+    try:
+        new = beside / target.name
+        with _naming(target, "write"):
+            write(new)
+            _flush(new)
+        check(new)
+        with _naming(target, "replace"):
+            _move(new, target, beside / "replaced")
+            _flush_folder(target.parent)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def read_back(path: Path, reader: Callable[[Path], T]) -> T:
+    """What `reader` returns; an OSError for a file that it cannot read."""
+    try:
+        return reader(path)
+    # Runtimes raise errors of many types for a file that is cut short.
+    except Exception as error:
+        raise OSError(
+            f"What was written for '{path.name}' cannot be read back: {error}"
+        ) from error
+
+
+def _check_place(target: Path, is_folder: bool) -> None:
+    if not target.is_dir():
+        if is_folder and target.exists():
+            raise NotADirectoryError(
+                f"Argument `path` must name a folder. '{target}' is a file."
+            )
+        return
+    if not is_folder:
+        raise IsADirectoryError(
+            f"Argument `path` must name a file. '{target}' is a folder."
+        )
+    names = os.listdir(target)
+    if names and "saved_model.pb" not in names:
+        raise FileExistsError(
+            "Argument `path` must name a SavedModel, an empty folder or "
+            f"nothing yet. '{target}' holds other things: {sorted(names)[:5]}."
+        )
+
+
+@contextlib.contextmanager
+def _naming(target: Path, verb: str) -> Iterator[None]:
+    """Errors of any type become an OSError with the path."""
+    try:
+        yield
+    # TensorFlow has errors of its own for a disk that is full.
+    except Exception as error:
+        message = f"Could not {verb} '{target}': {error}"
+        if isinstance(error, OSError) and error.errno:
+            reason = f"could not {verb} it: {error.strerror}"
+            raise OSError(error.errno, reason, str(target)) from error
+        raise OSError(message) from error
+
+
+def _flush(new: Path) -> None:
+    """Wait until the disk has it."""
+    for file in [new] if new.is_file() else sorted(new.rglob("*")):
+        if file.is_file():
+            with open(file, "rb+") as opened:
+                os.fsync(opened.fileno())
+        else:
+            _flush_folder(file)
+
+
+def _flush_folder(folder: Path) -> None:
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _move(new: Path, target: Path, replaced: Path) -> None:
+    if not target.is_dir():
+        os.replace(new, target)
+        return
+    # A folder with files in it cannot be replaced in one step.
+    os.rename(target, replaced)
+    try:
+        os.rename(new, target)
+    except BaseException:
+        os.rename(replaced, target)
+        raise
