@@ -57,10 +57,9 @@ def shrink(
     Args:
         model: A built Sequential or Functional model of plain Keras layers;
             not changed.
-        gather_inputs: Whether the model reads its dead input features, also
-            those of a flattened input, no more, at the cost of picking out
-            the others. None: for an input with at least half of its features
-            dead.
+        gather_inputs: Whether dead input features, and dead entries of what a
+            Flatten makes, are read no more, at the cost of picking out the
+            others. None: where at least half of them are dead.
         return_report: Whether to return the report as well.
         verbose: 1 to print the report, 0 not to.
 

@@ -7,7 +7,6 @@ import dataclasses
 import keras
 import numpy as np
 
-from keras_vd._shrinking.channelwise import Channelwise
 from keras_vd._shrinking.graph import Graph, Node, Tensor
 from keras_vd._shrinking.rule import Rule, find_rule, join
 
@@ -20,17 +19,25 @@ class Plan:
         graph: The graph.
         rules: The rule of each layer or operation, by its id, in the order of
             first use.
-        gathered: Model inputs, as they are or flattened, of which only the
-            kept channels are read.
+        gathered: Tensors of which only the kept channels are read, picked out
+            by their positions: inputs of the model, and what a Flatten makes.
+            The values are the tensors that the latter flatten.
     """
 
     graph: Graph
     rules: dict[int, Rule]
-    gathered: list[Tensor]
+    gathered: dict[Tensor, Tensor | None]
 
     def rule_of(self, node: Node) -> Rule:
         """The rule of the layer that a node calls."""
         return self.rules[id(node.operation)]
+
+    def present(self, tensor: Tensor) -> np.ndarray:
+        """Which channels there are to pick from: `(width,)`, bool."""
+        flattened = self.gathered[tensor]
+        if flattened is None:
+            return np.ones(tensor.width, bool)
+        return np.resize(flattened.keep, tensor.width)
 
     @property
     def is_unchanged(self) -> bool:
@@ -51,14 +58,15 @@ def make_plan(graph: Graph, gather_inputs: bool | None) -> Plan:
     rules = {
         key: find_rule(nodes[0].operation, nodes) for key, nodes in uses.items()
     }
-    plan = Plan(graph, rules, [])
+    plan = Plan(graph, rules, {})
     if gather_inputs is not False:
-        plan.gathered = _gatherable_inputs(graph) + _gatherable_flat(plan)
+        plan.gathered = _gatherable_inputs(graph) | _gatherable_flat(plan)
     _find_constants(plan)
     _settle(plan)
     # Half of the features: below that, reading them costs more than it saves.
     least = 0.5 if gather_inputs is None else 0.0
-    worth = [x for x in plan.gathered if 0.0 < np.mean(~x.keep) >= least]
+    dead = {x: np.mean(~x.keep[plan.present(x)]) for x in plan.gathered}
+    worth = {k: v for k, v in plan.gathered.items() if 0.0 < dead[k] >= least}
     if len(worth) < len(plan.gathered):
         plan.gathered = worth
         _settle(plan)
@@ -79,27 +87,23 @@ def _count_constants(plan: Plan) -> int:
     return sum(int(np.count_nonzero(x)) for x in known)
 
 
-def _gatherable_inputs(graph: Graph) -> list[Tensor]:
-    return [
-        tensor
+def _gatherable_inputs(graph: Graph) -> dict[Tensor, Tensor | None]:
+    return {
+        tensor: None
         for tensor, layer in zip(graph.inputs, graph.input_layers, strict=True)
         if tensor.has_channels and not (layer.sparse or layer.optional)
-    ]
+    }
 
 
-def _gatherable_flat(plan: Plan) -> list[Tensor]:
-    """Inputs behind a Flatten, whose features are entries of the input."""
-    raw = set(plan.graph.inputs)
-    found: list[Tensor] = []
-    for node in plan.graph.nodes:
-        rule = plan.rule_of(node)
-        if len(rule.uses) > 1 or rule.reason or not raw.issuperset(node.inputs):
-            continue
-        if isinstance(node.operation, keras.layers.Flatten):
-            found += node.outputs
-        elif isinstance(rule, Channelwise) and not node.operation.weights:
-            raw.update(node.outputs)
-    return found
+def _gatherable_flat(plan: Plan) -> dict[Tensor, Tensor | None]:
+    """What a Flatten makes, whose channels are not all positions' alike."""
+    return {
+        node.outputs[0]: node.inputs[0]
+        for node in plan.graph.nodes
+        if isinstance(node.operation, keras.layers.Flatten)
+        and len(plan.rule_of(node).uses) == 1
+        and not plan.rule_of(node).reason
+    }
 
 
 def _settle(plan: Plan) -> None:
@@ -157,12 +161,14 @@ def _repeat(plan: Plan) -> None:
 
 def _require(plan: Plan) -> None:
     for node in reversed(plan.graph.nodes):
-        if any(tensor in plan.gathered for tensor in node.outputs):
-            # It is called on all, and what it makes is gathered from.
-            for tensor in () if node.is_gone else node.inputs:
-                tensor.keep[:] = True
-        else:
+        (first, *_) = node.outputs
+        flattened = plan.gathered.get(first)
+        if flattened is None:
             plan.rule_of(node).require(node)
+        else:
+            # Its channels go where no position of them is read.
+            rows = first.keep.reshape(-1, flattened.width)
+            flattened.keep |= rows.any(axis=0)
 
 
 def _tie(rule: Rule) -> None:

@@ -128,9 +128,12 @@ class _Builder:
     def _gathered(
         self, tensor: Tensor, symbolic: keras.KerasTensor, name: str
     ) -> keras.KerasTensor:
-        if tensor not in self.plan.gathered or tensor.keep.all():
+        if tensor not in self.plan.gathered:
             return symbolic
-        kept = np.flatnonzero(tensor.keep).astype("int32")
+        kept = tensor.keep[self.plan.present(tensor)]
+        if kept.all():
+            return symbolic
+        kept = np.flatnonzero(kept).astype("int32")
         taken = ops.take(symbolic, kept, axis=-1)
         rename_operation(taken, self.names.unique(f"{name}_kept"))
         return taken

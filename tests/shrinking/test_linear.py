@@ -153,12 +153,33 @@ def test_a_flattened_input_that_others_read_too():
     assert [row.kept_inputs for row in report.rows] == [2, 2]
 
 
-def test_behind_a_batch_normalization_nothing_is_gathered():
+def test_behind_a_batch_normalization_entries_are_gathered_too():
     model = sequential(
         (2, 3), layers.BatchNormalization(), layers.Flatten(), layers.Dense(2)
     )
     change(model.layers[-1].kernel, np.s_[:4])
-    assert checked(model)[1].is_unchanged
+    assert checked(model)[1].rows[-1].kept_inputs == 2
+
+
+@pytest.mark.core
+def test_gathering_from_flattened_channels(tmp_path):
+    """Channel 1 of 3 goes altogether, of the others 3 of 18 entries stay."""
+    model = sequential(
+        (3, 3, 1), layers.Conv2D(3, 1), layers.Flatten(), layers.Dense(2)
+    )
+    kept = [0, 5, 24]  # row, column, channel: (0, 0, 0), (0, 1, 2), (2, 2, 0)
+    dead = np.setdiff1d(np.arange(27), kept)
+    change(model.layers[-1].kernel, np.s_[dead])
+    smaller, report = checked(model)
+    assert [row.kept_outputs for row in report.rows] == [2, 2]
+    assert report.rows[-1].kept_inputs == 3
+    assert smaller.layers[1].filters == 2
+    smaller.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert_equal_predictions(model, loaded, random_inputs(4, 3, 3, 1))
+    # As whole channels only, if entries are not to be gathered.
+    _, report = checked(model, gather_inputs=False)
+    assert report.rows[-1].kept_inputs == 18
 
 
 def test_softmax_in_a_hidden_layer_needs_all_of_its_units():
