@@ -257,13 +257,12 @@ class Attention(Rule):
 
     def shrunk(self) -> tuple[dict[str, Any], list[np.ndarray]]:
         chosen = self._selection
-        live = self._live(self.output.keep)
         weights = []
         for name, one in self.projections.items():
             source = self.uses[0].inputs[one.position]
             is_pair = name in ("query", "key")
             dims = chosen.key_dims if is_pair else chosen.value_dims
-            kernel, bias = self._reduced(one, source, live[name])
+            kernel, bias = self._reduced(one, source)
             if name == "query":
                 # Keras divides by the square root of the new size.
                 factor = np.sqrt(dims.shape[1] / one.bias.shape[-1])
@@ -271,7 +270,9 @@ class Attention(Rule):
             weights.append(chosen.take(kernel, dims))
             if self.use_bias:
                 weights.append(chosen.take(bias, dims))
-        kernel = np.where(live["value"][..., None], self.output_kernel, 0.0)
+        # What only fills a head up to the common size shall not count.
+        live = self._live_values(self.output.keep)
+        kernel = np.where(live[..., None], self.output_kernel, 0.0)
         kernel = np.moveaxis(kernel[..., self.output.keep], -1, 0)
         kernel = chosen.take(kernel, chosen.value_dims)
         weights.append(np.moveaxis(kernel, 0, -1))
@@ -281,17 +282,13 @@ class Attention(Rule):
         return self._config(chosen), weights
 
     def _reduced(
-        self, one: Projection, source: Tensor, live: np.ndarray
+        self, one: Projection, source: Tensor
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Kernel and bias of what is live, with what removed inputs add."""
+        """Kernel of the kept inputs, and bias with what the others add."""
         absorbed = self._absorbed(one.position)
         removed = ~source.keep & ~np.isnan(absorbed)
         share = np.tensordot(absorbed[removed], one.kernel[removed], axes=1)
-        live = one.own(live)
-        return (
-            np.where(live, one.kernel[source.keep], 0.0),
-            np.where(live, one.bias + share, 0.0),
-        )
+        return one.kernel[source.keep], one.bias + share
 
     def _config(self, chosen: Selection) -> dict[str, Any]:
         return {

@@ -321,6 +321,18 @@ def test_grouped_query_attention():
     assert sizes(smaller, GROUPED_SIZES) == (2, 1, 3)
 
 
+def test_a_value_that_is_constant_behind_some_gates_alone():
+    """Oracle: the model before; one head has it in the bias, one as it is."""
+    layer = layers.GroupQueryAttention(3, 2, 1, use_gate=True, name="attention")
+    model = attending(layer)
+    change(layer._value_dense.kernel, (slice(None), slice(None), [0, 1]))
+    change(layer._gate_dense.kernel, (slice(None), 0, 0))
+    change(layer._gate_dense.kernel, (slice(None), slice(None), 1))
+    kernel_and_bias(layer._key_dense, (0, 1))
+    smaller, _ = checked(model)
+    assert sizes(smaller, GROUPED_SIZES) == (2, 1, 2)
+
+
 REFUSED = {
     "it returns its attention scores": lambda x: multi_head()(
         x, x, return_attention_scores=True
