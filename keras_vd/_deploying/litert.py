@@ -24,6 +24,11 @@ from keras_vd._deploying.saved_models import computation, weight_values
 from keras_vd._deploying.writing import write_checked
 from keras_vd._validation import check_choice, check_integer
 
+ADVICE = (
+    "LiteRT computes sparse dense layers wrongly if their number of inputs is "
+    "no multiple of 4: use weights='int8' or 'float32', or the model from "
+    "before `shrink`."
+)
 # Both at once make a file that LiteRT converts but refuses to run.
 OPTIMIZATIONS = {
     "sparse": ["EXPERIMENTAL_SPARSITY"],
@@ -51,7 +56,9 @@ def export_litert(
             with more than 96.6% zeros are also computed with as such, several
             times faster; others, and those of convolutions, are made dense
             first, those of a recurrent layer in each of its steps, which is
-            slow; embeddings stay as they are. "int8" holds
+            slow; embeddings stay as they are. Where LiteRT 2.3 computes sparse
+            layers wrongly, for numbers of inputs that are no multiple of 4,
+            nothing is written. "int8" holds
             weights in 8 bits and computes with them; outputs may then differ
             by a tenth of the largest one before it is an error. "float32" is
             dense. LiteRT cannot run sparse weights of 8 bits.
@@ -88,7 +95,8 @@ def export_litert(
     arrays = _examples(model, x, batch_size)
     content = convert(model, weights, batch_size)
     tolerance = ROUNDED_TOLERANCE if weights == "int8" else TOLERANCE
-    check = outputs_check(model, read_litert, arrays, tolerance)
+    advice = ADVICE if weights == "sparse" else ""
+    check = outputs_check(model, read_litert, arrays, tolerance, advice)
     write_checked(path, lambda new: new.write_bytes(content), check)
 
 
