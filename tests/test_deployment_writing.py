@@ -101,12 +101,12 @@ def test_other_outputs_are_an_error(tmp_path, monkeypatch):
 
     def save_wrong(self, *args, **kwargs):
         kernel, bias = self.get_weights()
-        self.set_weights([1.001 * kernel, bias])
+        self.set_weights([1.01 * kernel, bias])
         save(self, *args, **kwargs)
         self.set_weights([kernel, bias])
 
     monkeypatch.setattr(keras.Model, "save", save_wrong)
-    with pytest.raises(RuntimeError, match=r"difference is \d\.\de-04"):
+    with pytest.raises(RuntimeError, match="is allowed"):
         keras_vd.save_compressed(model(), path)
     assert content(tmp_path) == before
 
