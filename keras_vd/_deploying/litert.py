@@ -49,9 +49,8 @@ def export_litert(
     Args:
         model: A built Sequential or Functional model of plain Keras layers;
             not changed.
-        path: File to write, with the ending `.tflite`. One that is there is
-            replaced once the new one has been read back and its outputs are
-            those of `model`.
+        path: File to write, with the ending `.tflite`; replaced once the new
+            one has been read back and its outputs are those of `model`.
         weights: "sparse" stores sparse weights as such. Those of dense layers
             with more than 96.6% zeros are also computed with as such, several
             times faster; others, and those of convolutions, are made dense
@@ -66,7 +65,7 @@ def export_litert(
             LiteRT does not offer for recurrent layers. Other open axes, such
             as time steps, stay open: `resize_tensor_input` sets them.
         x: Inputs for the check, as the model takes them, of at least
-            `batch_size` examples; a few drawn at random by default.
+            `batch_size` examples; some drawn at random by default.
 
     Raises:
         TypeError: if `model` is no Keras model or `batch_size` no integer.
