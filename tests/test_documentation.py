@@ -40,16 +40,21 @@ def test_the_first_example_of_the_readme(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "digits_model" / "saved_model.pb").exists()
 
 
-def test_the_other_examples_of_the_readme():
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="exports a SavedModel"
+)
+@pytest.mark.filterwarnings("ignore")  # of the converters
+def test_the_other_examples_of_the_readme(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     plain = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
-    names = {"keras": keras, "keras_vd": keras_vd, "plain": plain}
+    names = {"keras": keras, "keras_vd": keras_vd, "plain": plain, "np": np}
     names["x"] = np.zeros((2, 784), "float32")
     for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL)[1:]:
         exec(compile(code, "README.md", "exec"), names)
     assert isinstance(names["embedding"], keras_vd.layers.VDEmbedding)
     assert isinstance(names["recurrent"], keras_vd.layers.VDLSTM)
     assert isinstance(names["layer"], keras_vd.layers.VDDense)
-    assert isinstance(names["report"], keras_vd.ShrinkReport)
+    assert isinstance(names["report"], keras_vd.DeploymentReport)
     gates = keras_vd.sparsity_report(names["model"]).gates
     assert [gate.units for gate in gates] == [784, 300]
     assert names["prediction"].mutual_information.shape == (2,)

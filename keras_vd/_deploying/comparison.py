@@ -189,14 +189,7 @@ def deployment_report(
     """
     sizes = tuple(check_integer("batch_sizes", n, 1) for n in batch_sizes)
     models = (model, model if reference is None else reference)
-    for each in models:
-        check_deployable(each)
-    if len({tuple((x.shape, x.dtype) for x in m.inputs) for m in models}) > 1:
-        raise ValueError(
-            "Argument `reference` must have the inputs of `model`. Received: "
-            f"{[x.shape for x in models[1].inputs]} instead of "
-            f"{[x.shape for x in models[0].inputs]}."
-        )
+    _check_models(models)
     arrays = [
         np.resize(array, (max(sizes), *array.shape[1:]))
         for array in flat_inputs(model, x)
@@ -222,6 +215,17 @@ def deployment_report(
     if verbose:
         print(str(report))
     return report
+
+
+def _check_models(models: tuple[keras.Model, keras.Model]) -> None:
+    for each in models:
+        check_deployable(each)
+    if len({tuple((x.shape, x.dtype) for x in m.inputs) for m in models}) > 1:
+        raise ValueError(
+            "Argument `reference` must have the inputs of `model`. Received: "
+            f"{[x.shape for x in models[1].inputs]} instead of "
+            f"{[x.shape for x in models[0].inputs]}."
+        )
 
 
 def _compare(

@@ -163,6 +163,7 @@ def outputs_check(
     reader: Reader,
     arrays: Arrays,
     tolerance: float = TOLERANCE,
+    advice: str = "",
 ) -> Callable[[Path], None]:
     """A check that a written file computes what the model computes.
 
@@ -171,6 +172,7 @@ def outputs_check(
         reader: How the file is opened.
         arrays: Inputs.
         tolerance: Largest difference allowed.
+        advice: What to do if it is larger.
 
     Returns:
         A function of the file's path. It raises an OSError for a file that
@@ -186,7 +188,7 @@ def outputs_check(
             raise RuntimeError(
                 f"'{path.name}' was not written: its outputs are not those of "
                 f"'{model.name}'. Their largest difference is {distance:.1e} "
-                f"of the largest output; {tolerance:g} is allowed."
+                f"of the largest output; {tolerance:g} is allowed. {advice}"
             )
 
     return check

@@ -24,6 +24,11 @@ from keras_vd._deploying.saved_models import computation, weight_values
 from keras_vd._deploying.writing import write_checked
 from keras_vd._validation import check_choice, check_integer
 
+ADVICE = (
+    "LiteRT computes sparse dense layers wrongly if their number of inputs is "
+    "no multiple of 4: use weights='int8' or 'float32', or the model from "
+    "before `shrink`."
+)
 # Both at once make a file that LiteRT converts but refuses to run.
 OPTIMIZATIONS = {
     "sparse": ["EXPERIMENTAL_SPARSITY"],
@@ -44,14 +49,15 @@ def export_litert(
     Args:
         model: A built Sequential or Functional model of plain Keras layers;
             not changed.
-        path: File to write, with the ending `.tflite`. One that is there is
-            replaced once the new one has been read back and its outputs are
-            those of `model`.
+        path: File to write, with the ending `.tflite`; replaced once the new
+            one has been read back and its outputs are those of `model`.
         weights: "sparse" stores sparse weights as such. Those of dense layers
             with more than 96.6% zeros are also computed with as such, several
             times faster; others, and those of convolutions, are made dense
             first, those of a recurrent layer in each of its steps, which is
-            slow; embeddings stay as they are. "int8" holds
+            slow; embeddings stay as they are. Where LiteRT 2.3 computes sparse
+            layers wrongly, for numbers of inputs that are no multiple of 4,
+            nothing is written. "int8" holds
             weights in 8 bits and computes with them; outputs may then differ
             by a tenth of the largest one before it is an error. "float32" is
             dense. LiteRT cannot run sparse weights of 8 bits.
@@ -59,7 +65,7 @@ def export_litert(
             LiteRT does not offer for recurrent layers. Other open axes, such
             as time steps, stay open: `resize_tensor_input` sets them.
         x: Inputs for the check, as the model takes them, of at least
-            `batch_size` examples; a few drawn at random by default.
+            `batch_size` examples; some drawn at random by default.
 
     Raises:
         TypeError: if `model` is no Keras model or `batch_size` no integer.
@@ -88,7 +94,8 @@ def export_litert(
     arrays = _examples(model, x, batch_size)
     content = convert(model, weights, batch_size)
     tolerance = ROUNDED_TOLERANCE if weights == "int8" else TOLERANCE
-    check = outputs_check(model, read_litert, arrays, tolerance)
+    advice = ADVICE if weights == "sparse" else ""
+    check = outputs_check(model, read_litert, arrays, tolerance, advice)
     write_checked(path, lambda new: new.write_bytes(content), check)
 
 

@@ -75,10 +75,23 @@ def export_packed(
     check_deployable(model)
     check_choice("weights", weights, VALUE_BYTES)
     check_backend("export_packed", BACKENDS)
-    tf = require("tensorflow", "tensorflow")
+    require("tensorflow", "tensorflow")
     tolerance = TOLERANCE if weights == "float32" else ROUNDED_TOLERANCE
     arrays = flat_inputs(model, x)
     check = outputs_check(model, read_saved_model, arrays, tolerance)
+    module = _module(model, weights)
+
+    def write(new: Path) -> None:
+        save_module(module, new)
+        strip_saved_model(new)
+
+    write_checked(path, write, check, is_folder=True)
+
+
+def _module(model: keras.Model, weights: str) -> Any:
+    """The `tf.Module` to save."""
+    import tensorflow as tf
+
     values = weight_values(model)
     stream = encode(values, weights)
     module = tf.Module()
@@ -99,12 +112,7 @@ def export_packed(
         return compute(tensors, list(inputs))
 
     module.serve = served(model, call)
-
-    def write(new: Path) -> None:
-        save_module(module, new)
-        strip_saved_model(new)
-
-    write_checked(path, write, check, is_folder=True)
+    return module
 
 
 def _resource(stream: Stream) -> Any:

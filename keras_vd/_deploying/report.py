@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import rich.table
+import rich.text
 
 from keras_vd._tables import Report
 
@@ -70,7 +71,14 @@ class DeploymentReport(Report):
         title = (
             "Deployment; in brackets: times smaller, times faster than dense"
         )
-        caption = "Latency on one thread, in a process without Keras"
+        notes = ["Latency on one thread, in a process without Keras"]
+        notes += [
+            f"{row.runtime}, {row.artifact}: {row.error}"
+            for row in self.rows
+            if row.error
+        ]
+        # As text: markup would take the name of an extra for a style.
+        caption = rich.text.Text("\n".join(notes))
         table = rich.table.Table(title=title, caption=caption)
         table.add_column("runtime")
         table.add_column("artifact")
@@ -82,12 +90,9 @@ class DeploymentReport(Report):
         for row in self.rows:
             if row.runtime != previous:
                 table.add_section()
-            name = row.artifact
-            if row.error:
-                name += f": {row.error}"
             table.add_row(
                 row.runtime if row.runtime != previous else "",
-                name,
+                row.artifact,
                 _with_ratio(row.bytes, row.disk_ratio, ",", ".3g"),
                 _number(row.gzip_bytes, ","),
                 _number(row.load_ms, ".0f"),

@@ -6,6 +6,7 @@ results, the names of inputs and outputs, and the table of objects.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -53,12 +54,10 @@ def _shorten_names(function: Any) -> None:
     A reference is a node's name, what comes of it and which: `dense:z:0`, or
     `^dense` for a node that has to run first. Arguments keep their names.
     """
-    names = {node.name: f"{i:x}" for i, node in enumerate(function.node_def)}
     arguments = {argument.name for argument in function.signature.input_arg}
-    if arguments & set(names.values()):
-        # Arguments that follow the same pattern; names of nodes may not begin
-        # with an underscore, those of arguments end in none.
-        names = {old: f"{new}_" for old, new in names.items()}
+    numbers = (f"{i:x}" for i in itertools.count())
+    free = (number for number in numbers if number not in arguments)
+    names = {node.name: next(free) for node in function.node_def}
 
     def shorten(reference: str) -> str:
         prefix = "^" * reference.startswith("^")

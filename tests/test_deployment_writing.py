@@ -1,0 +1,178 @@
+"""A file that cannot be written leaves the old one as it was."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_vd
+from keras_vd._deploying import writing
+from tests.models import random_inputs, run_python
+
+BACKEND = keras.backend.backend()
+FOLDERS = pytest.mark.skipif(
+    BACKEND == "torch", reason="PyTorch writes no SavedModel."
+)
+
+
+def model(units=3):
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(units)])
+
+
+def content(folder):
+    return {
+        file.relative_to(folder): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+
+
+# With files of at most 3 kB, which are fewer than either takes.
+FULL = """
+import resource, signal, sys
+import keras, keras_vd
+model = keras.Sequential([keras.Input((90,)), keras.layers.Dense(90)])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+for function, path in (
+    (keras_vd.save_compressed, sys.argv[1]),
+    (keras_vd.export_saved_model, sys.argv[2]),
+)[: int(sys.argv[3])]:
+    try:
+        function(model, path)
+    except OSError as error:
+        print("TOLD" if path in str(error) else repr(error))
+"""
+
+
+@pytest.mark.core
+def test_a_full_disk_keeps_the_old_file(tmp_path):
+    file, folder = tmp_path / "m.keras", tmp_path / "m"
+    keras_vd.save_compressed(model(), file)
+    if can_export := BACKEND != "torch":
+        keras_vd.export_saved_model(model(), folder)
+    before = content(tmp_path)
+    result = run_python(FULL, file, folder, 1 + can_export)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["TOLD"] * (1 + can_export), result.stdout
+    assert content(tmp_path) == before
+    assert not list(tmp_path.glob(".writing-*"))
+
+
+@pytest.mark.core
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    # Below a regular file: permissions do not stop the root user.
+    (tmp_path / "file").write_text("mine")
+    for path in ("file/m.keras", "missing/m.keras"):
+        with pytest.raises(OSError, match="could not prepare") as told:
+            keras_vd.save_compressed(model(), tmp_path / path)
+        assert str(tmp_path / path) in str(told.value)
+    assert content(tmp_path) == {
+        (tmp_path / "file").relative_to(tmp_path): b"mine"
+    }
+
+
+def test_what_is_no_file_of_ours_is_kept(tmp_path):
+    (tmp_path / "m.keras").mkdir()
+    with pytest.raises(IsADirectoryError, match="`path` must name a file"):
+        keras_vd.save_compressed(model(), tmp_path / "m.keras")
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").write_text("mine")
+
+    def write(new):
+        new.mkdir()
+        (new / "saved_model.pb").write_text("new")
+
+    def none(new):
+        pass
+
+    with pytest.raises(FileExistsError, match="holds other things"):
+        writing.write_checked(tmp_path / "home", write, none, is_folder=True)
+    path = tmp_path / "home" / "thesis.txt"
+    with pytest.raises(NotADirectoryError, match="is a file"):
+        writing.write_checked(path, write, none, is_folder=True)
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.core
+def test_other_outputs_are_an_error(tmp_path, monkeypatch):
+    keras_vd.save_compressed(model(), path := tmp_path / "m.keras")
+    before = content(tmp_path)
+    save = keras.Model.save
+
+    def save_wrong(self, *args, **kwargs):
+        kernel, bias = self.get_weights()
+        self.set_weights([1.01 * kernel, bias])
+        save(self, *args, **kwargs)
+        self.set_weights([kernel, bias])
+
+    monkeypatch.setattr(keras.Model, "save", save_wrong)
+    with pytest.raises(RuntimeError, match="is allowed"):
+        keras_vd.save_compressed(model(), path)
+    assert content(tmp_path) == before
+
+
+@pytest.mark.core
+def test_a_file_cut_short_is_an_error(tmp_path, monkeypatch):
+    keras_vd.save_compressed(model(), path := tmp_path / "m.keras")
+    before = content(tmp_path)
+    flush = writing._flush
+
+    def cut(new):
+        new.write_bytes(new.read_bytes()[:-100])
+        flush(new)
+
+    monkeypatch.setattr(writing, "_flush", cut)
+    with pytest.raises(OSError, match="cannot be read back"):
+        keras_vd.save_compressed(model(), path)
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("failing", ["first", "second"])
+def test_a_folder_comes_back_if_it_cannot_be_replaced(
+    failing, tmp_path, monkeypatch
+):
+    target = tmp_path / "m"
+
+    def write(text):
+        def to(new):
+            new.mkdir()
+            (new / "saved_model.pb").write_text(text)
+
+        return to
+
+    def none(new):
+        pass
+
+    writing.write_checked(target, write("old"), none, is_folder=True)
+    before = content(tmp_path)
+    rename, calls = writing.os.rename, []
+
+    def fail(old, new):
+        calls.append(new)
+        if len(calls) == (1 if failing == "first" else 2):
+            raise OSError(5, "Input/output error")
+        rename(old, new)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writing.os, "rename", fail)
+        with pytest.raises(OSError, match="could not replace") as told:
+            writing.write_checked(target, write("new"), none, is_folder=True)
+    assert str(target) in str(told.value)
+    assert content(tmp_path) == before
+    writing.write_checked(target, write("new"), none, is_folder=True)
+    assert (target / "saved_model.pb").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_a_link_stays_a_link(tmp_path):
+    keras_vd.save_compressed(model(), real := tmp_path / "real.keras")
+    (link := tmp_path / "link.keras").symlink_to(real)
+    keras_vd.save_compressed(changed := model(5), link)
+    assert link.is_symlink()
+    x = random_inputs(2, 4)
+    np.testing.assert_allclose(
+        keras.models.load_model(real).predict(x, verbose=0),
+        changed.predict(x, verbose=0),
+        rtol=1e-5,
+        atol=1e-6,
+    )
