@@ -203,14 +203,7 @@ def deployment_report(
             transient=True,
             disable=not verbose,
         ):
-            # Without an original, the model as it is stands for it.
-            chosen = [
-                x
-                for x in artifacts
-                if reference is not None
-                or x.name not in ("SavedModel", "float32")
-            ]
-            rows += _compare(chosen, models, arrays, sizes, place)
+            rows += _compare(artifacts, models, arrays, sizes, place)
     report = DeploymentReport(tuple(rows), sizes)
     if verbose:
         print(str(report))
@@ -236,6 +229,10 @@ def _compare(
     folder: Path,
 ) -> list[ArtifactRow]:
     """Rows of one runtime; `models` are the model and the dense original."""
+    if models[0] is models[1]:
+        # Without an original, the model as it is stands for it.
+        same = ("SavedModel", "float32")
+        artifacts = [x for x in artifacts if x.name not in same]
     errors: dict[str, str] = {}
     files: dict[tuple[str, int], File] = {}
     for artifact in artifacts:
