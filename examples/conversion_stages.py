@@ -22,6 +22,15 @@ import rich.table
 import keras_vd
 import keras_vd.plots
 
+# Columns of the table: figures of a stage, and how they are printed.
+COLUMNS = {
+    "stage": ("stage", ""),
+    "accuracy %": ("accuracy_percent", ".2f"),
+    "weights per non-zero one": ("nonzero_ratio", ".1f"),
+    "parameters": ("parameters", ",d"),
+    "not zero": ("nonzero", ",d"),
+    "seconds": ("seconds", ".0f"),
+}
 # What the command line can change in a recipe.
 WISHES = (
     "epochs",
@@ -173,24 +182,22 @@ class Stages:
         print(f"{stage}: accuracy {accuracy:.2f}%")
         self.start = time.perf_counter()
 
+    def cells(self) -> list[list[str]]:
+        """The table's rows."""
+        return [
+            [
+                f"{row[name]:{style}}" if row.get(name) is not None else ""
+                for name, style in COLUMNS.values()
+            ]
+            for row in self.rows
+        ]
+
     def to_table(self) -> rich.table.Table:
         table = rich.table.Table(title="Stages")
-        table.add_column("stage")
-        headers = {
-            "accuracy_percent": ("accuracy %", ".2f"),
-            "nonzero_ratio": ("weights per non-zero one", ".1f"),
-            "parameters": ("parameters", ",d"),
-            "nonzero": ("not zero", ",d"),
-            "seconds": ("seconds", ".0f"),
-        }
-        for header, _ in headers.values():
-            table.add_column(header, justify="right")
-        for row in self.rows:
-            cells = (
-                f"{row[name]:{style}}" if row.get(name) is not None else ""
-                for name, (_, style) in headers.items()
-            )
-            table.add_row(row["stage"], *cells)
+        for header, (_, style) in COLUMNS.items():
+            table.add_column(header, justify="right" if style else "left")
+        for cells in self.cells():
+            table.add_row(*cells)
         return table
 
 
@@ -204,6 +211,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0)
     add("--limit", type=int, help="use only that many training examples")
     add("--out", type=Path, help="default: a folder in runs/")
+    add(
+        "--deploy",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="write the result in all formats and measure them",
+    )
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:
@@ -243,6 +256,7 @@ def run(
     recipe: Recipe,
     posterior: Any,
     out: Path,
+    deploy: bool,
     facts: dict[str, Any],
 ) -> dict[str, Any]:
     """Take a trained model through all stages.
@@ -253,6 +267,7 @@ def run(
         recipe: How to train the other stages.
         posterior: Of the variational layers.
         out: Folder for models and pictures.
+        deploy: Whether to write the result in all formats and measure them.
         facts: What results.json shall say about the run.
 
     Returns:
@@ -288,6 +303,11 @@ def run(
     console = rich.console.Console(width=110)
     console.print(report.to_table())
     console.print(stages.to_table())
+    print(common.markdown(list(COLUMNS), stages.cells()))
+    if deploy:
+        x = task.x_test[:64]
+        deployed = keras_vd.deployment_report(shrunk, x, dense)
+        results["deployment"] = deployed.to_dict()
     results = {
         **facts,
         **results,

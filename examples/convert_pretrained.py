@@ -136,6 +136,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         recipe,
         arguments.posterior,
         out,
+        arguments.deploy,
         {
             "data": data,
             "model": network,

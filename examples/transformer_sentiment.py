@@ -150,6 +150,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         recipe,
         arguments.posterior,
         out,
+        arguments.deploy,
         {
             "data": data,
             "model": "transformer",

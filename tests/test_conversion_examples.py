@@ -15,7 +15,10 @@ import conversion_stages
 import convert_pretrained
 import transformer_sentiment
 
-QUICK = ("--epochs", 1, "--variational-epochs", 2, "--finetune-epochs", 1)
+QUICK = (
+    *("--epochs", 1, "--variational-epochs", 2, "--finetune-epochs", 1),
+    "--no-deploy",
+)
 STAGES = [
     "dense",
     "converted",
@@ -67,6 +70,24 @@ def test_a_cnn_goes_through_all_stages(tmp_path, capsys):
     assert [row["converted_to"] for row in converted] == [
         *("VDConv2D", None, "VDConv2D", None, "VDDense", None, "VDDense")
     ]
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="writes all formats"
+)
+@pytest.mark.filterwarnings("ignore")  # of the converters
+def test_the_result_is_written_in_all_formats(tmp_path, capsys):
+    results = run(
+        convert_pretrained,
+        *("--dataset", "digits", "--limit", 64, "--out", tmp_path),
+        *(*QUICK, "--network", "course", "--deploy"),
+    )
+    rows = results["deployment"]["rows"]
+    assert {row["runtime"] for row in rows} == {
+        *("Keras", "TensorFlow", "LiteRT", "ONNX Runtime")
+    }
+    assert not [row["error"] for row in rows if row["artifact"] == "dense"]
+    assert "Deployment" in capsys.readouterr().out
 
 
 def test_a_model_from_a_file_is_not_trained_first(tmp_path):
