@@ -232,9 +232,11 @@ class Attention(Rule):
         )
 
     def _sizes(self, key_dim: int, value_dim: int) -> tuple[int, int]:
-        # The fused attention of JAX takes values of the size of keys only.
+        sizes = {x.bias.shape[-1] for x in self.projections.values()}
         is_fused = self.layer.dropout == 0.0 and len(self.output.shape) == 3
-        if keras.backend.backend() == "jax" and is_fused:
+        # On JAX, fused attention takes values of the size of keys only, and a
+        # model shall run on all backends that it ran on before.
+        if is_fused and len(sizes) == 1:
             return (max(key_dim, value_dim),) * 2
         return key_dim, value_dim
 
