@@ -283,8 +283,13 @@ def _row(
     expected: Arrays,
 ) -> ArtifactRow:
     size, zipped = sizes_of(path)
+    files = {n: artifact.path(path.parent, n).name for n in measured}
     row = ArtifactRow(
-        artifact.name, artifact.runtime, bytes=size, gzip_bytes=zipped
+        artifact.name,
+        artifact.runtime,
+        files=files,
+        bytes=size,
+        gzip_bytes=zipped,
     )
     for found in measured.values():
         if found.error:

@@ -20,6 +20,7 @@ class ArtifactRow:
         runtime: What reads it.
         error: Why there is none, or why it could not be measured; "" otherwise.
             Numbers that are then missing are None.
+        files: Names of the files or folders, by batch size.
         bytes: Its size.
         gzip_bytes: Its size behind gzip, for a folder behind tar and gzip.
         disk_ratio: How many times smaller it is than the dense one of the same
@@ -37,6 +38,7 @@ class ArtifactRow:
     artifact: str
     runtime: str
     error: str = ""
+    files: dict[int, str] = dataclasses.field(default_factory=dict)
     bytes: int | None = None
     gzip_bytes: int | None = None
     disk_ratio: float | None = None
