@@ -56,7 +56,7 @@ def test_sixty_epochs_of_mnist(gate, rate):
         metrics=["accuracy"],
     )
     annealing = keras_vd.callbacks.KLAnnealing(60000, 0, 0, verbose=0)
-    history = model.fit(
+    model.fit(
         images.x_train,
         images.y_train,
         batch_size=200,
@@ -64,5 +64,7 @@ def test_sixty_epochs_of_mnist(gate, rate):
         verbose=0,
         callbacks=[annealing, AllFinite()],
     )
-    # Finite because it learns, not because it stands still.
-    assert history.history["accuracy"][-1] > 0.9
+    # Finite because it learns, not because it stands still. At inference: at
+    # the smallest rate most Beta-Bernoulli gates are still closed in training.
+    _, accuracy = model.evaluate(images.x_test, images.y_test, verbose=0)
+    assert accuracy > 0.9
