@@ -51,6 +51,9 @@ def test_the_other_examples_of_the_readme(tmp_path, monkeypatch):
     names["x"] = np.zeros((2, 784), "float32")
     for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL)[1:]:
         exec(compile(code, "README.md", "exec"), names)
+    converted = {type(x).__name__ for x in names["variational"].layers}
+    assert {"VDConv2D", "VDDepthwiseConv2D", "VDDense"} <= converted
+    assert type(names["variational"].get_layer("Conv1")) is keras.layers.Conv2D
     assert isinstance(names["embedding"], keras_vd.layers.VDEmbedding)
     assert isinstance(names["recurrent"], keras_vd.layers.VDLSTM)
     assert isinstance(names["layer"], keras_vd.layers.VDDense)
