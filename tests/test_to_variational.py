@@ -60,6 +60,22 @@ def residual():
     return keras.Model(inputs, keras.layers.Dense(3, name="second")(normalized))
 
 
+def transformer():
+    """Self, cross and grouped attention between normalizations."""
+    queries, values = keras.Input((4, 6)), keras.Input((5, 3))
+    hidden = keras.layers.LayerNormalization(name="norm")(queries)
+    hidden += keras.layers.MultiHeadAttention(2, 3, name="own")(hidden, hidden)
+    hidden += keras.layers.MultiHeadAttention(
+        3, 2, use_bias=False, name="other"
+    )(hidden, values)
+    grouped = keras.layers.GroupQueryAttention(3, 4, 2, name="grouped")
+    hidden += grouped(hidden, hidden)
+    hidden = keras.layers.EinsumDense("abc,cd->abd", (4, 7), name="wide")(
+        hidden
+    )
+    return keras.Model([queries, values], hidden)
+
+
 def deep():
     """`Dense` layers of one name, on two levels."""
     inner = keras.Sequential(
@@ -137,6 +153,31 @@ def test_recurrent_and_residual_models(posterior):
             assert len(found) == 1 + 4 + 2 + 2 + 1
         else:
             assert list(report.skipped) == ["norm"]
+
+
+@pytest.mark.core
+def test_attention():
+    model = transformer()
+    randomize(model)
+    inputs = [random_inputs(2, 4, 6), random_inputs(2, 5, 3)]
+    variational, report = convert(model, kl_weight=0.01, return_report=True)
+    np.testing.assert_allclose(
+        predict(variational, inputs)[0],
+        predict(model, inputs)[0],
+        rtol=1e-6,
+        atol=1e-6,
+    )
+    assert list(report.skipped) == ["norm"]
+    weights = keras_vd.variational_weights(variational)
+    assert len(weights) == 3 * 4 + 1
+    # Noise in all of them, by their own size.
+    starts = [float(to_numpy(x.log_sigma2).max()) for x in weights]
+    assert len(set(starts)) == len(weights)
+    back = keras_vd.to_deterministic(variational)
+    for one, other in zip(back.weights, model.weights, strict=True):
+        np.testing.assert_array_equal(to_numpy(one), to_numpy(other))
+    variational(inputs, training=True)
+    assert len(variational.losses) == len(weights)
 
 
 @pytest.mark.core
