@@ -230,7 +230,7 @@ def test_start_of_the_variances(share, given):
         share=share, threshold=2.0, log_sigma2_init=given
     )
     (posterior,) = keras_vd.variational_weights(convert(plain, template))
-    start = np.log(np.mean(theta**2) + 1e-8) - 6 if given is None else given
+    start = np.log(np.mean(theta**2) + 1e-8) - 3 if given is None else given
     most = np.log(theta**2 + 1e-8) + 2.0 - 3.0
     if share == "unit":
         most = np.tile(most.min(axis=0), (6, 1))

@@ -14,7 +14,7 @@ from keras_vd.posteriors.base import THETA2_FLOOR, WeightPosterior
 NEW_LOG_SIGMA2 = -10.0
 # Of a weight of typical size, and the least distance from the threshold, when
 # a trained weight gets its noise.
-START_LOG_ALPHA = -6.0
+START_LOG_ALPHA = -3.0
 START_DISTANCE = 3.0
 
 
@@ -66,7 +66,7 @@ class AdditiveGaussian(WeightPosterior):
         """Start the variances over, by the size that the weight has now.
 
         Every log variance becomes `log_sigma2_init` or, if that is None,
-        log(mean(theta^2)) - 6: noise of 5% of the root mean square. Small
+        log(mean(theta^2)) - 3: noise of 22% of the root mean square. Small
         weights get less, so that log_alpha is at least 3 below the threshold
         and no weight counts as zero.
         """
