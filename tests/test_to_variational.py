@@ -208,6 +208,24 @@ def test_kl_weight_of_a_posterior_object():
         assert float(to_numpy(weight.kl_weight)) == expected
 
 
+@pytest.mark.core
+def test_a_posterior_for_each_layer():
+    def choose(layer):
+        if isinstance(layer, keras.layers.Dense):
+            return "ard"
+        return posteriors.SparseVD(kl_scale=len(layer.name))
+
+    model = convert(recurrent(), choose, include=["gru", "last"])
+    found = keras_vd.variational_weights(model)
+    assert [type(x).__name__ for x in found] == ["SparseVD", "SparseVD", "ARD"]
+    assert [x.kl_scale for x in found] == [3.0, 3.0, 1.0]
+
+
+def test_a_function_that_returns_no_posterior():
+    with pytest.raises(ValueError, match="posterior"):
+        convert(plain_mlp(), lambda layer: layer)
+
+
 def test_training_asks_for_a_kl_weight():
     model = convert(plain_mlp())
     with pytest.raises(ValueError, match=r"KLAnnealing\(num_examples=N\)"):

@@ -53,8 +53,9 @@ def to_variational(
         model: A built Sequential or Functional model, with nested models and
             wrappers, or a subclassed one whose `get_config` rebuilds it. Not
             changed.
-        posterior: `"sparse_vd"`, `"vd"`, `"ard"`, `"gaussian"` or an object
-            from `keras_vd.posteriors`.
+        posterior: `"sparse_vd"`, `"vd"`, `"ard"`, `"gaussian"`, an object
+            from `keras_vd.posteriors`, or a function that returns one of these
+            for a layer of `model`.
         include: Which layers to convert: names (of a layer, or of a model or
             wrapper that it is in), layer classes, or functions of a layer that
             return a bool; one, or a sequence of them. None: all there are.
@@ -84,7 +85,6 @@ def to_variational(
     """
     check_model(model)
     check_built(model)
-    template = posteriors.instantiate(posterior, "template", kl_weight)
     places = _places(model)
     _check_unshared(places)
     reasons = {path: _refusal(layer) for path, layer in places.items()}
@@ -92,8 +92,8 @@ def to_variational(
         reasons[path] = reasons[path] or "not chosen"
     wanted = {path for path, reason in reasons.items() if reason is None}
     added = {
-        "posterior": posteriors.serialize(template),
-        "kl_weight": template.initial_kl_weight,
+        path: _added_arguments(posterior, kl_weight, places[path])
+        for path in wanted
     }
     converted: set[Path] = set()
 
@@ -101,7 +101,7 @@ def to_variational(
         if path not in wanted or path in converted:
             return config
         converted.add(path)
-        return _variational_config(config, type(places[path]), added)
+        return _variational_config(config, type(places[path]), added[path])
 
     config = rewritten(keras.saving.serialize_keras_object(model), rewrite)
     for path in wanted - converted:
@@ -176,6 +176,22 @@ def _left_out(
     if exclude is not None:
         left_out |= select("exclude", exclude, places)
     return left_out
+
+
+def _added_arguments(
+    posterior: Any, kl_weight: float | None, layer: keras.layers.Layer
+) -> dict[str, Any]:
+    """What a variational layer is told and its Keras layer is not."""
+    is_function = callable(posterior) and not isinstance(
+        posterior, posteriors.WeightPosterior
+    )
+    template = posteriors.instantiate(
+        posterior(layer) if is_function else posterior, "template", kl_weight
+    )
+    return {
+        "posterior": posteriors.serialize(template),
+        "kl_weight": template.initial_kl_weight,
+    }
 
 
 def _variational_config(
