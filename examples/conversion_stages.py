@@ -57,6 +57,7 @@ class Recipe:
         kl_weight: Final weight of the KL; 1 is the variational bound.
         warmup_share: Share of the variational epochs before that is reached.
         threshold: log_alpha at which a weight is pruned at the end.
+        kl_scales: Factors of the KL of some layers, by their names.
     """
 
     epochs: int
@@ -69,6 +70,19 @@ class Recipe:
     kl_weight: float = 1.0
     warmup_share: float = 0.5
     threshold: float = 3.0
+    kl_scales: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def posterior(
+        self, method: str
+    ) -> Callable[[keras.layers.Layer], keras_vd.posteriors.WeightPosterior]:
+        """The posterior of each layer."""
+        posterior = {
+            "sparse_vd": keras_vd.posteriors.SparseVD,
+            "ard": keras_vd.posteriors.ARD,
+        }[method]
+        return lambda layer: posterior(
+            kl_scale=self.kl_scales.get(layer.name, 1.0)
+        )
 
     def for_small_sets(self) -> Recipe:
         """More epochs, as few steps make one, and less KL per example."""
@@ -254,7 +268,7 @@ def run(
     dense: keras.Model,
     task: Task,
     recipe: Recipe,
-    posterior: Any,
+    method: str,
     out: Path,
     deploy: bool,
     facts: dict[str, Any],
@@ -265,7 +279,7 @@ def run(
         dense: The trained model.
         task: Its data.
         recipe: How to train the other stages.
-        posterior: Of the variational layers.
+        method: Name of the posterior of the variational layers.
         out: Folder for models and pictures.
         deploy: Whether to write the result in all formats and measure them.
         facts: What results.json shall say about the run.
@@ -277,7 +291,7 @@ def run(
     stages.add("dense", dense, **_size(dense))
     dense.save(out / "dense.keras")
     model, conversion = keras_vd.to_variational(
-        dense, posterior, return_report=True
+        dense, recipe.posterior(method), return_report=True
     )
     stages.add("converted", model)
     history = task.fit(
@@ -311,6 +325,7 @@ def run(
     results = {
         **facts,
         **results,
+        "method": method,
         "device": common.describe_device(),
         "recipe": dataclasses.asdict(recipe),
         "conversion": conversion.to_dict(),

@@ -154,7 +154,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         {
             "data": data,
             "model": "transformer",
-            "method": arguments.posterior,
             "seed": arguments.seed,
             "holdout": arguments.holdout,
             "length": length,
