@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 
-from benchmarks import latency
+from benchmarks import deployment, latency
 from keras_vd._deploying.interface import draw_inputs
 from keras_vd._deploying.measuring import Measurement
 from tests.models import REPOSITORY
@@ -209,3 +209,24 @@ def test_a_runtime_that_is_not_installed_is_no_error(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     run(mlp(tmp_path, 2), "--runtimes", "onnx")
     assert "| not installed: " in capsys.readouterr().out
+
+
+def test_all_formats_are_asked_for_what_both_models_know(tmp_path, monkeypatch):
+    """Oracle: the smaller of two tables of words limits the ids drawn."""
+    asked = []
+
+    def report(model, x, reference, batch_sizes):
+        asked.append((model, x, reference, batch_sizes))
+
+    monkeypatch.setattr(deployment.keras_vd, "deployment_report", report)
+    dense, small = lstm(tmp_path, 9), lstm(tmp_path, 7)
+    deployment.main([dense, small, "--steps", "5", "--batch-sizes", "1", "2"])
+    ((model, x, reference, batch_sizes),) = asked
+    assert reference.layers[1].input_dim == 9
+    assert model.layers[1].input_dim == 7
+    assert x.shape == (2, 5)
+    assert 0 <= x.min() <= x.max() < 7
+    assert batch_sizes == [1, 2]
+    with pytest.raises(SystemExit) as exit_info:
+        deployment.main([dense, mlp(tmp_path, 3)])
+    assert exit_info.value.code == 2
