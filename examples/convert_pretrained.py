@@ -32,9 +32,10 @@ RECIPES = {
     "small": conversion_stages.Recipe(
         epochs=8,
         variational_epochs=20,
-        finetune_epochs=8,
+        finetune_epochs=12,
         batch_size=100,
         variational_learning_rate=2e-3,
+        kl_weight=0.7,
         warmup_share=0.3,
         # It has most of the weights, of which it needs the fewest.
         kl_scales={"hidden": 5.0},
