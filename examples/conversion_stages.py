@@ -31,6 +31,7 @@ COLUMNS = {
     "not zero": ("nonzero", ",d"),
     "seconds": ("seconds", ".0f"),
 }
+METHODS = ("sparse_vd", "ard", "gaussian")
 # What the command line can change in a recipe.
 WISHES = (
     "epochs",
@@ -76,13 +77,25 @@ class Recipe:
         self, method: str
     ) -> Callable[[keras.layers.Layer], keras_vd.posteriors.WeightPosterior]:
         """The posterior of each layer."""
-        posterior = {
-            "sparse_vd": keras_vd.posteriors.SparseVD,
-            "ard": keras_vd.posteriors.ARD,
-        }[method]
-        return lambda layer: posterior(
-            kl_scale=self.kl_scales.get(layer.name, 1.0)
-        )
+
+        def choose(
+            layer: keras.layers.Layer,
+        ) -> keras_vd.posteriors.WeightPosterior:
+            options = {"kl_scale": self.kl_scales.get(layer.name, 1.0)}
+            if method == "gaussian":
+                # What is as uncertain as that says nothing.
+                return keras_vd.posteriors.Gaussian(
+                    prior=keras_vd.priors.Gaussian(_size_of_weights(layer)),
+                    threshold=self.threshold,
+                    **options,
+                )
+            sparse = {
+                "sparse_vd": keras_vd.posteriors.SparseVD,
+                "ard": keras_vd.posteriors.ARD,
+            }[method]
+            return sparse(**options)
+
+        return choose
 
     def for_small_sets(self) -> Recipe:
         """More epochs, as few steps make one, and less KL per example."""
@@ -102,6 +115,13 @@ class Recipe:
             warmup_epochs=round(self.warmup_share * self.variational_epochs),
             max_weight=self.kl_weight,
         )
+
+
+def _size_of_weights(layer: keras.layers.Layer) -> float:
+    """Root mean square of a layer's weights, biases left out."""
+    weights = map(keras.ops.convert_to_numpy, layer.weights)
+    squares = [np.square(x).ravel() for x in weights if x.ndim > 1]
+    return float(np.sqrt(np.mean(np.concatenate(squares))))
 
 
 class Task:
@@ -215,9 +235,10 @@ class Stages:
         return table
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options that both examples have."""
+def add_arguments(parser: argparse.ArgumentParser, posterior: str) -> None:
+    """Options that both examples have; `posterior` is the default."""
     add = parser.add_argument
+    add("--posterior", choices=METHODS, default=posterior)
     for name in WISHES:
         kind = int if name.endswith(("epochs", "size")) else float
         option = "--" + name.replace("_", "-")

@@ -29,12 +29,13 @@ from keras import layers, ops
 VOCABULARY = 10_000
 LENGTHS = {"imdb": 128, "synthetic": 25}
 RECIPE = conversion_stages.Recipe(
-    epochs=3,
-    variational_epochs=15,
-    finetune_epochs=2,
+    epochs=2,
+    variational_epochs=8,
+    finetune_epochs=0,
     batch_size=128,
-    variational_learning_rate=2e-3,
-    finetune_learning_rate=3e-4,
+    variational_learning_rate=8e-3,
+    warmup_share=0.0,
+    threshold=0.0,
 )
 
 
@@ -46,13 +47,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--dataset", choices=("imdb", "synthetic"), default="imdb")
     add("--data", type=Path, metavar="FILE.npz", help="texts of your own")
-    add("--posterior", choices=("sparse_vd", "ard"), default="sparse_vd")
     add("--length", type=int, help="last tokens to read; default: of the data")
     add("--width", type=int, default=32, help="of the embedding")
     add("--heads", type=int, default=4, help="of the attention")
     add("--blocks", type=int, default=1, help="of attention and feed-forward")
     add("--units", type=int, default=64, help="of the feed-forward layers")
-    conversion_stages.add_arguments(parser)
+    conversion_stages.add_arguments(parser, "gaussian")
     add("--holdout", action="store_true", help="report on held-out texts")
     parsed = parser.parse_args(arguments)
     conversion_stages.check_arguments(parsed)
