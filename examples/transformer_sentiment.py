@@ -33,9 +33,10 @@ RECIPE = conversion_stages.Recipe(
     variational_epochs=8,
     finetune_epochs=0,
     batch_size=128,
-    variational_learning_rate=8e-3,
+    variational_learning_rate=5e-3,
+    kl_weight=1.5,
     warmup_share=0.0,
-    threshold=0.0,
+    threshold=-0.5,
 )
 
 
