@@ -103,7 +103,7 @@ class Recipe:
             self,
             epochs=40,
             variational_epochs=60,
-            finetune_epochs=20,
+            finetune_epochs=20 if self.finetune_epochs else 0,
             batch_size=32,
             kl_weight=0.3 * self.kl_weight,
         )

@@ -122,6 +122,27 @@ def make_task(
     )
 
 
+def describe_heads(file: Path, heads: int, blocks: int) -> list[str]:
+    """What a shrunk Transformer has left of its attention."""
+    model = keras.saving.load_model(file)
+    left = {
+        layer.name: layer
+        for layer in model.layers
+        if isinstance(layer, layers.MultiHeadAttention)
+    }
+    found = []
+    for name in (f"attention_{block}" for block in range(blocks)):
+        if name in left:
+            config = left[name].get_config()
+            found.append(
+                f"{name}: {config['num_heads']} of {heads} heads, keys of "
+                f"{config['key_dim']}, values of {config['value_dim']}"
+            )
+        else:
+            found.append(f"{name}: gone")
+    return found
+
+
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     data = arguments.data.stem if arguments.data else arguments.dataset
     out = common.prepare_folder(
@@ -145,7 +166,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     dense = build(len(texts.words), length, **sizes)
     task.fit(dense, recipe.epochs, recipe.learning_rate)
-    return conversion_stages.run(
+    results = conversion_stages.run(
         dense,
         task,
         recipe,
@@ -161,6 +182,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             **sizes,
         },
     )
+    file = out / "shrunk.keras"
+    for line in describe_heads(file, arguments.heads, arguments.blocks):
+        print(line)
+    return results
 
 
 if __name__ == "__main__":
