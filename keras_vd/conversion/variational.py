@@ -45,20 +45,18 @@ def to_variational(
 
     The trained weights become the posterior means, so predictions stay as
     they are; what has no variational form is copied. The noise starts small
-    against the trained weights, and so that none of them counts as zero: see
-    `keras_vd.posteriors.AdditiveGaussian.start_from_weight`. Fine-tune with
-    `KLAnnealing`, as `examples/convert_pretrained.py` does.
+    enough that no weight counts as zero: see `start_from_weight` of
+    `keras_vd.posteriors.AdditiveGaussian`. Train on with `KLAnnealing`.
 
     Args:
-        model: A built Sequential or Functional model, with nested models and
-            wrappers, or a subclassed one whose `get_config` rebuilds it. Not
-            changed.
+        model: A built Sequential or Functional model, or a subclassed one
+            whose `get_config` rebuilds it. Not changed.
         posterior: `"sparse_vd"`, `"vd"`, `"ard"`, `"gaussian"`, an object
             from `keras_vd.posteriors`, or a function that returns one of these
             for a layer of `model`.
-        include: Which layers to convert: names (of a layer, or of a model or
-            wrapper that it is in), layer classes, or functions of a layer that
-            return a bool; one, or a sequence of them. None: all there are.
+        include: What to convert: names (of a layer, or of a model or wrapper
+            that it is in), layer classes, or functions of a layer that return
+            a bool; one, or a sequence of them. None: all there is.
         exclude: Layers that stay, likewise. It wins over `include`.
         kl_weight: Float >= 0 or None: multiplier of the KL in nats, normally
             1 / (number of training examples). None: set by `KLAnnealing`.
@@ -70,12 +68,10 @@ def to_variational(
         `ConversionReport`: what was converted, what was not and why.
 
     Raises:
-        TypeError: if `model` is no Keras model, or `include` or `exclude`
-            something else than described, or `kl_weight` no number.
-        ValueError: if the model is not built, if `posterior` or `kl_weight` is
-            not allowed, if a part of `include` or
-            `exclude` fits no layer, if no layer can be converted, or if a
-            layer is shared between nested models.
+        TypeError: if an argument is of the wrong type.
+        ValueError: if the model is not built, an argument is not allowed, a
+            part of `include` or `exclude` fits no layer, no layer can be
+            converted, or nested models share a layer.
 
     Example:
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
@@ -90,36 +86,57 @@ def to_variational(
     reasons = {path: _refusal(layer) for path, layer in places.items()}
     for path in _left_out(places, include, exclude):
         reasons[path] = reasons[path] or "not chosen"
-    wanted = {path for path, reason in reasons.items() if reason is None}
+    result = _convert(model, places, reasons, posterior, kl_weight)
+    report = _report(places, reasons)
+    if verbose:
+        print(str(report))
+    return (result, report) if return_report else result
+
+
+def _convert(
+    model: keras.Model,
+    places: dict[Path, keras.layers.Layer],
+    reasons: dict[Path, str | None],
+    posterior: Any,
+    kl_weight: float | None,
+) -> keras.Model:
+    """The variational model.
+
+    Args:
+        model: The plain model.
+        places: Its layers.
+        reasons: Why layers are not to be converted; gets those of layers that
+            turn out to be out of reach.
+        posterior: As in `to_variational`.
+        kl_weight: As in `to_variational`.
+    """
     added = {
         path: _added_arguments(posterior, kl_weight, places[path])
-        for path in wanted
+        for path, reason in reasons.items()
+        if reason is None
     }
     converted: set[Path] = set()
 
     def rewrite(config: Config, path: Path) -> Config:
-        if path not in wanted or path in converted:
+        if path not in added or path in converted:
             return config
         converted.add(path)
         return _variational_config(config, type(places[path]), added[path])
 
     config = rewritten(keras.saving.serialize_keras_object(model), rewrite)
-    for path in wanted - converted:
+    for path in added.keys() - converted:
         reasons[path] = "made in the code of what it is in"
-    report = _report(places, reasons)
     if not converted:
         raise ValueError(
             "Argument `model` must have a layer that can be converted. "
-            f"'{model.name}' has none: {report.skipped}."
+            f"'{model.name}' has none: {_report(places, reasons).skipped}."
         )
     result = rebuilt(config, layer_classes(model))
     copied = set(map(id, copy_weights(model, result, {}).values()))
     for weight in variational_weights(result):
         if id(weight) not in copied:
             weight.start_from_weight()
-    if verbose:
-        print(str(report))
-    return (result, report) if return_report else result
+    return result
 
 
 def _places(
