@@ -205,7 +205,7 @@ class TestContract(LayerContract):
             assert type(found) is posteriors.ARD
             is_default = form == "string"
             assert found.threshold == (3.0 if is_default else 2.5)
-            assert found.log_sigma2_init == (-10.0 if is_default else -7.0)
+            assert found.log_sigma2_init == (None if is_default else -7.0)
             assert found.initial_kl_weight == 0.25
 
 
