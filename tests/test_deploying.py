@@ -238,7 +238,7 @@ def test_gaps_are_positions(gap):
 def test_streams_take_only_what_gets_smaller():
     arrays = [
         sparse(40, 40),
-        np.ones((40, 40), "float32"),
+        np.full((40, 40), 0.5, "float32"),
         sparse(3, 3),
         np.zeros((50, 50), "float32"),
         np.zeros((50, 50), "int32"),
@@ -249,6 +249,38 @@ def test_streams_take_only_what_gets_smaller():
     np.testing.assert_array_equal(stream.values, arrays[0][arrays[0] != 0])
     assert encode(arrays[1:3], "float32") is None
     assert encode(arrays, "int8").positions == (0, 1, 3)
+
+
+def test_ids_are_not_rounded():
+    """`shrink` turns ids of words into others by a table of floats."""
+    ids = np.zeros((900, 1), "float32")
+    ids[::3, 0] = np.arange(300)
+    assert encode([ids, sparse(40, 40)], "float32").positions == (0, 1)
+    assert encode([ids, sparse(40, 40)], "int8").positions == (1,)
+
+
+@ON_TENSORFLOW
+@installed("onnxruntime", "tf2onnx")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("writer", ["packed", "onnx"])
+def test_shrunk_words_in_8_bits(writer, tmp_path):
+    """Oracle: Keras; a wrong word would be far off."""
+    embedding = keras.layers.Embedding(900, 4)
+    model = keras.Sequential(
+        [keras.Input((6,)), embedding, keras.layers.GRU(3)]
+    )
+    vectors = np.zeros((900, 4), "float32")
+    vectors[::3] = np.random.default_rng(0).normal(size=(300, 4))
+    embedding.set_weights([vectors])
+    small = keras_vd.shrink(model, verbose=0)
+    assert small.count_params() < model.count_params()
+    ids = np.random.default_rng(1).integers(0, 900, (8, 6))
+    function = {
+        "packed": keras_vd.export_packed,
+        "onnx": keras_vd.export_onnx,
+    }[writer]
+    # It checks the outputs by itself.
+    function(small, tmp_path / f"m.{writer}", weights="int8", x=ids)
 
 
 READ = """

@@ -89,6 +89,10 @@ def encode_gaps(positions: np.ndarray) -> np.ndarray:
 def _is_worth(array: np.ndarray, weights: str) -> bool:
     if array.dtype != np.float32 or array.size < FEWEST:
         return False
+    # Whole numbers may be ids, such as those of words after `shrink`.
+    is_whole = array.any() and (array == np.rint(array)).all()
+    if weights == "int8" and is_whole:
+        return False
     packed = np.count_nonzero(array) * (VALUE_BYTES[weights] + 1)
     return bool(packed + array.size // np.iinfo(np.uint8).max < array.nbytes)
 
