@@ -256,6 +256,14 @@ def test_ids_are_not_rounded():
     ids = np.zeros((900, 1), "float32")
     ids[::3, 0] = np.arange(300)
     assert encode([ids, sparse(40, 40)], "float32").positions == (0, 1)
+    stream = encode([ids, sparse(40, 40)], "int8")
+    assert stream.positions == (0, 1)
+    np.testing.assert_array_equal(stream.values[:299], np.arange(1, 300))
+    assert stream.scales[0] == 1.0
+    assert stream.values.dtype == np.int16
+    assert np.abs(stream.values[299:]).max() == 127
+    # More than 16 bits hold stays as it is.
+    ids[-1] = 40_000
     assert encode([ids, sparse(40, 40)], "int8").positions == (1,)
 
 

@@ -26,7 +26,8 @@ class Stream:
         positions: Which of a model's arrays these are.
         shapes: Their shapes.
         gaps: Codes, uint8 or uint16.
-        values: What is not zero: float32, or int8 in units of `scales`.
+        values: What is not zero: float32, or int8 in units of `scales`; int16
+            where there are ids, which are not rounded.
         scales: A unit per array; None for float32 values.
     """
 
@@ -68,7 +69,7 @@ def encode(arrays: Sequence[np.ndarray], weights: str) -> Stream | None:
         chosen,
         tuple(arrays[i].shape for i in chosen),
         encode_gaps(np.flatnonzero(flat)),
-        flat[flat != 0],
+        _narrow(flat[flat != 0], weights),
         scales if weights == "int8" else None,
     )
 
@@ -89,16 +90,28 @@ def encode_gaps(positions: np.ndarray) -> np.ndarray:
 def _is_worth(array: np.ndarray, weights: str) -> bool:
     if array.dtype != np.float32 or array.size < FEWEST:
         return False
-    # Whole numbers may be ids, such as those of words after `shrink`.
-    is_whole = array.any() and (array == np.rint(array)).all()
-    if weights == "int8" and is_whole:
+    is_large = np.abs(array).max() > np.iinfo(np.int16).max
+    if weights == "int8" and is_large and _is_whole(array):
         return False
     packed = np.count_nonzero(array) * (VALUE_BYTES[weights] + 1)
     return bool(packed + array.size // np.iinfo(np.uint8).max < array.nbytes)
 
 
+def _is_whole(array: np.ndarray) -> bool:
+    """Whether these may be ids, such as those of words after `shrink`."""
+    return bool((array == np.rint(array)).all())
+
+
 def _round(array: np.ndarray, weights: str) -> tuple[np.ndarray, float]:
     if weights == "float32":
         return array, 1.0
-    scale = float(np.abs(array).max()) / LEVELS or 1.0
-    return np.rint(array / scale).astype(np.int8), scale
+    scale = 1.0
+    if not _is_whole(array):
+        scale = float(np.abs(array).max()) / LEVELS
+    return np.rint(array / scale).astype(np.int16), scale
+
+
+def _narrow(values: np.ndarray, weights: str) -> np.ndarray:
+    if weights == "float32" or np.abs(values).max(initial=0) > LEVELS:
+        return values
+    return values.astype(np.int8)
