@@ -9,6 +9,7 @@ import pytest
 
 import keras_vd
 from keras_vd._deploying import measuring
+from keras_vd._deploying.keras_files import save_uncompiled
 from tests.models import mlp, random_inputs
 from tests.test_deploying import BACKEND, ON_TENSORFLOW, dense_model, size
 
@@ -104,3 +105,16 @@ def test_what_a_backend_cannot_write_is_a_row():
             assert "KERAS_BACKEND=tensorflow" in row.error
         elif row.runtime == "Keras":
             assert row.error == ""
+
+
+def test_the_dense_file_is_measured_without_an_optimizer(tmp_path):
+    """Oracle: the same model, never compiled; Adam would double its file."""
+    model = keras.Sequential([keras.Input((40,)), keras.layers.Dense(60)])
+    sizes = []
+    for name in ("uncompiled", "compiled"):
+        if name == "compiled":
+            model.compile("adam", "mse")
+            model.fit(np.ones((8, 40)), np.ones((8, 60)), verbose=0)
+        save_uncompiled(model, path := tmp_path / f"{name}.keras")
+        sizes.append(size(path))
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.02)

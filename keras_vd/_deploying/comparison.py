@@ -23,7 +23,7 @@ from keras_vd._deploying.interface import (
     input_names,
     predict,
 )
-from keras_vd._deploying.keras_files import save_compressed
+from keras_vd._deploying.keras_files import save_compressed, save_uncompiled
 from keras_vd._deploying.litert import export_litert
 from keras_vd._deploying.measuring import File, Measurement, measure
 from keras_vd._deploying.onnx_files import convert, export_onnx
@@ -64,7 +64,11 @@ class Artifact:
 def _keras_artifacts() -> Iterator[Artifact]:
     runtime = "Keras"
     yield Artifact(
-        "dense", runtime, "dense.keras", lambda m, p, n: m.save(p), True
+        "dense",
+        runtime,
+        "dense.keras",
+        lambda m, p, n: save_uncompiled(m, p),
+        True,
     )
     yield Artifact(
         "compressed",

@@ -68,12 +68,17 @@ def check_ending(path: str | os.PathLike[str], ending: str) -> None:
         )
 
 
+def save_uncompiled(model: keras.Model, path: Path) -> None:
+    """Save a model as Keras does, without the state of an optimizer."""
+    model.save(path)
+    if model.compiled:
+        keras.models.load_model(path, compile=False).save(path)
+
+
 def _write(model: keras.Model, new: Path) -> None:
     with tempfile.TemporaryDirectory(dir=new.parent) as folder:
         stored = Path(folder, "stored.keras")
-        model.save(stored)
-        if model.compiled:
-            keras.models.load_model(stored, compile=False).save(stored)
+        save_uncompiled(model, stored)
         with (
             zipfile.ZipFile(stored) as source,
             zipfile.ZipFile(
