@@ -59,7 +59,7 @@ def export_litert(
             layers wrongly, for numbers of inputs that are no multiple of 4,
             nothing is written. "int8" holds
             weights in 8 bits and computes with them; outputs may then differ
-            by a tenth of the largest one before it is an error. "float32" is
+            by 5% of the largest one before it is an error. "float32" is
             dense. LiteRT cannot run sparse weights of 8 bits.
         batch_size: Number of examples of each call. None for any number, which
             LiteRT does not offer for recurrent layers. Other open axes, such

@@ -50,8 +50,8 @@ def export_onnx(
             replaced once the new one has been read back and its outputs are
             those of `model`.
         weights: "float32", or "int8" for weights in 8 bits, in steps of 1/127
-            of the largest weight of each array. Outputs may then differ by a
-            tenth of the largest one before it is an error.
+            of the largest weight of each array. Outputs may then differ by 5%
+            of the largest one before it is an error.
         x: Inputs for the check, as the model takes them; a few drawn at
             random by default.
 

@@ -53,7 +53,7 @@ def export_packed(
             are those of `model`.
         weights: "float32", or "int8" for sparse weights in 8 bits, in
             steps of 1/127 of the largest weight of each array. Outputs may
-            then differ by a tenth of the largest one before it is an error.
+            then differ by 5% of the largest one before it is an error.
         x: Inputs for the check, as the model takes them; a few drawn at
             random by default.
 

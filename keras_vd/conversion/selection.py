@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import keras
 
@@ -30,13 +31,16 @@ def select(
         TypeError: if something else was passed.
         ValueError: if one of them fits no layer.
     """
-    if not isinstance(selectors, (list, tuple)):
-        _check(argument, selectors)
-    if isinstance(selectors, str) or callable(selectors):
-        selectors = (selectors,)
+    is_several = isinstance(selectors, (list, tuple))
+    several: Any = selectors if is_several else [selectors]
     chosen: set[Path] = set()
-    for selector in selectors:
-        _check(argument, selector)
+    for selector in several:
+        if not isinstance(selector, str) and not callable(selector):
+            raise TypeError(
+                f"Argument `{argument}` must consist of names, layer classes "
+                "and functions of a layer. Received: "
+                f"{selector!r} (of type {type(selector).__name__})."
+            )
         found = {p for p, layer in places.items() if _fits(selector, p, layer)}
         if not found:
             names = ["/".join(path[1:]) for path in places]
@@ -47,15 +51,6 @@ def select(
             )
         chosen |= found
     return chosen
-
-
-def _check(argument: str, selector: object) -> None:
-    if not isinstance(selector, str) and not callable(selector):
-        raise TypeError(
-            f"Argument `{argument}` must consist of names, layer classes and "
-            "functions of a layer. Received: "
-            f"{selector!r} (of type {type(selector).__name__})."
-        )
 
 
 def _fits(selector: Selector, path: Path, layer: keras.layers.Layer) -> bool:
