@@ -221,7 +221,7 @@ def redraw(layer: Any) -> dict[str, np.ndarray]:
         },
         **{name: group.draw({}) for name, group in groups.items()},
     }
-    return {name: to_numpy(sum(parts)) for name, parts in found.items()}
+    return {name: to_numpy(drawn) for name, drawn in found.items()}
 
 
 def sequence_weights(

@@ -85,7 +85,7 @@ class VDEmbedding(VariationalLayer, keras.layers.Embedding):
         inputs = ops.convert_to_tensor(inputs)
         posterior = self.embeddings_posterior
         if is_sampling(training):
-            embeddings = sum(posterior.draw(posterior.draw_groups()))
+            embeddings = posterior.draw(posterior.draw_groups())
         else:
             embeddings = posterior.mean()
         dtype = keras.backend.standardize_dtype(inputs.dtype)

@@ -148,36 +148,34 @@ class _Recurrent(VariationalLayer):
             for name in self.group_names
         }
 
-    def _draw(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        """Means, deviations and bias of one training pass."""
-        scales = {
-            name: sum(getattr(self, f"{name}_group").draw({}))
+    def _draw_groups(self) -> dict[str, Any]:
+        return {
+            name: getattr(self, f"{name}_group").draw({})
             for name in self.group_names
         }
-        means, deviations = {}, {}
-        for posterior, weight in self._posteriors():
-            draw = getattr(self, posterior).draw(scales)
-            means[weight], deviations[weight] = draw
-        return means, deviations, self._bias(scales)
 
     def _batch_sample(self) -> dict[str, Any]:
-        means, deviations, bias = self._draw()
-        weights = {name: means[name] + deviations[name] for name in means}
-        return self._cast(weights | bias)
-
-    def _sequence_samples(self, batch_size: Any) -> dict[str, Any]:
-        means, deviations, bias = self._draw()
-        means, deviations = self._cast(means), self._cast(deviations)
-        kernels = {
-            weight: FlippedKernel.draw(
-                means[weight],
-                deviations[weight],
-                batch_size,
-                getattr(self, posterior).seed_generator,
-            )
+        scales = self._draw_groups()
+        weights = {
+            weight: getattr(self, posterior).draw(scales)
             for posterior, weight in self._posteriors()
         }
-        return kernels | self._cast(bias) | flipped_methods(self.cell)
+        return self._cast(weights | self._bias(scales))
+
+    def _sequence_samples(self, batch_size: Any) -> dict[str, Any]:
+        scales = self._draw_groups()
+        kernels = {}
+        for name, weight in self._posteriors():
+            posterior = getattr(self, name)
+            mean, deviation = posterior.draw_parts(scales)
+            kernels[weight] = FlippedKernel.draw(
+                ops.cast(mean, self.cell.compute_dtype),
+                ops.cast(deviation, self.cell.compute_dtype),
+                batch_size,
+                posterior.seed_generator,
+            )
+        bias = self._cast(self._bias(scales))
+        return kernels | bias | flipped_methods(self.cell)
 
     def get_config(self) -> dict[str, Any]:
         config = {**super().get_config(), "estimator": self.estimator}

@@ -128,7 +128,7 @@ class StructuredGate(Posterior):
         return int(np.sum(ops.convert_to_numpy(self._is_kept(self.threshold))))
 
     def kl_divergence(self) -> Any:
-        return self._kept_sum(self._kl_terms())
+        return ops.sum(self._masked(self._kl_terms()))
 
     def prune(self, threshold: float | None = None) -> None:
         """Fix which units are zero from now on, in training too.
@@ -155,7 +155,8 @@ class StructuredGate(Posterior):
                 f"they must be floats. Received: inputs of type {dtype}."
             )
         if is_sampling(training):
-            self._add_kl_loss(self.kl_divergence())
+            if self._is_kl_due():
+                self._add_kl_loss(self.kl_divergence())
             gates = self._masked(self._draw(inputs, bool(training)))
         else:
             gates = self._inference_gates(inputs)

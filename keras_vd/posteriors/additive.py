@@ -83,8 +83,11 @@ class AdditiveGaussian(WeightPosterior):
         most = np.min(most, axis=shared, keepdims=True)
         self.log_sigma2.assign(np.minimum(start, most))
 
-    def _log_variances(self, theta: Any) -> tuple[Any, Any]:
-        log_sigma2 = ops.convert_to_tensor(self.log_sigma2)
+    def _noise_parameters(self) -> tuple[keras.Variable, ...]:
+        return (self.log_sigma2,)
+
+    def _log_variances(self, theta: Any, *parameters: Any) -> tuple[Any, Any]:
+        (log_sigma2,) = parameters
         log_theta2 = ops.log(ops.square(theta) + THETA2_FLOOR)
         return log_sigma2, log_sigma2 - log_theta2
 

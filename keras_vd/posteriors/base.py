@@ -18,9 +18,11 @@ import numpy as np
 from keras import ops
 
 from keras_vd import priors
+from keras_vd._fusing import recomputed
 from keras_vd._keras_internals import full_precision
-from keras_vd._noise import standard_normal
+from keras_vd._noise import raw_noise, to_standard_normal
 from keras_vd._validation import check_choice, check_number
+from keras_vd.posteriors.moments import Moments
 from keras_vd.posteriors.posterior import Posterior
 from keras_vd.posteriors.projection import Projection
 
@@ -40,7 +42,8 @@ class WeightPosterior(Projection, Posterior):
     object of a subclass; the object is a template, of which every weight of
     every layer gets its own copy.
 
-    A subclass implements `build` (its variables) and `_log_variances`.
+    A subclass implements `build` and `_noise_parameters` (its variables) and
+    `_log_variances`.
 
     Args:
         prior: String or `keras_vd.priors.Prior`: what the KL divergence is
@@ -173,31 +176,69 @@ class WeightPosterior(Projection, Posterior):
         kept = axes if self.share == "unit" else ()
         return tuple(n if i in kept else 1 for i, n in enumerate(shape))
 
-    def _log_variances(self, theta: Any) -> tuple[Any, Any]:
-        """log_sigma2 and log_alpha, each broadcastable to `theta`."""
+    def _noise_parameters(self) -> tuple[keras.Variable, ...]:
+        """Variables that the variance depends on, besides `theta`."""
+        return ()
+
+    def _log_variances(self, theta: Any, *parameters: Any) -> tuple[Any, Any]:
+        """log_sigma2 and log_alpha, each broadcastable to `theta`.
+
+        Args:
+            theta: Float32 tensor of the weight's shape.
+            *parameters: Values of `_noise_parameters()`; no variable is read
+                besides.
+        """
         raise NotImplementedError(
             f"{type(self).__name__} must implement `_log_variances`."
         )
 
-    def _read_parameters(self) -> tuple[Any, Any, Any]:
-        """theta, log_sigma2 and the clipped log_alpha, in float32."""
+    def _read_variables(self) -> tuple[tuple[Any, ...], Any]:
+        """Theta and the noise parameters, in float32; and the keep-mask."""
         with full_precision():
             theta = ops.cast(ops.convert_to_tensor(self._theta), "float32")
-            log_sigma2, log_alpha = self._log_variances(theta)
-            # The gradient of a clip, at less than its own price.
-            clipped = ops.clip(
-                ops.stop_gradient(log_alpha),
-                -MAX_ABS_LOG_ALPHA,
-                MAX_ABS_LOG_ALPHA,
-            )
-            is_inside = ops.equal(clipped, log_alpha)
-        return theta, log_sigma2, ops.where(is_inside, log_alpha, clipped)
+            parameters = map(ops.convert_to_tensor, self._noise_parameters())
+            return (theta, *parameters), ops.convert_to_tensor(self.keep_mask)
 
-    def _is_kept(self, log_alpha: Any, threshold: float | None) -> Any:
-        keep_mask = ops.convert_to_tensor(self.keep_mask)
-        if threshold is None:
-            return keep_mask
-        return ops.logical_and(keep_mask, ops.less(log_alpha, threshold))
+    def _moments(self, variables: Sequence[Any], keep_mask: Any) -> Moments:
+        log_sigma2, log_alpha = self._log_variances(*variables)
+        # The gradient of a clip, at less than its own price.
+        clipped = ops.clip(
+            ops.stop_gradient(log_alpha), -MAX_ABS_LOG_ALPHA, MAX_ABS_LOG_ALPHA
+        )
+        is_inside = ops.equal(clipped, log_alpha)
+        log_alpha = ops.where(is_inside, log_alpha, clipped)
+        return Moments(variables[0], log_sigma2, log_alpha, keep_mask)
+
+    def _start_pass(
+        self, function: Callable[..., tuple[Any, ...]], *constants: Any
+    ) -> tuple[Any, ...]:
+        """Compute something of the moments, and add the KL to the losses.
+
+        Args:
+            function: Of the moments and the constants, with a tuple of
+                tensors for result; deterministic.
+            *constants: Tensors.
+
+        Raises:
+            ValueError: if the KL weight was never set.
+        """
+        is_kl_due = self._is_kl_due()
+
+        def compute(
+            variables: Sequence[Any], keep_mask: Any, *constants: Any
+        ) -> tuple[Any, ...]:
+            moments = self._moments(variables, keep_mask)
+            outputs = function(moments, *constants)
+            if is_kl_due:
+                outputs = (*outputs, moments.kl_divergence(self.prior))
+            return outputs
+
+        variables, keep_mask = self._read_variables()
+        outputs = recomputed(compute, variables, (keep_mask, *constants))
+        if is_kl_due:
+            self._add_kl_loss(outputs[-1])
+            outputs = outputs[:-1]
+        return outputs
 
     @property
     def weight(self) -> keras.Variable:
@@ -207,7 +248,7 @@ class WeightPosterior(Projection, Posterior):
     @property
     def theta(self) -> Any:
         """Posterior means: float32 tensor of the weight's shape."""
-        return self._read_parameters()[0]
+        return self._moments(*self._read_variables()).theta
 
     @property
     def log_alpha(self) -> Any:
@@ -215,9 +256,10 @@ class WeightPosterior(Projection, Posterior):
 
         Pruned weights have the largest value there is, 20.
         """
-        log_alpha = self._read_parameters()[2]
-        kept = ops.convert_to_tensor(self.keep_mask)
-        return ops.where(kept, log_alpha, MAX_ABS_LOG_ALPHA)
+        moments = self._moments(*self._read_variables())
+        return ops.where(
+            moments.keep_mask, moments.log_alpha, MAX_ABS_LOG_ALPHA
+        )
 
     def mean(self) -> Any:
         """The weight at inference: theta, and 0 where it is pruned.
@@ -227,8 +269,12 @@ class WeightPosterior(Projection, Posterior):
         Returns:
             Float32 tensor of the weight's shape.
         """
-        theta, _, log_alpha = self._read_parameters()
-        mean = ops.where(self._is_kept(log_alpha, self.threshold), theta, 0.0)
+        variables, keep_mask = self._read_variables()
+        (mean,) = recomputed(
+            lambda *tensors: (self._moments(*tensors).mean(self.threshold),),
+            variables,
+            (keep_mask,),
+        )
         return self._scaled(
             mean, {name: group.mean() for name, (group, _) in self._groups()}
         )
@@ -241,38 +287,52 @@ class WeightPosterior(Projection, Posterior):
         Returns:
             Float32 tensor of the weight's shape.
         """
-        theta, log_sigma2, log_alpha = self._read_parameters()
-        mean = self._training_mean(theta, log_alpha)
         return self._scaled(
-            mean + self._deviation(theta, log_sigma2),
+            sum(
+                self._deviate(
+                    self._moments(*self._read_variables()), self._raw_noise()
+                )
+            ),
             {name: group.sample() for name, (group, _) in self._groups()},
         )
 
-    def draw(self, scales: Mapping[str, Any]) -> tuple[Any, Any]:
+    def draw(self, scales: Mapping[str, Any]) -> Any:
         """Start a training pass: one draw of the weight, the KL in the losses.
 
         Args:
             scales: Values of this weight's group variables, by name.
 
         Returns:
-            The mean, and the deviation from it that was drawn; their sum is
-            the weight of this pass. Float32 tensors of the weight's shape.
+            Float32 tensor of the weight's shape.
 
         Raises:
             ValueError: if the KL weight was never set.
         """
-        theta, log_sigma2, log_alpha = self._read_parameters()
-        self._add_kl_loss(self._kl_divergence(theta, log_sigma2, log_alpha))
-        return (
-            self._scaled(self._training_mean(theta, log_alpha), scales),
-            self._scaled(self._deviation(theta, log_sigma2), scales),
+        (weight,) = self._start_pass(
+            lambda *inputs: (sum(self._deviate(*inputs)),), self._raw_noise()
         )
+        return self._scaled(weight, scales)
+
+    def draw_parts(self, scales: Mapping[str, Any]) -> tuple[Any, Any]:
+        """As `draw`, but return the mean and the deviation from it apart."""
+        mean, deviation = self._start_pass(self._deviate, self._raw_noise())
+        return self._scaled(mean, scales), self._scaled(deviation, scales)
 
     def draw_groups(self) -> dict[str, Any]:
         """As `draw`, for the group variables of this weight, by name."""
-        return {
-            name: sum(group.draw({})) for name, (group, _) in self._groups()
-        }
+        return {name: group.draw({}) for name, (group, _) in self._groups()}
+
+    def _raw_noise(self) -> Any:
+        return raw_noise(tuple(self._theta.shape), self.seed_generator)
+
+    def _deviate(self, moments: Moments, raw: Any) -> tuple[Any, Any]:
+        """Mean, and a deviation from it by the draws of `_raw_noise`."""
+        noise = to_standard_normal(raw, self._theta.shape[-1])
+        return moments.mean(self._training_threshold), moments.stddev() * noise
+
+    @property
+    def _training_threshold(self) -> float | None:
+        return self.threshold if self.train_clip else None
 
     def _groups(self) -> Iterable[tuple[str, Multiplier]]:
         return self._multipliers.items()
@@ -285,29 +345,8 @@ class WeightPosterior(Projection, Posterior):
             tensor = tensor * expand(scales[name]) ** power
         return tensor
 
-    def _training_mean(self, theta: Any, log_alpha: Any) -> Any:
-        clip_at = self.threshold if self.train_clip else None
-        return ops.where(self._is_kept(log_alpha, clip_at), theta, 0.0)
-
-    def _training_variance(self, log_sigma2: Any) -> Any:
-        kept = ops.convert_to_tensor(self.keep_mask)
-        return ops.where(kept, ops.exp(log_sigma2), 0.0)
-
-    def _deviation(self, theta: Any, log_sigma2: Any) -> Any:
-        kept = ops.convert_to_tensor(self.keep_mask)
-        stddev = ops.where(kept, ops.exp(0.5 * log_sigma2), 0.0)
-        return stddev * standard_normal(
-            ops.shape(theta), "float32", self.seed_generator
-        )
-
     def kl_divergence(self) -> Any:
-        return self._kl_divergence(*self._read_parameters())
-
-    def _kl_divergence(
-        self, theta: Any, log_sigma2: Any, log_alpha: Any
-    ) -> Any:
-        terms = self.prior.kl_divergence(theta, log_sigma2, log_alpha)
-        return self._kept_sum(terms)
+        return self._moments(*self._read_variables()).kl_divergence(self.prior)
 
     def prune(self, threshold: float | None = None) -> None:
         """Fix which weights are zero from now on, in training too.
@@ -326,8 +365,8 @@ class WeightPosterior(Projection, Posterior):
             threshold = check_number(
                 "threshold", threshold, -MAX_ABS_LOG_ALPHA, MAX_ABS_LOG_ALPHA
             )
-        kept = ops.convert_to_numpy(self._is_kept(self.log_alpha, threshold))
-        self.keep_mask.assign(kept)
+        is_kept = self._moments(*self._read_variables()).is_kept(threshold)
+        self.keep_mask.assign(ops.convert_to_numpy(is_kept))
 
     def sparsity(self) -> float:
         """Fraction of the weight that is zero at inference."""

@@ -111,15 +111,19 @@ class VD(WeightPosterior):
     def _bound(self, log_alpha: Any) -> Any:
         return ops.minimum(log_alpha, ops.log(self.max_alpha))
 
-    def _log_variances(self, theta: Any) -> tuple[Any, Any]:
-        log_alpha = ops.convert_to_tensor(self.shared_log_alpha)
+    def _noise_parameters(self) -> tuple[keras.Variable, ...]:
+        return (self.shared_log_alpha,)
+
+    def _log_variances(self, theta: Any, *parameters: Any) -> tuple[Any, Any]:
+        (log_alpha,) = parameters
         log_theta2 = ops.log(ops.square(theta) + THETA2_FLOOR)
         return log_alpha + log_theta2, log_alpha
 
-    def _add_kl_loss(self, divergence: Any) -> None:
+    def _is_kl_due(self) -> bool:
         # The divergence of a fixed alpha is a constant: nothing to weigh.
-        if self.learn_alpha or self.kl_weight.is_set:
-            super()._add_kl_loss(divergence)
+        if not self.learn_alpha and not self.kl_weight.is_set:
+            return False
+        return super()._is_kl_due()
 
     def project(
         self, linear_op: Callable[[Any, Any], Any], inputs: Any, training: Any
@@ -127,9 +131,9 @@ class VD(WeightPosterior):
         if not is_sampling(training) or self.noise == "weight":
             return super().project(linear_op, inputs, training)
         scales = self.draw_groups()
-        theta, log_sigma2, log_alpha = self._read_parameters()
-        self._add_kl_loss(self._kl_divergence(theta, log_sigma2, log_alpha))
-        mean = self._training_mean(theta, log_alpha)
+        (mean,) = self._start_pass(
+            lambda moments: (moments.mean(self._training_threshold),)
+        )
         noise = standard_normal(
             ops.shape(inputs), inputs.dtype, self.seed_generator
         )

@@ -64,22 +64,21 @@ class Posterior(keras.layers.Layer):
             f"{type(self).__name__} must implement `kl_divergence`."
         )
 
-    def _kept_sum(self, terms: Any) -> Any:
-        kept = ops.convert_to_tensor(self.keep_mask)
-        return ops.sum(ops.where(kept, terms, 0.0))
-
-    def _add_kl_loss(self, divergence: Any) -> None:
-        """Add a KL to the losses of this pass, unless it is there already.
+    def _is_kl_due(self) -> bool:
+        """Whether the KL is still to be added to the losses of this pass.
 
         Raises:
-            ValueError: if the KL weight was never set.
+            ValueError: if it is and the KL weight was never set.
         """
         # Without training there is no loss; `losses` are not empty if the
         # layer was already called in this pass.
         if is_sampling_at_inference() or self.losses:
-            return
+            return False
         if not self.kl_weight.is_set:
             raise ValueError(NO_KL_WEIGHT.format(name=self.label))
+        return True
+
+    def _add_kl_loss(self, divergence: Any) -> None:
         weight = ops.convert_to_tensor(self.kl_weight)
         self.add_loss(weight * self.kl_scale * divergence)
 

@@ -18,6 +18,7 @@ import keras
 from keras import ops
 
 from keras_vd._noise import standard_normal
+from keras_vd.posteriors.moments import Moments
 from keras_vd.posteriors.sampling import (
     is_sampling,
     is_sampling_at_inference,
@@ -54,12 +55,16 @@ class Projection(_Mixin):
             return linear_op(inputs, ops.cast(self.mean(), inputs.dtype))
         scales = self.draw_groups()
         if self.estimator == "weight":
-            weight = sum(self.draw(scales))
+            weight = self.draw(scales)
             return linear_op(inputs, ops.cast(weight, inputs.dtype))
-        theta, log_sigma2, log_alpha = self._read_parameters()
-        self._add_kl_loss(self._kl_divergence(theta, log_sigma2, log_alpha))
-        mean = self._training_mean(theta, log_alpha)
-        sigma2 = self._training_variance(log_sigma2)
+        # What nothing multiplies leaves the kernel in its final type.
+        dtype = "float32" if scales else inputs.dtype
+
+        def parts(moments: Moments) -> tuple[Any, Any]:
+            mean = moments.mean(self._training_threshold)
+            return ops.cast(mean, dtype), ops.cast(moments.sigma2(), dtype)
+
+        mean, sigma2 = self._start_pass(parts)
         return self._local_reparameterization(
             linear_op,
             inputs,
@@ -84,7 +89,7 @@ class Projection(_Mixin):
         floor = 1e-6 if is_half else 1e-8
         if is_sampling_at_inference():
             floor = 0.0  # no gradients there, and what is pruned has no noise
-        stddev = ops.sqrt(ops.maximum(variances, 0.0) + floor)
+        stddev = ops.sqrt(ops.relu(variances) + floor)
         noise = standard_normal(
             ops.shape(outputs), outputs.dtype, self.seed_generator
         )
