@@ -19,10 +19,10 @@ def recomputed(
 ) -> tuple[Any, ...]:
     """Call a function of weight-sized tensors; keep none of its temporaries.
 
-    Gradients compute it once more from its arguments. TensorFlow on a CPU
-    would make one pass over memory per operation: there function and gradient
-    become one XLA kernel each. JAX compiles everything anyway. PyTorch, which
-    does not, goes its usual way.
+    TensorFlow on a CPU would make one pass over memory per operation. Here
+    the function and its gradient, which computes it once more, become one XLA
+    kernel each. JAX compiles whole steps anyway, and made to recompute takes
+    longer; PyTorch, which compiles nothing, goes its usual way.
 
     Args:
         function: Of `(variables, *constants)`, with a tuple of tensors for
@@ -33,16 +33,10 @@ def recomputed(
     Returns:
         What `function` returns.
     """
-    backend = keras.backend.backend()
-    if backend == "jax":
-        import jax
-
-        outputs = jax.checkpoint(function)(variables, *constants)
-    elif backend == "tensorflow" and _is_worth_a_kernel(variables):
-        outputs = _as_kernels(function, variables, constants)
-    else:
-        outputs = function(variables, *constants)
-    return tuple(outputs)
+    is_tensorflow = keras.backend.backend() == "tensorflow"
+    if is_tensorflow and _is_worth_a_kernel(variables):
+        return _as_kernels(function, variables, constants)
+    return function(variables, *constants)
 
 
 def _is_worth_a_kernel(variables: Sequence[Any]) -> bool:

@@ -82,18 +82,20 @@ def to_standard_normal(raw: Any, size: Any) -> Any:
     steps = ops.cast(ops.right_shift(raw, _ANGLE_BITS), "float32")
     # Midpoints of 2^18 steps from 0 to 1: the logarithm is finite.
     uniform = steps * 2.0**-_RADIUS_BITS + (0.5 + 0.5**_RADIUS_BITS / 2)
-    radius = ops.sqrt(-2.0 * ops.log(uniform))
+    diameter = ops.sqrt(-8.0 * ops.log(uniform))
     turn = ops.cast(ops.bitwise_and(raw, 2**_ANGLE_BITS - 1), "float32")
     # The angle is pi * turn, with midpoints of 2^14 steps from -1 to 1.
     turn = turn * 2.0 ** (1 - _ANGLE_BITS) + (0.5**_ANGLE_BITS - 1.0)
     square = turn * turn
-    sine_of_half = _SINE[-1]
+    sine = _SINE[-1]
     for coefficient in _SINE[-2::-1]:
-        sine_of_half = sine_of_half * square + coefficient
-    sine_of_half = sine_of_half * turn
-    cosine = 1.0 - 2.0 * sine_of_half * sine_of_half
-    # 2 sin cos of half the angle. abs: the sine may exceed 1 by its error.
-    cosine_of_half = ops.sqrt(ops.abs(0.5 + 0.5 * cosine))
-    sine = 2.0 * sine_of_half * cosine_of_half
-    pairs = ops.concatenate([radius * cosine, radius * sine], axis=-1)
+        sine = sine * square + coefficient
+    sine = sine * turn
+    # Of half the angle: cos(2 h) / 2 = 1/2 - sin^2 h, sin(2 h) / 2 =
+    # sin h cos h, and cos h >= 0. abs: the sine may exceed 1 by its error.
+    half_cosine = 0.5 - sine * sine
+    half_sine = sine * ops.sqrt(ops.abs(half_cosine + 0.5))
+    pairs = ops.concatenate(
+        [diameter * half_cosine, diameter * half_sine], axis=-1
+    )
     return pairs[..., :size]
