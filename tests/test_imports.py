@@ -35,7 +35,15 @@ LAYERS_OF_THE_PACKAGE = (
     ("posteriors",),
     ("priors",),
     ("kl", "log_normal", "beta_bernoulli"),
-    ("_keras_internals", "_noise", "_tables", "_validation", "version"),
+    (
+        "_keras_internals",
+        "_noise",
+        "_seeds",
+        "_sharding",
+        "_tables",
+        "_validation",
+        "version",
+    ),
 )
 
 
