@@ -131,9 +131,7 @@ def replica_outputs(strategy, layer, inputs, calls=2):
         ),
         lambda: layers.LogNormalDropout(kl_weight=1.0),
         lambda: layers.BetaBernoulliDropout(kl_weight=1.0, a_init=0.0),
-        lambda: layers.DependentBetaBernoulliDropout(
-            kl_weight=1.0, a_init=0.0
-        ),
+        lambda: layers.DependentBetaBernoulliDropout(kl_weight=1.0, a_init=0.0),
     ],
 )
 def test_replicas_and_steps_draw_noise_of_their_own(strategy, layer):

@@ -63,9 +63,7 @@ def make(build, *arguments, **options):
     """A compiled model with the same values whatever it is built under."""
     keras.utils.set_random_seed(0)
     model = build(*arguments, **options)
-    model.compile(
-        keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy"
-    )
+    model.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
     return model
 
 
@@ -112,6 +110,7 @@ def run_and_save(model, directory, killed_in=-1):
         directory: Where the backup and the results go.
         killed_in: Epoch in which the process dies.
     """
+    directory.mkdir(parents=True, exist_ok=True)
     inputs, labels = data(model)
     history = model.fit(
         inputs,
@@ -142,11 +141,11 @@ def run_tests(name, **environment):
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def start_python(code, *arguments, **environment):
-    """Start `code` in a new interpreter in the repository."""
+def start_python(*arguments, **environment):
+    """Start a new interpreter in the repository."""
     settings = {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(REPOSITORY)}
     return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)],
+        [sys.executable, *map(str, arguments)],
         env={**os.environ, **settings, **environment},
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
