@@ -24,10 +24,12 @@ from tests.distributed.steps import (
     assert_close,
     data,
     dense,
+    documented,
     make,
     noisy,
     quiet,
     recurrent,
+    run_documented,
     step,
     values,
 )
@@ -121,8 +123,8 @@ def replica_outputs(strategy, layer, inputs, calls=2):
     "layer",
     [
         lambda: layers.VDDense(4, posterior=noisy(), kl_weight=1.0),
-        lambda: layers.VDDense(
-            4, groups=("input",), posterior=quiet(), kl_weight=1.0
+        lambda: layers.VDEmbedding(
+            9, 2, posterior=noisy(), kl_weight=1.0, mask_zero=False
         ),
         lambda: layers.VDDense(4, posterior="vd", kl_weight=1.0),
         lambda: layers.VDGRU(4, posterior=noisy(), kl_weight=1.0),
@@ -189,3 +191,11 @@ def test_reports_and_files_do_not_know_of_the_strategy(strategy, tmp_path):
     np.testing.assert_allclose(
         samples.mean, predict_mc(plain, inputs, 3, seed=1).mean, rtol=1e-5
     )
+
+
+def test_what_the_page_says():
+    names = run_documented("One machine, TensorFlow")
+    kernel = names["model"].layers[0].kernel.value
+    assert isinstance(kernel, tf.distribute.DistributedValues)
+    for block in documented("Several machines, TensorFlow"):
+        compile(block, "distributed.md", "exec")

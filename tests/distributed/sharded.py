@@ -15,6 +15,7 @@ from keras_vd import (
     posteriors,
     prune,
     sparsity_report,
+    variational_weights,
 )
 from tests.distributed.steps import (
     KL_WEIGHT,
@@ -24,6 +25,7 @@ from tests.distributed.steps import (
     make,
     noisy,
     recurrent,
+    run_documented,
     step,
     values,
 )
@@ -143,3 +145,15 @@ def test_reports_and_files_do_not_know_of_the_distribution(tmp_path):
     np.testing.assert_allclose(
         plain.predict(inputs, verbose=0), expected, rtol=1e-6
     )
+
+
+def test_what_the_page_says():
+    previous = keras.distribution.distribution()
+    try:
+        run_documented("The batch split, JAX")
+        model = run_documented("The weights split, JAX")["model"]
+    finally:
+        keras.distribution.set_distribution(previous)
+    posterior = variational_weights(model)[0]
+    assert spec(posterior.weight) == (None, "model")
+    assert spec(posterior.log_sigma2) == (None, "model")

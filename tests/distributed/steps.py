@@ -1,6 +1,7 @@
 """Models, steps and runs that the tests of several devices share."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -130,6 +131,28 @@ def run_and_save(model, directory, killed_in=-1):
     found["n_active"] = sparsity_report(model).n_active
     found["n_active_pruned"] = prune(model, threshold=0.0).n_active
     np.savez(directory / "result.npz", **found)
+
+
+def documented(title=None):
+    """Code blocks of a section of the page about several devices.
+
+    Args:
+        title: Of the section; None: what comes before all sections.
+    """
+    page = (REPOSITORY / "docs" / "distributed.md").read_text()
+    opening, *sections = page.split("\n## ")
+    found = dict(section.split("\n", 1) for section in sections)
+    text = opening if title is None else found[title]
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    return [block.replace("epochs=60", "epochs=1") for block in blocks]
+
+
+def run_documented(title):
+    """Run what the page says of an engine, for an epoch; the names it sets."""
+    names = {}
+    for block in [*documented(), *documented(title)]:
+        exec(block, names)
+    return names
 
 
 def run_tests(name, **environment):

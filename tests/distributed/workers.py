@@ -11,7 +11,14 @@ import sys
 import keras
 import numpy as np
 
-from tests.distributed.steps import dense, make, noisy, quiet, run_and_save
+from tests.distributed.steps import (
+    dense,
+    documented,
+    make,
+    noisy,
+    quiet,
+    run_and_save,
+)
 
 KILLED_IN = 2
 
@@ -20,18 +27,9 @@ def under_two_workers(directory):
     """The scope of a strategy; also saves noise of this worker."""
     import tensorflow as tf
 
-    # Keras 3.15's `fit` reduces a batch, and scalars along an axis.
-    class Strategy(tf.distribute.MultiWorkerMirroredStrategy):
-        def reduce(self, reduce_op, value, axis=None):
-            if isinstance(value, tuple):
-                return tf.nest.map_structure(
-                    lambda x: self.experimental_local_results(x)[0], value
-                )
-            if self.experimental_local_results(value)[0].shape.rank == 0:
-                axis = None
-            return super().reduce(reduce_op, value, axis)
-
-    strategy = Strategy()
+    names = {}
+    exec(documented("Several machines, TensorFlow")[0], names)
+    strategy = names["Workers"]()
     with strategy.scope():
         layer = make(dense, noisy()).layers[0]
 
