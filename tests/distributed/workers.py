@@ -48,6 +48,7 @@ def under_two_devices():
 
 if __name__ == "__main__":
     directory = pathlib.Path(sys.argv[1])
+    directory.mkdir(parents=True, exist_ok=True)
     is_worker = "TF_CONFIG" in os.environ
     with under_two_workers(directory) if is_worker else under_two_devices():
         quiet_model = make(dense, quiet(), gates=False)
