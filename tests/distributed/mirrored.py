@@ -193,7 +193,9 @@ def test_reports_and_files_do_not_know_of_the_strategy(strategy, tmp_path):
     )
 
 
-def test_what_the_page_says():
+def test_what_the_page_says(strategy, monkeypatch):
+    # On the two devices; a second strategy would mix its reductions with ours.
+    monkeypatch.setattr(tf.distribute, "MirroredStrategy", lambda: strategy)
     names = run_documented("One machine, TensorFlow")
     kernel = names["model"].layers[0].kernel.value
     assert isinstance(kernel, tf.distribute.DistributedValues)
