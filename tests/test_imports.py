@@ -35,7 +35,16 @@ LAYERS_OF_THE_PACKAGE = (
     ("posteriors",),
     ("priors",),
     ("kl", "log_normal", "beta_bernoulli"),
-    ("_keras_internals", "_noise", "_tables", "_validation", "version"),
+    (
+        "_keras_internals",
+        "_noise",
+        "_fusing",
+        "_seeds",
+        "_sharding",
+        "_tables",
+        "_validation",
+        "version",
+    ),
 )
 
 

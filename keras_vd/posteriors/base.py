@@ -21,6 +21,7 @@ from keras_vd import priors
 from keras_vd._fusing import recomputed
 from keras_vd._keras_internals import full_precision
 from keras_vd._noise import raw_noise, to_standard_normal
+from keras_vd._sharding import sharded_like
 from keras_vd._validation import check_choice, check_number
 from keras_vd.posteriors.moments import Moments
 from keras_vd.posteriors.posterior import Posterior
@@ -124,7 +125,8 @@ class WeightPosterior(Projection, Posterior):
         )
         self.conv_groups = conv_groups
         self.channel_axis = channel_axis
-        self.build(tuple(weight.shape))
+        with sharded_like(weight):
+            self.build(tuple(weight.shape))
 
     def multiply_by(
         self, name: str, group: WeightPosterior, expand: Callable[[Any], Any]

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_vd._seeds import SeedGenerator
 from keras_vd._validation import check_number
 from keras_vd.posteriors.kl_weight import NO_KL_WEIGHT, KLWeight
 from keras_vd.posteriors.sampling import is_sampling_at_inference
@@ -39,7 +40,7 @@ class Posterior(keras.layers.Layer):
         if kl_weight is not None:
             kl_weight = check_number("kl_weight", kl_weight, 0.0)
         self.initial_kl_weight = kl_weight
-        self.seed_generator = keras.random.SeedGenerator()
+        self.seed_generator = SeedGenerator()
 
     def _add_state(self, shape: tuple[int, ...]) -> None:
         """Create `keep_mask` and `kl_weight`."""

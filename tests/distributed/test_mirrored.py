@@ -1,0 +1,13 @@
+"""`tf.distribute.MirroredStrategy`: two replicas on virtual CPUs."""
+
+import keras
+import pytest
+
+from tests.distributed.steps import run_tests
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="a strategy of TensorFlow"
+)
+def test_two_replicas_in_one_process():
+    run_tests("mirrored.py")

@@ -1,0 +1,13 @@
+"""`keras.distribution`: `DataParallel` and `ModelParallel` on JAX."""
+
+import keras
+import pytest
+
+from tests.distributed.steps import run_tests
+
+
+@pytest.mark.core
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="an engine of JAX")
+def test_four_devices_in_one_process():
+    devices = "--xla_force_host_platform_device_count=4"
+    run_tests("sharded.py", XLA_FLAGS=devices)
