@@ -164,13 +164,18 @@ FAMILIES = {
     "plain, bfloat16": functools.partial(Plain, "mixed_bfloat16"),
     "keras_vd, bfloat16": functools.partial(Variational, "mixed_bfloat16"),
 }
-_DENSE = ("two products", "keras_vd, Gaussian", "keras_vd, exact KL")
-_OF_KIND = {
-    "dense": _DENSE,
-    "conv": ("two products",),
-    "lenet": ("two products",),
-    "LSTM": ("keras_vd, per sequence",),
-    "GRU": ("keras_vd, per sequence",),
+_OF_KIND: dict[str, tuple[str, ...]] = {
+    "dense": (
+        "two products",
+        "keras_vd",
+        "keras_vd, Gaussian",
+        "keras_vd, exact KL",
+    ),
+    "conv": ("two products", "keras_vd"),
+    "lenet": ("two products", "keras_vd"),
+    "LSTM": ("keras_vd", "keras_vd, per sequence"),
+    "GRU": ("keras_vd", "keras_vd, per sequence"),
+    "embedding": ("keras_vd",),
 }
 
 
@@ -182,4 +187,4 @@ def family_names(kind: str, is_accelerated: bool) -> list[str]:
         is_accelerated: Whether to have half precision too.
     """
     half = ("plain, bfloat16", "keras_vd, bfloat16") if is_accelerated else ()
-    return ["plain", "keras_vd", *_OF_KIND.get(kind, ()), *half]
+    return ["plain", *_OF_KIND[kind], *half]

@@ -21,7 +21,8 @@ class Case:
         title: What tables say.
         kind: One of `KINDS`.
         batch_size: Examples of one training step.
-        sizes: Of dense layers, inputs and units; of a recurrent network, time
+        sizes: Of dense layers, inputs and units; of a convolution, channels
+            and filters; of LeNet, filters and units; of a recurrent network, time
             steps, features and units; of an embedding, words of a text, words
             of the vocabulary and features.
     """
@@ -30,14 +31,14 @@ class Case:
     title: str
     kind: str
     batch_size: int
-    sizes: tuple[int, ...] = ()
+    sizes: tuple[int, ...]
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one example."""
         return {
             "dense": self.sizes[:1],
-            "conv": (32, 32, 64),
+            "conv": (32, 32, *self.sizes[:1]),
             "lenet": (28, 28, 1),
             "embedding": self.sizes[:1],
         }.get(self.kind, self.sizes[:2])
@@ -50,11 +51,8 @@ class Case:
             x = rng.integers(0, self.sizes[1], shape, "int32")
         else:
             x = rng.standard_normal(shape, "float32")
-        outputs = {
-            "dense": self.sizes[-1],
-            "conv": 64,
-            "lenet": 10,
-        }.get(self.kind, 1)
+        has_targets_of_one = self.kind in ("LSTM", "GRU", "embedding")
+        outputs = 1 if has_targets_of_one else self.sizes[-1]
         return x, rng.standard_normal((batch_size, outputs), "float32")
 
     def build(self, family: Any, **compile_options: Any) -> Any:
@@ -83,17 +81,18 @@ class Case:
                 family.dense(last)
             ]
         if self.kind == "conv":
-            conv = family.conv(64, 3, None, "same")
+            conv = family.conv(self.sizes[-1], 3, None, "same")
             return [conv, plain.GlobalAveragePooling2D()]
         if self.kind == "lenet":
+            first, second, hidden, last = self.sizes
             return [
-                family.conv(20, 5, "relu", "valid"),
+                family.conv(first, 5, "relu", "valid"),
                 plain.MaxPooling2D(),
-                family.conv(50, 5, "relu", "valid"),
+                family.conv(second, 5, "relu", "valid"),
                 plain.MaxPooling2D(),
                 plain.Flatten(),
-                family.dense(500, "relu"),
-                family.dense(10),
+                family.dense(hidden, "relu"),
+                family.dense(last),
             ]
         if self.kind == "embedding":
             _, words, features = self.sizes
@@ -141,8 +140,16 @@ CASES = {
         Case("1024-64", "1024x1024, batch 64", "dense", 64, (1024, 1024)),
         Case("1024-256", "1024x1024, batch 256", "dense", 256, (1024, 1024)),
         Case("4096", "4096x4096, batch 256", "dense", 256, (4096, 4096)),
-        Case("lenet-5", "LeNet-5 (20-50-500), batch 128", "lenet", 128),
-        Case("conv", "3x3 conv 64->64 on 32x32, batch 32", "conv", 32),
+        Case(
+            "lenet-5",
+            "LeNet-5 (20-50-500), batch 128",
+            "lenet",
+            128,
+            (20, 50, 500, 10),
+        ),
+        Case(
+            "conv", "3x3 conv 64->64 on 32x32, batch 32", "conv", 32, (64, 64)
+        ),
         *_recurrent_cases(),
         Case(
             "embedding",

@@ -117,17 +117,18 @@ def _layers(case: Case, family: TorchFamily) -> list[nn.Module]:
             layers += [family.make("linear", inputs, units), nn.ReLU()]
         return layers[:-1]
     if case.kind == "lenet":
+        first, second, hidden, last = case.sizes
         return [
-            family.make("conv", 1, 20, 5),
+            family.make("conv", 1, first, 5),
             nn.ReLU(),
             nn.MaxPool2d(2),
-            family.make("conv", 20, 50, 5),
+            family.make("conv", first, second, 5),
             nn.ReLU(),
             nn.MaxPool2d(2),
             nn.Flatten(),
-            family.make("linear", 800, 500),
+            family.make("linear", 4 * 4 * second, hidden),
             nn.ReLU(),
-            family.make("linear", 500, 10),
+            family.make("linear", hidden, last),
         ]
     if case.kind == "LSTM":
         _, features, units = case.sizes
