@@ -24,13 +24,14 @@ class Plain:
 
     Args:
         dtype: Policy of every variational layer or its plain counterpart.
+        **options: Of every such layer.
     """
 
     keras: Any = keras
     kinds = KINDS
 
-    def __init__(self, dtype: str = "float32") -> None:
-        self.dtype = dtype
+    def __init__(self, dtype: str = "float32", **options: Any) -> None:
+        self.options = {"dtype": dtype, **options}
 
     def start(self, case: Case, **compile_options: Any) -> KerasTraining:
         """A network of these layers, ready for its first training step."""
@@ -38,26 +39,25 @@ class Plain:
         return KerasTraining(model, *case.arrays(case.batch_size))
 
     def dense(self, units: int, activation: str | None = None) -> Any:
-        return self.keras.layers.Dense(
-            units, activation=activation, dtype=self.dtype
-        )
+        return self.make("Dense", units, activation=activation)
 
     def conv(
         self, filters: int, size: int, activation: str | None, padding: str
     ) -> Any:
-        return self.keras.layers.Conv2D(
-            filters,
-            size,
-            activation=activation,
-            padding=padding,
-            dtype=self.dtype,
+        return self.make(
+            "Conv2D", filters, size, activation=activation, padding=padding
         )
 
     def recurrent(self, kind: str, units: int) -> Any:
-        return getattr(self.keras.layers, kind)(units, dtype=self.dtype)
+        return self.make(kind, units)
 
     def embedding(self, words: int, features: int) -> Any:
-        return self.keras.layers.Embedding(words, features, dtype=self.dtype)
+        return self.make("Embedding", words, features)
+
+    def make(self, name: str, *sizes: int, **options: Any) -> Any:
+        """The layer that takes the place of the Keras layer of that name."""
+        layer = getattr(self.keras.layers, name)
+        return layer(*sizes, **options, **self.options)
 
 
 class TwoProducts(Plain):
@@ -67,26 +67,16 @@ class TwoProducts(Plain):
     inputs. There is no noise and no KL divergence.
     """
 
-    def dense(self, units: int, activation: str | None = None) -> Any:
-        return TwoProductsDense(units, activation=activation, dtype=self.dtype)
-
-    def conv(
-        self, filters: int, size: int, activation: str | None, padding: str
-    ) -> Any:
-        return TwoProductsConv2D(
-            filters,
-            size,
-            activation=activation,
-            padding=padding,
-            dtype=self.dtype,
-        )
+    def make(self, name: str, *sizes: int, **options: Any) -> Any:
+        layers = {"Dense": TwoProductsDense, "Conv2D": TwoProductsConv2D}
+        return layers[name](*sizes, **options, **self.options)
 
 
 class TwoProductsDense(keras.layers.Dense):
     def build(self, input_shape):
         super().build(input_shape)
         self.second = self.add_weight(
-            shape=self.kernel.shape, initializer="glorot_uniform"
+            shape=self.kernel.shape, initializer=self.kernel_initializer
         )
 
     def call(self, inputs):
@@ -99,7 +89,7 @@ class TwoProductsConv2D(keras.layers.Conv2D):
     def build(self, input_shape):
         super().build(input_shape)
         self.second = self.add_weight(
-            shape=self.kernel.shape, initializer="glorot_uniform"
+            shape=self.kernel.shape, initializer=self.kernel_initializer
         )
 
     def call(self, inputs):
@@ -109,39 +99,14 @@ class TwoProductsConv2D(keras.layers.Conv2D):
 
 
 class Variational(Plain):
-    """Layers of keras_vd.
-
-    Args:
-        dtype: See `Plain`.
-        **options: Of every layer.
-    """
+    """Layers of keras_vd."""
 
     def __init__(self, dtype: str = "float32", **options: Any) -> None:
-        super().__init__(dtype)
-        self.options = {"kl_weight": KL_WEIGHT, "dtype": dtype, **options}
+        super().__init__(dtype, kl_weight=KL_WEIGHT, **options)
 
-    def dense(self, units: int, activation: str | None = None) -> Any:
-        return keras_vd.layers.VDDense(
-            units, activation=activation, **self.options
-        )
-
-    def conv(
-        self, filters: int, size: int, activation: str | None, padding: str
-    ) -> Any:
-        return keras_vd.layers.VDConv2D(
-            filters,
-            size,
-            activation=activation,
-            padding=padding,
-            **self.options,
-        )
-
-    def recurrent(self, kind: str, units: int) -> Any:
-        layer = getattr(keras_vd.layers, f"VD{kind}")
-        return layer(units, **self.options)
-
-    def embedding(self, words: int, features: int) -> Any:
-        return keras_vd.layers.VDEmbedding(words, features, **self.options)
+    def make(self, name: str, *sizes: int, **options: Any) -> Any:
+        layer = getattr(keras_vd.layers, f"VD{name}")
+        return layer(*sizes, **options, **self.options)
 
 
 def exact_kl() -> Variational:

@@ -22,9 +22,9 @@ class Case:
         kind: One of `KINDS`.
         batch_size: Examples of one training step.
         sizes: Of dense layers, inputs and units; of a convolution, channels
-            and filters; of LeNet, filters and units; of a recurrent network, time
-            steps, features and units; of an embedding, words of a text, words
-            of the vocabulary and features.
+            and filters; of LeNet, filters and units; of a recurrent network,
+            time steps, features and units; of an embedding, words of a text,
+            words of the vocabulary and features.
     """
 
     name: str
