@@ -82,10 +82,13 @@ def main() -> int:
         jobs = plan(
             arguments.backends, arguments.peers, arguments.only or every
         )
-        result = run(jobs, QUICK if arguments.quick else Effort())
         arguments.output.mkdir(parents=True, exist_ok=True)
         file = arguments.output / "benchmarks.json"
-        file.write_text(json.dumps(result, indent=1))
+        result = run(
+            jobs,
+            QUICK if arguments.quick else Effort(),
+            lambda found: file.write_text(json.dumps(found, indent=1)),
+        )
         draw_chart(result, arguments.output / "benchmarks.png")
     show(result, arguments.markdown)
     return 1 if failures(result) else 0

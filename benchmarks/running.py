@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,21 +79,21 @@ def plan(
     return jobs
 
 
-def run(jobs: Sequence[Job], effort: Effort) -> dict[str, Any]:
+def run(
+    jobs: Sequence[Job], effort: Effort, save: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
     """Run one process after the other.
+
+    Args:
+        jobs: What they do.
+        effort: How long they measure.
+        save: Takes all there is so far, after each process.
 
     Returns:
         Everything: the machine, versions, settings and records.
     """
-    records: list[dict[str, Any]] = []
     seconds: dict[str, float] = {}
-    began = time.perf_counter()
-    for job in jobs:
-        start = time.perf_counter()
-        records += _run_job(job, effort)
-        name = " ".join(filter(None, (job.job, job.backend, job.library)))
-        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
-    return {
+    result: dict[str, Any] = {
         "command": " ".join(["python", "-m", "benchmarks", *sys.argv[1:]]),
         "machine": machine(),
         "versions": versions(),
@@ -103,9 +103,16 @@ def run(jobs: Sequence[Job], effort: Effort) -> dict[str, Any]:
             "allocator": KEEP_MEMORY,
             "allocator_of_memory": "the C library's default",
         },
-        "seconds": {**seconds, "all": time.perf_counter() - began},
-        "records": records,
+        "seconds": seconds,
+        "records": [],
     }
+    for job in jobs:
+        start = time.perf_counter()
+        result["records"] += _run_job(job, effort)
+        name = f"{job.job} {job.backend} {job.library}"
+        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+        save(result)
+    return result
 
 
 def _run_job(job: Job, effort: Effort) -> list[dict[str, Any]]:

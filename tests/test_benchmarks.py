@@ -208,7 +208,7 @@ class TestCommand:
         settings = run.written["settings"]
         assert settings["threads"]["OMP_NUM_THREADS"] == "1"
         assert settings["allocator"]["MALLOC_MMAP_MAX_"] == "0"
-        assert run.written["seconds"]["all"] > 0
+        assert min(run.written["seconds"].values()) > 0
         assert (run.folder / "benchmarks.png").read_bytes()[1:4] == b"PNG"
 
     def test_rows(self, run):
@@ -245,7 +245,9 @@ class TestCommand:
 def test_a_process_that_dies_is_a_row(monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "none")
     (job,) = plan(["tensorflow"], [], ["mlp"])
-    found = running.run([dataclasses.replace(job, backend="none")], QUICK)
+    found = running.run(
+        [dataclasses.replace(job, backend="none")], QUICK, print
+    )
     (failed,) = failures(found)
     assert failed["error"].startswith("the process ended with ")
 
@@ -265,15 +267,15 @@ def test_plan():
 
 
 def test_memory_of_a_plain_layer():
-    """The gradient at least, and not ten times as much."""
+    """The gradient at least; with what updates the kernel, about two."""
     (job,) = [
         job
         for job in plan([BACKEND], [], ["4096"])
         if (job.job, job.variant) == ("memory", "plain")
     ]
-    found = running.run([job], QUICK)
+    found = running.run([job], QUICK, print)
     assert not failures(found)
     (row,) = [r for r in found["records"] if r["table"] == "memory"]
-    assert 0.9 < row["matrices"] < 5
+    assert 0.9 < row["matrices"] < 3
     (table,) = make_tables(found)
     assert table.rows[0][1:3] == ["plain", f"{row['matrices']:.1f}"]
