@@ -8,6 +8,14 @@ ROOT = Path(__file__).parent
 VERSION = (ROOT / "keras_vd" / "version.py").read_text().split('"')[-2]
 
 TENSORFLOW = ["tensorflow>=2.21"]
+BENCHMARKS = ["matplotlib>=3.8", "psutil>=5.9"]
+# Libraries that `python -m benchmarks` compares with, where they are there.
+PEERS = [
+    "bayesian-torch>=0.5",
+    "blitz-bayesian-pytorch>=0.2.8",
+    "edward2>=0.0.2",
+    "scipy>=1.11",  # edward2 imports it undeclared
+]
 EXAMPLES = [
     "importlib_resources",  # tensorflow-datasets imports it undeclared
     "matplotlib>=3.8",
@@ -44,10 +52,12 @@ setup(
         "torch": ["torch>=2.1"],
         "examples": EXAMPLES,
         "runtimes": RUNTIMES,
+        "benchmarks": [*BENCHMARKS, *PEERS, *TFP],
         "tensorboard": TENSORBOARD,
         "tfp": TFP,
         "test": [
             *TENSORFLOW,
+            *BENCHMARKS,
             *EXAMPLES,
             *RUNTIMES,
             *TENSORBOARD,

@@ -2,31 +2,55 @@
 
 from __future__ import annotations
 
-import os
-import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
-# glibc: keep what was freed instead of handing it back to the system.
-KEEP_MEMORY = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(2**34),
-    "MALLOC_TOP_PAD_": str(2**28),
-}
+from benchmarks.settings import Effort
+from keras_vd._deploying.readers import interleaved
 
 
-def keep_memory() -> None:
-    """Start this program anew with an allocator that keeps its memory.
+def quartiles(values: np.ndarray) -> list[float]:
+    """First quartile, median and third quartile."""
+    return np.percentile(values, (25, 50, 75)).tolist()
 
-    Otherwise every large temporary costs page faults, which depend on its
-    size and swamp what is measured.
+
+def ratio(times: np.ndarray, reference: np.ndarray) -> list[float]:
+    """Quartiles, the median in their middle, of ratios of neighbouring blocks.
+
+    Args:
+        times: Array of shape `(blocks,)`.
+        reference: What the other one took in the same blocks.
     """
-    if any(os.environ.get(name) != KEEP_MEMORY[name] for name in KEEP_MEMORY):
-        environment = {**os.environ, **KEEP_MEMORY}
-        os.execve(sys.executable, sys.orig_argv, environment)
+    return quartiles(np.asarray(times) / np.asarray(reference))
 
 
-def ratio(times: np.ndarray, reference: np.ndarray) -> tuple[str, str]:
-    """Median and quartiles of the ratio of neighbouring blocks."""
-    low, median, high = np.percentile(times / reference, (25, 50, 75))
-    return f"{median:.3f}", f"{low:.3f} to {high:.3f}"
+def time_steps(
+    runs: Mapping[Any, Callable[[int], None]], effort: Effort
+) -> dict[Any, np.ndarray]:
+    """Milliseconds per step, block by block, of what was run already.
+
+    Args:
+        runs: By name, functions that take a number of steps, do them and wait
+            until they are done.
+        effort: How long to measure.
+
+    Returns:
+        Arrays of shape `(blocks,)`.
+    """
+    steps, blocks = {}, {}
+    for name, run in runs.items():
+        run(1)
+        start = time.perf_counter()
+        run(1)
+        seconds = time.perf_counter() - start
+        steps[name] = max(1, round(effort.block_seconds / seconds))
+        blocks[name] = _block(run, steps[name])
+    times = interleaved(blocks, effort.blocks, 1)
+    return {name: times[name] / steps[name] for name in times}
+
+
+def _block(run: Callable[[int], None], steps: int) -> Callable[[], None]:
+    return lambda: run(steps)

@@ -63,7 +63,7 @@ class LogUniform(Prior):
         kl: Which form of the divergence: `"molchanov"` (Molchanov et al. 2017,
             eq. 14; within 0.0094 nats of the exact one), `"exact"`,
             `"kingma"` (cubic, alpha <= 1) or `"lower_bound"` (alpha <= 1).
-            `python -m benchmarks.kl_cost` measures what exactness costs.
+            `python -m benchmarks` measures what exactness costs.
 
     Raises:
         ValueError: if `kl` is none of these.
