@@ -1,15 +1,32 @@
-"""Elementwise functions of whole weights, in few passes over memory."""
+"""Elementwise functions of large tensors, in few passes over memory."""
 
 from __future__ import annotations
 
-import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 
-# Entries of a weight from which on it pays to start a compiled kernel.
+# Entries of a tensor from which on it pays to start a compiled kernel.
 MIN_SIZE = 2**14
+USUAL_BATCH_SIZE = 2**7
+
+
+def compiled(function: Callable[..., Any], *tensors: Any) -> Any:
+    """Call an elementwise function that no gradient is wanted of.
+
+    TensorFlow on a CPU would make one pass over memory per operation; here
+    the function becomes one XLA kernel. JAX compiles whole steps anyway;
+    PyTorch goes its usual way.
+
+    Args:
+        function: Of nothing but its arguments, and deterministic.
+        *tensors: Its arguments.
+    """
+    if _is_worth_a_kernel(tensors):
+        return _kernel(function)(*tensors)
+    return function(*tensors)
 
 
 def recomputed(
@@ -17,12 +34,10 @@ def recomputed(
     variables: Sequence[Any],
     constants: Sequence[Any],
 ) -> tuple[Any, ...]:
-    """Call a function of weight-sized tensors; keep none of its temporaries.
+    """Call an elementwise function, and keep none of its temporaries.
 
-    TensorFlow on a CPU would make one pass over memory per operation. Here
-    the function and its gradient, which computes it once more, become one XLA
-    kernel each. JAX compiles whole steps anyway, and made to recompute takes
-    longer; PyTorch, which compiles nothing, goes its usual way.
+    As `compiled`, with the gradient, which computes the function once more,
+    as another kernel. JAX, made to recompute, takes longer.
 
     Args:
         function: Of `(variables, *constants)`, with a tuple of tensors for
@@ -33,21 +48,21 @@ def recomputed(
     Returns:
         What `function` returns.
     """
-    is_tensorflow = keras.backend.backend() == "tensorflow"
-    if is_tensorflow and _is_worth_a_kernel(variables):
-        return _as_kernels(function, variables, constants)
+    if _is_worth_a_kernel(variables):
+        return _with_gradient(function, variables, constants)
     return function(variables, *constants)
 
 
-def _is_worth_a_kernel(variables: Sequence[Any]) -> bool:
+def _is_worth_a_kernel(tensors: Sequence[Any]) -> bool:
+    if keras.backend.backend() != "tensorflow":
+        return False
     import tensorflow as tf
 
     # With a GPU Keras compiles whole steps; not every other device can. Calls
     # outside a graph would be compiled for the sake of one.
     return (
         tf.inside_function()
-        and max(variable.shape.num_elements() for variable in variables)
-        >= MIN_SIZE
+        and max(map(_size, tensors)) >= MIN_SIZE
         and all(
             device.device_type == "CPU"
             for device in tf.config.list_logical_devices()
@@ -55,19 +70,36 @@ def _is_worth_a_kernel(variables: Sequence[Any]) -> bool:
     )
 
 
-def _as_kernels(
+def _size(tensor: Any) -> int:
+    """Entries of a weight, or of the outputs for a batch of usual size.
+
+    0 if there is no telling: each new size is compiled anew, and texts have
+    many lengths.
+    """
+    batch_size, *sizes = tensor.shape if len(tensor.shape) else (1,)
+    if None in sizes:
+        return 0
+    return math.prod(sizes) * (batch_size or USUAL_BATCH_SIZE)
+
+
+def _kernel(function: Callable[..., Any]) -> Any:
+    import tensorflow as tf
+
+    return tf.function(function, jit_compile=True, autograph=False)
+
+
+def _with_gradient(
     function: Callable[..., tuple[Any, ...]],
     variables: Sequence[Any],
     constants: Sequence[Any],
 ) -> tuple[Any, ...]:
     import tensorflow as tf
 
-    kernel = functools.partial(tf.function, jit_compile=True, autograph=False)
     # Keras' own conversion hands its variables on as they are.
     variables = [tf.convert_to_tensor(variable) for variable in variables]
     constants = [tf.convert_to_tensor(constant) for constant in constants]
 
-    @kernel
+    @_kernel
     def backward(
         variables: Sequence[Any],
         constants: Sequence[Any],
@@ -88,7 +120,7 @@ def _as_kernels(
         def gradient(*upstream: Any) -> Any:
             return backward(variables, constants, upstream)
 
-        return kernel(function)(variables, *constants), gradient
+        return _kernel(function)(variables, *constants), gradient
 
     outputs: tuple[Any, ...] = call(*variables)
     return outputs

@@ -7,6 +7,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_vd._fusing import compiled
+
 # Box and Muller's radius gets 18 of the bits, their angle 14: no value lies
 # beyond 5 standard deviations, where 6 in 10 million would.
 _ANGLE_BITS = 14
@@ -29,37 +31,25 @@ def standard_normal(shape: tuple[Any, ...], dtype: Any, seed: Any) -> Any:
     Returns:
         Tensor of that shape and type.
     """
-    normals = to_standard_normal(raw_noise(shape, seed), shape[-1])
-    return ops.cast(normals, dtype)
+    if keras.backend.backend() == "torch":
+        # At less than the price of bits.
+        return keras.random.normal(shape, dtype=dtype, seed=seed)
+    size = shape[-1]
+    bits = _random_bits((*shape[:-1], (size + 1) // 2), seed)
+    return compiled(lambda bits: _from_bits(bits, size, dtype), bits)
 
 
-def raw_noise(shape: tuple[Any, ...], seed: Any) -> Any:
-    """Draw what `to_standard_normal` makes values of that shape from.
-
-    Between the two lies nothing but arithmetic, which can be compiled with
-    whatever uses the noise, and done again instead of keeping it.
-
-    Args:
-        shape: As for `standard_normal`.
-        seed: `keras.random.SeedGenerator`.
-
-    Returns:
-        Tensor with half as many entries along the last axis; of the full
-        shape on PyTorch, which draws normals at less than the price of bits.
-    """
-    backend = keras.backend.backend()
-    if backend == "torch":
-        return keras.random.normal(shape, dtype="float32", seed=seed)
-    half = (*shape[:-1], (shape[-1] + 1) // 2)
-    if backend == "jax":
+def _random_bits(shape: tuple[Any, ...], seed: Any) -> Any:
+    """Int32 tensor of random bits."""
+    if keras.backend.backend() == "jax":
         import jax
 
-        bits = jax.random.bits(seed.next(), half, "uint32")
+        bits = jax.random.bits(seed.next(), shape, "uint32")
         return jax.lax.bitcast_convert_type(bits, "int32")
     import tensorflow as tf
 
     return tf.random.stateless_uniform(
-        half,
+        shape,
         seed=tf.cast(seed.next(), tf.int32),
         minval=None,
         maxval=None,
@@ -67,23 +57,19 @@ def raw_noise(shape: tuple[Any, ...], seed: Any) -> Any:
     )
 
 
-def to_standard_normal(raw: Any, size: Any) -> Any:
-    """Turn the draws of `raw_noise` into N(0, 1) values.
+def _from_bits(bits: Any, size: Any, dtype: Any) -> Any:
+    """N(0, 1) values.
 
     Args:
-        raw: Tensor from `raw_noise`.
-        size: Last dimension of the shape that was asked for.
-
-    Returns:
-        Float32 tensor of that shape.
+        bits: Tensor of shape `(..., (size + 1) // 2)`.
+        size: Last dimension of the result.
+        dtype: Its type.
     """
-    if keras.backend.backend() == "torch":
-        return raw
-    steps = ops.cast(ops.right_shift(raw, _ANGLE_BITS), "float32")
+    steps = ops.cast(ops.right_shift(bits, _ANGLE_BITS), "float32")
     # Midpoints of 2^18 steps from 0 to 1: the logarithm is finite.
     uniform = steps * 2.0**-_RADIUS_BITS + (0.5 + 0.5**_RADIUS_BITS / 2)
     diameter = ops.sqrt(-8.0 * ops.log(uniform))
-    turn = ops.cast(ops.bitwise_and(raw, 2**_ANGLE_BITS - 1), "float32")
+    turn = ops.cast(ops.bitwise_and(bits, 2**_ANGLE_BITS - 1), "float32")
     # The angle is pi * turn, with midpoints of 2^14 steps from -1 to 1.
     turn = turn * 2.0 ** (1 - _ANGLE_BITS) + (0.5**_ANGLE_BITS - 1.0)
     square = turn * turn
@@ -98,4 +84,4 @@ def to_standard_normal(raw: Any, size: Any) -> Any:
     pairs = ops.concatenate(
         [diameter * half_cosine, diameter * half_sine], axis=-1
     )
-    return pairs[..., :size]
+    return ops.cast(pairs[..., :size], dtype)

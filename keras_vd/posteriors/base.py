@@ -20,7 +20,7 @@ from keras import ops
 from keras_vd import priors
 from keras_vd._fusing import recomputed
 from keras_vd._keras_internals import full_precision
-from keras_vd._noise import raw_noise, to_standard_normal
+from keras_vd._noise import standard_normal
 from keras_vd._sharding import sharded_like
 from keras_vd._validation import check_choice, check_number
 from keras_vd.posteriors.moments import Moments
@@ -292,7 +292,7 @@ class WeightPosterior(Projection, Posterior):
         return self._scaled(
             sum(
                 self._deviate(
-                    self._moments(*self._read_variables()), self._raw_noise()
+                    self._moments(*self._read_variables()), self._noise()
                 )
             ),
             {name: group.sample() for name, (group, _) in self._groups()},
@@ -311,25 +311,25 @@ class WeightPosterior(Projection, Posterior):
             ValueError: if the KL weight was never set.
         """
         (weight,) = self._start_pass(
-            lambda *inputs: (sum(self._deviate(*inputs)),), self._raw_noise()
+            lambda *inputs: (sum(self._deviate(*inputs)),), self._noise()
         )
         return self._scaled(weight, scales)
 
     def draw_parts(self, scales: Mapping[str, Any]) -> tuple[Any, Any]:
         """As `draw`, but return the mean and the deviation from it apart."""
-        mean, deviation = self._start_pass(self._deviate, self._raw_noise())
+        mean, deviation = self._start_pass(self._deviate, self._noise())
         return self._scaled(mean, scales), self._scaled(deviation, scales)
 
     def draw_groups(self) -> dict[str, Any]:
         """As `draw`, for the group variables of this weight, by name."""
         return {name: group.draw({}) for name, (group, _) in self._groups()}
 
-    def _raw_noise(self) -> Any:
-        return raw_noise(tuple(self._theta.shape), self.seed_generator)
+    def _noise(self) -> Any:
+        shape = tuple(self._theta.shape)
+        return standard_normal(shape, "float32", self.seed_generator)
 
-    def _deviate(self, moments: Moments, raw: Any) -> tuple[Any, Any]:
-        """Mean, and a deviation from it by the draws of `_raw_noise`."""
-        noise = to_standard_normal(raw, self._theta.shape[-1])
+    def _deviate(self, moments: Moments, noise: Any) -> tuple[Any, Any]:
+        """Mean, and a deviation from it."""
         return moments.mean(self._training_threshold), moments.stddev() * noise
 
     @property

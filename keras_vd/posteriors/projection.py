@@ -11,12 +11,13 @@ of one noisy weight matrix for the whole batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
+from keras_vd._fusing import recomputed
 from keras_vd._noise import standard_normal
 from keras_vd.posteriors.moments import Moments
 from keras_vd.posteriors.sampling import (
@@ -89,8 +90,14 @@ class Projection(_Mixin):
         floor = 1e-6 if is_half else 1e-8
         if is_sampling_at_inference():
             floor = 0.0  # no gradients there, and what is pruned has no noise
-        stddev = ops.sqrt(ops.relu(variances) + floor)
+
+        def add_noise(tensors: Sequence[Any], noise: Any) -> tuple[Any]:
+            outputs, variances = tensors
+            stddev = ops.sqrt(ops.relu(variances) + floor)
+            return (outputs + stddev * noise,)
+
         noise = standard_normal(
             ops.shape(outputs), outputs.dtype, self.seed_generator
         )
-        return outputs + stddev * noise
+        (noisy,) = recomputed(add_noise, (outputs, variances), (noise,))
+        return noisy
