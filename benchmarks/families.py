@@ -117,12 +117,19 @@ def exact_kl() -> Variational:
     )
 
 
+def bfloat16_variance() -> Variational:
+    return Variational(
+        posterior=keras_vd.posteriors.SparseVD(variance_dtype="bfloat16")
+    )
+
+
 FAMILIES = {
     "plain": Plain,
     "two products": TwoProducts,
     "keras_vd": Variational,
     "keras_vd, Gaussian": functools.partial(Variational, posterior="gaussian"),
     "keras_vd, exact KL": exact_kl,
+    "keras_vd, bfloat16 variance": bfloat16_variance,
     "keras_vd, per sequence": functools.partial(
         Variational, estimator="sequence"
     ),
@@ -135,9 +142,10 @@ _OF_KIND: dict[str, tuple[str, ...]] = {
         "keras_vd",
         "keras_vd, Gaussian",
         "keras_vd, exact KL",
+        "keras_vd, bfloat16 variance",
     ),
-    "conv": ("two products", "keras_vd"),
-    "lenet": ("two products", "keras_vd"),
+    "conv": ("two products", "keras_vd", "keras_vd, bfloat16 variance"),
+    "lenet": ("two products", "keras_vd", "keras_vd, bfloat16 variance"),
     "LSTM": ("keras_vd", "keras_vd, per sequence"),
     "GRU": ("keras_vd", "keras_vd, per sequence"),
     "embedding": ("keras_vd",),

@@ -23,14 +23,16 @@ from keras_vd._keras_internals import full_precision
 from keras_vd._noise import standard_normal
 from keras_vd._sharding import sharded_like
 from keras_vd._validation import check_choice, check_number
-from keras_vd.posteriors.moments import Moments
+from keras_vd.posteriors.moments import (
+    MAX_ABS_LOG_ALPHA,
+    Moments,
+    bounded,
+)
 from keras_vd.posteriors.posterior import Posterior
 from keras_vd.posteriors.projection import Projection
 
 # log(theta^2 + 1e-8) keeps log_alpha and its gradient finite at theta = 0.
 THETA2_FLOOR = 1e-8
-# A numerical guard, far outside every decision; it also stands for "pruned".
-MAX_ABS_LOG_ALPHA = 20.0
 
 # A group variable's posterior, and what spreads its values over a weight.
 Multiplier = tuple[Any, Callable[[Any], Any]]
@@ -57,6 +59,9 @@ class WeightPosterior(Projection, Posterior):
             training too, its noise staying.
         estimator: `"local"` (noise on the outputs, independent for each
             example) or `"weight"` (one weight sample per call).
+        variance_dtype: None or `"bfloat16"`: type of the product of squared
+            inputs and variances, for hardware that gains from it; None is the
+            layer's. Only noise of the `"local"` estimator is rounded by it.
         **options: See `Posterior`.
 
     Attributes:
@@ -76,6 +81,7 @@ class WeightPosterior(Projection, Posterior):
         threshold: float | None = 3.0,
         train_clip: bool = False,
         estimator: str = "local",
+        variance_dtype: str | None = None,
         **options: Any,
     ) -> None:
         # The parameters stay in float32 whatever the layer computes in.
@@ -91,6 +97,14 @@ class WeightPosterior(Projection, Posterior):
         self.estimator = check_choice(
             "estimator", estimator, ("local", "weight")
         )
+        allowed = (None, "bfloat16") if estimator == "local" else (None,)
+        if variance_dtype not in allowed:
+            raise ValueError(
+                f"Argument `variance_dtype` must be one of {list(allowed)} "
+                f"with estimator={estimator!r}. Received: "
+                f"variance_dtype={variance_dtype!r}."
+            )
+        self.variance_dtype = variance_dtype
         self.is_group = False
 
     def bind(
@@ -203,13 +217,7 @@ class WeightPosterior(Projection, Posterior):
 
     def _moments(self, variables: Sequence[Any], keep_mask: Any) -> Moments:
         log_sigma2, log_alpha = self._log_variances(*variables)
-        # The gradient of a clip, at less than its own price.
-        clipped = ops.clip(
-            ops.stop_gradient(log_alpha), -MAX_ABS_LOG_ALPHA, MAX_ABS_LOG_ALPHA
-        )
-        is_inside = ops.equal(clipped, log_alpha)
-        log_alpha = ops.where(is_inside, log_alpha, clipped)
-        return Moments(variables[0], log_sigma2, log_alpha, keep_mask)
+        return Moments(variables[0], log_sigma2, bounded(log_alpha), keep_mask)
 
     def _start_pass(
         self, function: Callable[..., tuple[Any, ...]], *constants: Any
@@ -381,6 +389,7 @@ class WeightPosterior(Projection, Posterior):
             "threshold": self.threshold,
             "train_clip": self.train_clip,
             "estimator": self.estimator,
+            "variance_dtype": self.variance_dtype,
             "kl_scale": self.kl_scale,
         }
 

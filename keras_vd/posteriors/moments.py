@@ -9,6 +9,18 @@ from keras import ops
 
 from keras_vd.priors import Prior
 
+# A numerical guard, far outside every decision; it also stands for "pruned".
+MAX_ABS_LOG_ALPHA = 20.0
+
+
+def bounded(log_alpha: Any) -> Any:
+    """Clip log_alpha to [-20, 20], with the gradient of a clip."""
+    # At less than a clip's own price.
+    clipped = ops.clip(
+        ops.stop_gradient(log_alpha), -MAX_ABS_LOG_ALPHA, MAX_ABS_LOG_ALPHA
+    )
+    return ops.where(ops.equal(clipped, log_alpha), log_alpha, clipped)
+
 
 @dataclasses.dataclass(frozen=True)
 class Moments:

@@ -76,15 +76,15 @@ class VD(WeightPosterior):
         )
         self.learn_alpha = bool(learn_alpha)
         self.noise = check_choice("noise", noise, ("weight", "input"))
-        if noise == "input" and (share, self.estimator) not in (
-            ("layer", "local"),
-            ("unit", "local"),
-        ):
+        is_shared = share in ("layer", "unit")
+        is_default = (self.estimator, self.variance_dtype) == ("local", None)
+        if noise == "input" and not (is_shared and is_default):
             raise ValueError(
                 "With `noise='input'` there is one factor per input unit and "
-                "example: `share` must be 'layer' or 'unit' and `estimator` "
-                f"'local'. Received: share={share!r}, "
-                f"estimator={self.estimator!r}."
+                "example: `share` must be 'layer' or 'unit', `estimator` "
+                "'local' and `variance_dtype` None. Received: "
+                f"share={share!r}, estimator={self.estimator!r}, "
+                f"variance_dtype={self.variance_dtype!r}."
             )
 
     def build(self, input_shape: tuple[int, ...]) -> None:

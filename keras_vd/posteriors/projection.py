@@ -59,11 +59,16 @@ class Projection(_Mixin):
             weight = self.draw(scales)
             return linear_op(inputs, ops.cast(weight, inputs.dtype))
         # What nothing multiplies leaves the kernel in its final type.
-        dtype = "float32" if scales else inputs.dtype
+        dtypes = (inputs.dtype, self.variance_dtype or inputs.dtype)
+        if scales:
+            dtypes = ("float32", "float32")
 
         def parts(moments: Moments) -> tuple[Any, Any]:
             mean = moments.mean(self._training_threshold)
-            return ops.cast(mean, dtype), ops.cast(moments.sigma2(), dtype)
+            return (
+                ops.cast(mean, dtypes[0]),
+                ops.cast(moments.sigma2(), dtypes[1]),
+            )
 
         mean, sigma2 = self._start_pass(parts)
         return self._local_reparameterization(
@@ -81,9 +86,11 @@ class Projection(_Mixin):
         sigma2: Any,
     ) -> Any:
         outputs = linear_op(inputs, ops.cast(mean, inputs.dtype))
+        dtype = self.variance_dtype or inputs.dtype
         variances = linear_op(
-            ops.square(inputs), ops.cast(sigma2, inputs.dtype)
+            ops.cast(ops.square(inputs), dtype), ops.cast(sigma2, dtype)
         )
+        variances = ops.cast(variances, outputs.dtype)
         # sqrt has no gradient at 0, and 1e-8 is 0 in float16. A rounding error
         # of a fast convolution may also leave a variance slightly negative.
         is_half = keras.backend.standardize_dtype(outputs.dtype) == "float16"

@@ -12,12 +12,14 @@ from tests.contract import (
     assert_equal,
     assert_moments,
     draw,
+    randomize,
     sequential,
     to_numpy,
     training_gradients,
 )
 
 DENSE = Case("dense", layers.VDDense, (4,), {"units": 3})
+CONV = Case("conv", layers.VDConv1D, (5, 2), {"filters": 2, "kernel_size": 2})
 ALL = ["vd", "sparse_vd", "ard", "gaussian"]
 ADDITIVE = [posteriors.SparseVD, posteriors.ARD, posteriors.Gaussian]
 
@@ -45,6 +47,7 @@ LADDER = np.arange(-1.0, 11.0).reshape(4, 3)
         ({"prior": 1.0}, ValueError, "log_uniform"),
         ({"share": "row"}, ValueError, "weight"),
         ({"estimator": "flipout"}, ValueError, "local"),
+        ({"variance_dtype": "float16"}, ValueError, "bfloat16"),
         ({"threshold": "3"}, TypeError, "at least -20"),
         ({"threshold": True}, TypeError, "at least -20"),
         ({"threshold": 21.0}, ValueError, "at most 20"),
@@ -96,6 +99,17 @@ OFF_DEFAULT = {
     [(kind, {"log_sigma2_init": -3.0}) for kind in ADDITIVE]
     + [
         (
+            kind,
+            {
+                "log_sigma2_init": -3.0,
+                "estimator": "local",
+                "variance_dtype": "bfloat16",
+            },
+        )
+        for kind in ADDITIVE
+    ]
+    + [
+        (
             posteriors.VD,
             {"alpha_init": 0.5, "learn_alpha": False, "max_alpha": 2.0},
         ),
@@ -113,10 +127,12 @@ def test_every_option_survives_the_config(posterior, options):
     assert revived.get_config() == config
     assert set(options) <= set(config)
     unchanged = {name for name in config if config[name] == default[name]}
-    exclusive = {"alpha_init", "learn_alpha", "max_alpha", "noise", "estimator"}
-    assert unchanged <= exclusive - set(options) | {"estimator"}
+    exclusive = {"alpha_init", "learn_alpha", "max_alpha", "noise"}
+    estimators = {"estimator", "variance_dtype"}
+    assert unchanged <= exclusive - set(options) | estimators
+    assert unchanged != estimators
     if "noise" not in options:
-        assert unchanged <= {"noise"}
+        assert unchanged <= {"noise", *estimators}
 
 
 def test_deserialize_refuses_other_objects():
@@ -245,6 +261,40 @@ def test_pruned_weights_stay_zero_in_training(kind, estimator):
     assert np.all(to_numpy(posterior.sample())[pruned] == 0.0)
     assert_equal(~to_numpy(posterior.keep_mask), pruned)
     assert np.any(to_numpy(posterior.mean()) != before)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("case", [DENSE, CONV], ids=str)
+def test_variance_in_bfloat16(case):
+    """Oracle: the same noise with exact variances; 8 bits in between."""
+    outputs, gradients = [], []
+    for variance_dtype in (None, "bfloat16"):
+        posterior = posteriors.SparseVD(
+            log_sigma2_init=-2.0, variance_dtype=variance_dtype
+        )
+        layer = case.make(posterior=posterior)
+        inputs = case.inputs()
+        case.call(layer, inputs)
+        randomize(layer)
+        layer.kernel_posterior.seed_generator.state.assign([1, 2])
+        mean = to_numpy(case.call(layer, inputs))
+        noisy = case.call(layer, inputs, training=True)
+        assert keras.backend.standardize_dtype(noisy.dtype) == "float32"
+        outputs.append(to_numpy(noisy) - mean)
+        gradients.append(training_gradients(layer, inputs))
+    exact, rounded = outputs
+    # Half of the relative error of a variance is the noise's.
+    np.testing.assert_allclose(rounded, exact, rtol=0.01, atol=1e-6)
+    assert np.any(rounded != exact)
+    for gradient in gradients[1].values():
+        assert np.isfinite(gradient).all()
+        assert np.any(gradient != 0.0)
+
+
+def test_variance_in_bfloat16_needs_a_product():
+    for options in ({"estimator": "weight"}, {"noise": "input"}):
+        with pytest.raises(ValueError, match="variance_dtype"):
+            posteriors.VD(variance_dtype="bfloat16", **options)
 
 
 @pytest.mark.core
