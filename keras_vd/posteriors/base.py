@@ -219,36 +219,41 @@ class WeightPosterior(Projection, Posterior):
         log_sigma2, log_alpha = self._log_variances(*variables)
         return Moments(variables[0], log_sigma2, bounded(log_alpha), keep_mask)
 
+    def _compute(
+        self, function: Callable[..., tuple[Any, ...]], *constants: Any
+    ) -> tuple[Any, ...]:
+        """A deterministic function of the moments, in few passes over memory.
+
+        Its result is a tuple of tensors.
+        """
+        variables, keep_mask = self._read_variables()
+        return recomputed(
+            lambda variables, keep_mask, *constants: function(
+                self._moments(variables, keep_mask), *constants
+            ),
+            variables,
+            (keep_mask, *constants),
+        )
+
     def _start_pass(
         self, function: Callable[..., tuple[Any, ...]], *constants: Any
     ) -> tuple[Any, ...]:
-        """Compute something of the moments, and add the KL to the losses.
-
-        Args:
-            function: Of the moments and the constants, with a tuple of
-                tensors for result; deterministic.
-            *constants: Tensors.
+        """As `_compute`, and add the KL to the losses.
 
         Raises:
             ValueError: if the KL weight was never set.
         """
-        is_kl_due = self._is_kl_due()
-
-        def compute(
-            variables: Sequence[Any], keep_mask: Any, *constants: Any
-        ) -> tuple[Any, ...]:
-            moments = self._moments(variables, keep_mask)
-            outputs = function(moments, *constants)
-            if is_kl_due:
-                outputs = (*outputs, moments.kl_divergence(self.prior))
-            return outputs
-
-        variables, keep_mask = self._read_variables()
-        outputs = recomputed(compute, variables, (keep_mask, *constants))
-        if is_kl_due:
-            self._add_kl_loss(outputs[-1])
-            outputs = outputs[:-1]
-        return outputs
+        if not self._is_kl_due():
+            return self._compute(function, *constants)
+        *outputs, divergence = self._compute(
+            lambda moments, *constants: (
+                *function(moments, *constants),
+                moments.kl_divergence(self.prior),
+            ),
+            *constants,
+        )
+        self._add_kl_loss(divergence)
+        return tuple(outputs)
 
     @property
     def weight(self) -> keras.Variable:
@@ -279,12 +284,7 @@ class WeightPosterior(Projection, Posterior):
         Returns:
             Float32 tensor of the weight's shape.
         """
-        variables, keep_mask = self._read_variables()
-        (mean,) = recomputed(
-            lambda *tensors: (self._moments(*tensors).mean(self.threshold),),
-            variables,
-            (keep_mask,),
-        )
+        (mean,) = self._compute(lambda moments: (moments.mean(self.threshold),))
         return self._scaled(
             mean, {name: group.mean() for name, (group, _) in self._groups()}
         )
@@ -356,7 +356,10 @@ class WeightPosterior(Projection, Posterior):
         return tensor
 
     def kl_divergence(self) -> Any:
-        return self._moments(*self._read_variables()).kl_divergence(self.prior)
+        (divergence,) = self._compute(
+            lambda moments: (moments.kl_divergence(self.prior),)
+        )
+        return divergence
 
     def prune(self, threshold: float | None = None) -> None:
         """Fix which weights are zero from now on, in training too.
