@@ -128,8 +128,7 @@ class WeightPosterior(Projection, Posterior):
             channel_axis: Axis of the layer's inputs over input units.
             multipliers: By name, group variables that multiply the weight.
         """
-        # Hidden from Keras' tracking: the layer owns and saves the weight and
-        # the group variables.
+        # Hidden from Keras' tracking: other layers own and save these.
         object.__setattr__(self, "_theta", weight)
         object.__setattr__(self, "_multipliers", dict(multipliers or {}))
         self.label = label
