@@ -131,6 +131,22 @@ def test_compiled_kernels(name, kernels):
     assert len(calls) == len(compiled) == kernels
 
 
+@on_tensorflow
+@pytest.mark.parametrize("name", ["sparse_vd", "embedding", "lstm"])
+def test_inference_needs_no_compiler(name):
+    """Exported, these graphs run where there is no XLA."""
+    import tensorflow as tf
+
+    model, inputs, _ = build(LAYERS[name]())
+    predict = tf.function(lambda x: model(x, training=False))
+    graph = predict.get_concrete_function(tf.constant(inputs)).graph
+    operations = list(graph.as_graph_def().node)
+    for function in graph.as_graph_def().library.function:
+        operations.extend(function.node_def)
+    assert len(operations) > 5
+    assert not any("_XlaMustCompile" in node.attr for node in operations)
+
+
 def equations_of_a_step(layer, units=UNITS):
     """The jaxpr of a training step, flat, and its compiled form."""
     import jax

@@ -3,9 +3,9 @@
 This is the central idea of the library. The posterior mean `theta` *is* the
 kernel of an ordinary Keras layer; a `WeightPosterior` is a small sub-layer
 that refers to it and owns everything variational: the variance, the prior, the
-KL weight, the noise seed and the mask of kept weights. A layer only has to say
-which linear operation it is, and `project` (in `projection.py`) does the rest;
-or it asks for one `draw` of the weight.
+KL weight, the noise seed and the mask of kept weights. A layer says which
+linear operation it is, and `project` (in `projection.py`) does the rest, or it
+asks for one `draw` of the weight.
 """
 
 from __future__ import annotations
@@ -23,11 +23,7 @@ from keras_vd._keras_internals import full_precision
 from keras_vd._noise import standard_normal
 from keras_vd._sharding import sharded_like
 from keras_vd._validation import check_choice, check_number
-from keras_vd.posteriors.moments import (
-    MAX_ABS_LOG_ALPHA,
-    Moments,
-    bounded,
-)
+from keras_vd.posteriors.moments import MAX_ABS_LOG_ALPHA, Moments, bounded
 from keras_vd.posteriors.posterior import Posterior
 from keras_vd.posteriors.projection import Projection
 
@@ -45,8 +41,7 @@ class WeightPosterior(Projection, Posterior):
     object of a subclass; the object is a template, of which every weight of
     every layer gets its own copy.
 
-    A subclass implements `build` and `_noise_parameters` (its variables) and
-    `_log_variances`.
+    A subclass implements `build`, `_noise_parameters` and `_log_variances`.
 
     Args:
         prior: String or `keras_vd.priors.Prior`: what the KL divergence is
@@ -283,7 +278,8 @@ class WeightPosterior(Projection, Posterior):
         Returns:
             Float32 tensor of the weight's shape.
         """
-        (mean,) = self._compute(lambda moments: (moments.mean(self.threshold),))
+        # No compiled kernel: not every runtime of exported models has XLA.
+        mean = self._moments(*self._read_variables()).mean(self.threshold)
         return self._scaled(
             mean, {name: group.mean() for name, (group, _) in self._groups()}
         )
@@ -332,8 +328,9 @@ class WeightPosterior(Projection, Posterior):
         return {name: group.draw({}) for name, (group, _) in self._groups()}
 
     def _noise(self) -> Any:
-        shape = tuple(self._theta.shape)
-        return standard_normal(shape, "float32", self.seed_generator)
+        return standard_normal(
+            self._theta.shape, "float32", self.seed_generator
+        )
 
     def _deviate(self, moments: Moments, noise: Any) -> tuple[Any, Any]:
         """Mean, and a deviation from it."""
