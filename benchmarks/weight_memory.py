@@ -8,7 +8,8 @@ the resident memory of a process grows over a training step of one layer of
 arithmetic: gigabytes are 10^9 bytes, and devices have equal shares, as under
 `keras.distribution.ModelParallel` with all kernels split. A step needs at
 least what is stored and the gradients, and at most all that it adds in the
-one layer, for all weights at the same time. Linux only.
+one layer, for all weights at the same time. Linux and TensorFlow only: what
+JAX's allocator keeps hides a step; `python -m benchmarks` prints XLA's plan.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ def measure_growth(*case: str) -> float:
 def table(units: int) -> rich.table.Table:
     result = rich.table.Table(
         title=f"bytes per weight, then GB for {WEIGHTS:.0e} weights "
-        f"({keras.backend.backend()}, CPU, {units} x {units}, batch 256)"
+        f"(TensorFlow, CPU, {units} x {units}, batch 256)"
     )
     headers = ("posterior", "optimizer, policy", "stored", "gradients", "step")
     for header in (*headers, "GB stored", *(f"on {n}" for n in DEVICES)):
@@ -147,6 +148,8 @@ def main() -> None:
     parser.add_argument("--units", type=int, default=4096)
     parser.add_argument("--step", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if keras.backend.backend() != "tensorflow":
+        parser.error("run it with KERAS_BACKEND=tensorflow.")
     if arguments.step:
         *case, units = arguments.step
         print_growth(*case, int(units))

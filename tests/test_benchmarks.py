@@ -117,7 +117,6 @@ def test_prediction_runs():
     steps.prediction_run(model, x)(2)
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("case", KINDS, ids=lambda case: case.kind)
 def test_shrunk_networks_lose_half_of_their_units(case):
     smaller = inference.shrunk(case)
