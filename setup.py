@@ -52,7 +52,8 @@ setup(
         "torch": ["torch>=2.1"],
         "examples": EXAMPLES,
         "runtimes": RUNTIMES,
-        "benchmarks": [*BENCHMARKS, *PEERS, *TFP],
+        "benchmarks": BENCHMARKS,
+        "peers": [*PEERS, *TFP],
         "tensorboard": TENSORBOARD,
         "tfp": TFP,
         "test": [
