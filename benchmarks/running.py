@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -116,6 +117,8 @@ def run(
 
 
 def _run_job(job: Job, effort: Effort) -> list[dict[str, Any]]:
+    if importlib.util.find_spec(job.backend) is None:
+        return [_row(job, missing=f"not installed ({job.backend})")]
     request = {**dataclasses.asdict(job), "effort": dataclasses.asdict(effort)}
     with tempfile.TemporaryDirectory() as name:
         written, found = Path(name, "request.json"), Path(name, "records")
@@ -131,17 +134,21 @@ def _run_job(job: Job, effort: Effort) -> list[dict[str, Any]]:
     records = [json.loads(line) for line in lines]
     if result.returncode:
         progress(f"{job} ended with {result.returncode}")
-        records.append(
-            {
-                "backend": job.backend,
-                "library": job.library,
-                "table": "training" if job.job == "backend" else job.job,
-                "case": "",
-                "variant": job.variant or job.library,
-                "error": f"the process ended with {result.returncode}",
-            }
-        )
+        reason = f"the process ended with {result.returncode}"
+        records.append(_row(job, error=reason))
     return records
+
+
+def _row(job: Job, **reason: str) -> dict[str, Any]:
+    """The record of a process that measured nothing, or not all."""
+    return {
+        "backend": job.backend,
+        "library": job.library,
+        "table": "training" if job.job == "backend" else job.job,
+        "case": "",
+        "variant": job.variant or job.library,
+        **reason,
+    }
 
 
 def _environment(job: Job) -> dict[str, str]:

@@ -162,6 +162,16 @@ def test_a_failing_variant_is_a_row(monkeypatch):
     assert (table.title, table.rows[0][-1]) == ("Not measured", failed["error"])
 
 
+def test_a_backend_that_is_not_there_is_a_row(monkeypatch):
+    monkeypatch.setattr(running.importlib.util, "find_spec", lambda name: None)
+    job = running.Job("peers", "torch", "blitz", ("mlp",))
+    (row,) = running._run_job(job, QUICK)
+    assert row["missing"] == "not installed (torch)"
+    assert not failures({"records": [row]})
+    (table,) = make_tables(result(row))
+    assert table.rows[0][-1] == "not installed (torch)"
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """One network, a library that is not there and one that is broken."""
