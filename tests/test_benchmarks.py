@@ -111,10 +111,21 @@ def test_run_makes_the_steps_of_fit():
 
 
 @pytest.mark.core
-def test_prediction_runs():
-    model = families.Plain().start(SMALL).model
+def test_prediction_runs(monkeypatch):
+    """Oracle: without compilation, one call of a layer per prediction."""
+    calls, call = [], keras.layers.Dense.call
+
+    def count(layer, inputs, training=None):
+        calls.append(len(inputs))
+        return call(layer, inputs)
+
+    monkeypatch.setattr(keras.layers.Dense, "call", count)
+    model = families.Plain().start(SMALL, run_eagerly=True).model
     x, _ = SMALL.arrays(3)
-    steps.prediction_run(model, x)(2)
+    run = steps.prediction_run(model, x)
+    calls.clear()
+    run(2)
+    assert calls == [3, 3] * len(model.layers[1:])
 
 
 @pytest.mark.parametrize("case", KINDS, ids=lambda case: case.kind)
