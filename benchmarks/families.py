@@ -109,18 +109,8 @@ class Variational(Plain):
         return layer(*sizes, **options, **self.options)
 
 
-def exact_kl() -> Variational:
-    return Variational(
-        posterior=keras_vd.posteriors.SparseVD(
-            prior=keras_vd.priors.LogUniform("exact")
-        )
-    )
-
-
-def bfloat16_variance() -> Variational:
-    return Variational(
-        posterior=keras_vd.posteriors.SparseVD(variance_dtype="bfloat16")
-    )
+def sparse_vd(**options: Any) -> Variational:
+    return Variational(posterior=keras_vd.posteriors.SparseVD(**options))
 
 
 FAMILIES = {
@@ -128,8 +118,12 @@ FAMILIES = {
     "two products": TwoProducts,
     "keras_vd": Variational,
     "keras_vd, Gaussian": functools.partial(Variational, posterior="gaussian"),
-    "keras_vd, exact KL": exact_kl,
-    "keras_vd, bfloat16 variance": bfloat16_variance,
+    "keras_vd, exact KL": functools.partial(
+        sparse_vd, prior=keras_vd.priors.LogUniform("exact")
+    ),
+    "keras_vd, bfloat16 variance": functools.partial(
+        sparse_vd, variance_dtype="bfloat16"
+    ),
     "keras_vd, per sequence": functools.partial(
         Variational, estimator="sequence"
     ),

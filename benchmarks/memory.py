@@ -41,7 +41,7 @@ def measure_memory(case: Case, library: str, name: str, recorder: Any) -> None:
     training = family.start(case)
     gc.collect()
     before = _used_now()
-    _forget_peak()
+    forget_peak()
     training.first_step()
     growth = _peak() - before
     matrix = 4 * case.num_weights()
@@ -78,23 +78,24 @@ def _used_now() -> int:
     statistics = _statistics()
     if statistics:
         return statistics["bytes_in_use"]
-    return _status("VmRSS") if _STATUS.exists() else _largest_so_far()
+    return resident("VmRSS") if _STATUS.exists() else _largest_so_far()
 
 
 def _peak() -> int:
     statistics = _statistics()
     if statistics:
         return statistics["peak_bytes_in_use"]
-    return _status("VmHWM") if _STATUS.exists() else _largest_so_far()
+    return resident("VmHWM") if _STATUS.exists() else _largest_so_far()
 
 
-def _forget_peak() -> None:
+def forget_peak() -> None:
     """Let the system's peak start over, where it can (Linux)."""
     if _CLEAR.exists():
         _CLEAR.write_text("5")
 
 
-def _status(name: str) -> int:
+def resident(name: str) -> int:
+    """Bytes of this process by Linux: "VmRSS" now, "VmHWM" at most."""
     line = next(
         line
         for line in _STATUS.read_text().splitlines()

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -28,6 +27,7 @@ import rich.console
 import rich.table
 
 import keras_vd
+from benchmarks.memory import forget_peak, resident
 
 WEIGHTS = 10**10
 DEVICES = (8, 16, 64)
@@ -75,13 +75,6 @@ def count_bytes(variables: list[keras.Variable]) -> int:
     return sum(keras.ops.convert_to_numpy(v.value).nbytes for v in variables)
 
 
-def resident(name: str) -> int:
-    """Bytes of resident memory: "VmRSS" now, "VmHWM" at most."""
-    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-    line = next(line for line in lines if line.startswith(name))
-    return int(line.split()[1]) * 1024
-
-
 def print_growth(
     posterior: str, optimizer: str, policy: str, units: int
 ) -> None:
@@ -95,7 +88,7 @@ def print_growth(
         model.train_on_batch(inputs, inputs)
     growths = []
     for _ in range(5):
-        pathlib.Path("/proc/self/clear_refs").write_text("5")  # peak := now
+        forget_peak()
         before = resident("VmRSS")
         model.train_on_batch(inputs, inputs)
         growths.append(resident("VmHWM") - before)

@@ -196,7 +196,7 @@ def test_equations_on_weights(name, most):
 @pytest.mark.core
 @pytest.mark.parametrize(("posterior", "most"), [("sparse_vd", 6), ("vd", 5)])
 def test_memory_that_xla_plans(posterior, most):
-    """In weight matrices: 4 for weights and gradients, 1 byte for masks..."""
+    """In weight matrices; masks are a quarter of one, and few more are held."""
     _, compiled = equations_of_a_step(dense(posterior, INPUTS * 8))
     weight = 4 * INPUTS * INPUTS * 8
     planned = compiled.memory_analysis().temp_size_in_bytes / weight

@@ -1,13 +1,12 @@
 """A run that was killed and resumed ends as the one that was not."""
 
-import os
-
 import keras
 import numpy as np
 import pytest
 
 from keras_vd.callbacks import KLAnnealing
 from tests.models import (
+    Kill,
     classification_data,
     mlp,
     randomize,
@@ -17,24 +16,6 @@ from tests.models import (
 
 EPOCHS = 6
 KILLED_IN = 3
-
-
-class Kill(keras.callbacks.Callback):
-    """Ends training within an epoch, by an error or with the process."""
-
-    def __init__(self, with_process):
-        super().__init__()
-        self.with_process = with_process
-        self.epoch = None
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.epoch = epoch
-
-    def on_train_batch_end(self, batch, logs=None):
-        if (self.epoch, batch) == (KILLED_IN, 0):
-            if self.with_process:
-                os._exit(9)
-            raise KeyboardInterrupt
 
 
 def train(directory, kill=None):
@@ -57,7 +38,11 @@ def train(directory, kill=None):
         callbacks=[
             KLAnnealing(16, 1, 4, verbose=0),
             keras.callbacks.BackupAndRestore(str(directory / "backup")),
-            *([] if kill is None else [Kill(kill == "with the process")]),
+            *(
+                []
+                if kill is None
+                else [Kill(KILLED_IN, kill == "with the process")]
+            ),
         ],
     ).history
     values = [to_numpy(v) for v in [*model.weights, *model.optimizer.variables]]

@@ -213,6 +213,9 @@ class WeightPosterior(Projection, Posterior):
         log_sigma2, log_alpha = self._log_variances(*variables)
         return Moments(variables[0], log_sigma2, bounded(log_alpha), keep_mask)
 
+    def _current_moments(self) -> Moments:
+        return self._moments(*self._read_variables())
+
     def _compute(
         self, function: Callable[..., tuple[Any, ...]], *constants: Any
     ) -> tuple[Any, ...]:
@@ -257,7 +260,8 @@ class WeightPosterior(Projection, Posterior):
     @property
     def theta(self) -> Any:
         """Posterior means: float32 tensor of the weight's shape."""
-        return self._moments(*self._read_variables()).theta
+        variables, _ = self._read_variables()
+        return variables[0]
 
     @property
     def log_alpha(self) -> Any:
@@ -265,7 +269,7 @@ class WeightPosterior(Projection, Posterior):
 
         Pruned weights have the largest value there is, 20.
         """
-        moments = self._moments(*self._read_variables())
+        moments = self._current_moments()
         return ops.where(
             moments.keep_mask, moments.log_alpha, MAX_ABS_LOG_ALPHA
         )
@@ -279,7 +283,7 @@ class WeightPosterior(Projection, Posterior):
             Float32 tensor of the weight's shape.
         """
         # No compiled kernel: not every runtime of exported models has XLA.
-        mean = self._moments(*self._read_variables()).mean(self.threshold)
+        mean = self._current_moments().mean(self.threshold)
         return self._scaled(
             mean, {name: group.mean() for name, (group, _) in self._groups()}
         )
@@ -293,11 +297,7 @@ class WeightPosterior(Projection, Posterior):
             Float32 tensor of the weight's shape.
         """
         return self._scaled(
-            sum(
-                self._deviate(
-                    self._moments(*self._read_variables()), self._noise()
-                )
-            ),
+            sum(self._deviate(self._current_moments(), self._noise())),
             {name: group.sample() for name, (group, _) in self._groups()},
         )
 
@@ -374,7 +374,7 @@ class WeightPosterior(Projection, Posterior):
             threshold = check_number(
                 "threshold", threshold, -MAX_ABS_LOG_ALPHA, MAX_ABS_LOG_ALPHA
             )
-        is_kept = self._moments(*self._read_variables()).is_kept(threshold)
+        is_kept = self._current_moments().is_kept(threshold)
         self.keep_mask.assign(ops.convert_to_numpy(is_kept))
 
     def sparsity(self) -> float:

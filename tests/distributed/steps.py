@@ -10,7 +10,13 @@ import numpy as np
 
 from keras_vd import layers, posteriors, prune, sparsity_report
 from keras_vd.callbacks import KLAnnealing
-from tests.models import REPOSITORY, classification_data, run_python, to_numpy
+from tests.models import (
+    REPOSITORY,
+    Kill,
+    classification_data,
+    run_python,
+    to_numpy,
+)
 
 EXAMPLES = 16
 # So large that the KL outweighs the likelihood.
@@ -85,22 +91,6 @@ def values(model):
 def assert_close(found, expected, **tolerances):
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, **tolerances)
-
-
-class Kill(keras.callbacks.Callback):
-    """Ends the process after the first step of an epoch."""
-
-    def __init__(self, epoch):
-        super().__init__()
-        self.doomed = epoch
-        self.epoch = None
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.epoch = epoch
-
-    def on_train_batch_end(self, batch, logs=None):
-        if self.epoch == self.doomed:
-            os._exit(9)
 
 
 def run_and_save(model, directory, killed_in=-1):
