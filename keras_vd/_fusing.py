@@ -48,6 +48,8 @@ def recomputed(
     Returns:
         What `function` returns.
     """
+    if keras.backend.backend() == "tensorflow":
+        variables, constants = map(_tensors, (variables, constants))
     if _is_worth_a_kernel(variables):
         return _with_gradient(function, variables, constants)
     return function(variables, *constants)
@@ -82,6 +84,13 @@ def _size(tensor: Any) -> int:
     return math.prod(sizes) * (batch_size or USUAL_BATCH_SIZE)
 
 
+def _tensors(variables: Sequence[Any]) -> list[Any]:
+    """Values; Keras' own conversion hands TensorFlow's variables on."""
+    import tensorflow as tf
+
+    return [tf.convert_to_tensor(variable) for variable in variables]
+
+
 def _kernel(function: Callable[..., Any]) -> Any:
     import tensorflow as tf
 
@@ -94,10 +103,6 @@ def _with_gradient(
     constants: Sequence[Any],
 ) -> tuple[Any, ...]:
     import tensorflow as tf
-
-    # Keras' own conversion hands its variables on as they are.
-    variables = [tf.convert_to_tensor(variable) for variable in variables]
-    constants = [tf.convert_to_tensor(constant) for constant in constants]
 
     @_kernel
     def backward(

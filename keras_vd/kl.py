@@ -43,6 +43,10 @@ _SLOPE_FRACTION_2 = (
 )
 
 _MOLCHANOV_K1, _MOLCHANOV_K2, _MOLCHANOV_K3 = 0.63576, 1.87320, 1.48695
+# Printed by benchmarks/fit_molchanov.py; highest power first.
+_TOP = (1e-14, 2.2924054e-13, 4.46779729e-13, 7.55950165e-14)
+_REST = (7.3586782e-14, 1.56247458e-12, 2.87130838e-12, 4.50064733e-13)
+_LARGEST_SNR = 22026.0  # of the fit; the sigmoid is 1 there
 _KINGMA_C1, _KINGMA_C2, _KINGMA_C3 = 1.16145124, -1.50204118, 0.58629921
 
 
@@ -77,7 +81,9 @@ def log_uniform_exact(log_alpha: Any) -> Any:
     References:
         Hron, Matthews, Ghahramani 2018, arXiv:1807.01969.
     """
-    return _log_uniform_exact(_float32(log_alpha))
+    log_alpha = _float32(log_alpha)
+    alpha = ops.exp(ops.stop_gradient(log_alpha))
+    return _log_uniform_exact(log_alpha, alpha)
 
 
 def log_uniform_molchanov(log_alpha: Any) -> Any:
@@ -108,7 +114,9 @@ def log_uniform_molchanov(log_alpha: Any) -> Any:
     References:
         Molchanov, Ashukha, Vetrov 2017, arXiv:1701.05369, eq. 14.
     """
-    return _log_uniform_molchanov(_float32(log_alpha))
+    log_alpha = _float32(log_alpha)
+    snr = ops.exp(-0.5 * ops.stop_gradient(log_alpha))
+    return molchanov_by_snr(log_alpha, snr)
 
 
 def log_uniform_kingma(log_alpha: Any) -> Any:
@@ -241,6 +249,14 @@ def _float32(x: Any) -> Any:
     return ops.cast(ops.convert_to_tensor(x), "float32")
 
 
+def _polynomial(coefficients: tuple[float, ...], x: Any) -> Any:
+    """Evaluate by Horner's rule, highest power first."""
+    result = coefficients[0] * x + coefficients[1]
+    for coefficient in coefficients[2:]:
+        result = result * x + coefficient
+    return result
+
+
 def _at_most_zero(log_alpha: Any) -> Any:
     # ops.minimum halves the gradient at 0 on two of the three backends
     return ops.where(log_alpha > 0.0, 0.0, log_alpha)
@@ -265,14 +281,21 @@ def _fraction(constants: tuple[float, ...], alpha: Any, sign: int = 1) -> Any:
     return (sign * constants[-1]) / w
 
 
-@ops.custom_gradient
-def _log_uniform_exact(log_alpha: Any) -> Any:
-    alpha = ops.exp(log_alpha)
+# In what follows the value depends on the second argument alone, and only
+# log_alpha, whose own value is never needed, gets a gradient.
 
+
+def exact_by_snr(log_alpha: Any, snr: Any) -> Any:
+    """`log_uniform_exact`, where snr = exp(-log_alpha / 2) is at hand."""
+    return _log_uniform_exact(log_alpha, 1.0 / (snr * snr))
+
+
+@ops.custom_gradient
+def _log_uniform_exact(log_alpha: Any, alpha: Any) -> Any:
     def grad(*args: Any, upstream: Any = None) -> Any:
         gradient = _fraction(_SLOPE_FRACTION_2, alpha, sign=-1)
         gradient = gradient + _fraction(_SLOPE_FRACTION_1, alpha, sign=-1)
-        return gradient * _upstream(args, upstream)
+        return gradient * _upstream(args, upstream), ops.zeros_like(alpha)
 
     # log1p would cost more, and its digits are below the error of the fit
     base = 0.5 * ops.log(_VALUE_SCALE / alpha + 1.0)
@@ -280,18 +303,36 @@ def _log_uniform_exact(log_alpha: Any) -> Any:
 
 
 @ops.custom_gradient
-def _log_uniform_molchanov(log_alpha: Any) -> Any:
-    # k1 sigmoid(-k2 - k3 a) = half * (1 + gate): tanh costs less than sigmoid
-    half = 0.5 * _MOLCHANOV_K1
-    gate = ops.tanh((-0.5 * _MOLCHANOV_K3) * log_alpha - 0.5 * _MOLCHANOV_K2)
-    t = ops.sigmoid(log_alpha)  # alpha / (1 + alpha)
+def molchanov_by_snr(log_alpha: Any, snr: Any) -> Any:
+    """`log_uniform_molchanov`, where snr = exp(-log_alpha / 2) is at hand."""
+    # sigmoid(-k2 - k3 log_alpha) = top / bottom; 1 - sigmoid = rest / bottom
+    s = ops.minimum(snr, _LARGEST_SNR)
+    top = _polynomial(_TOP, s) * s * s * s
+    rest = _polynomial(_REST, s)
+    bottom = top + rest
 
     def grad(*args: Any, upstream: Any = None) -> Any:
-        peak = 0.5 * _MOLCHANOV_K3 * half
-        slope = peak * (gate * gate) + 0.5 * t - (0.5 + peak)
-        return slope * _upstream(args, upstream)
+        s2 = s * s
+        slope = (_MOLCHANOV_K1 * _MOLCHANOV_K3) * (1.0 + s2) * top * rest
+        slope = slope + 0.5 * s2 * bottom * bottom
+        # One division, and last: XLA then writes out this and nothing before.
+        slope = slope * -_upstream(args, upstream)
+        return slope / ((1.0 + s2) * bottom * bottom), ops.zeros_like(snr)
 
-    return half * gate - 0.5 * ops.log(t) + half, grad
+    tail = ops.log(1.0 + snr * snr)
+    return _MOLCHANOV_K1 * (top / bottom) + 0.5 * tail, grad
+
+
+@ops.custom_gradient
+def ard_by_snr(log_alpha: Any, snr: Any) -> Any:
+    """`ard`, where snr = exp(-log_alpha / 2) is at hand."""
+    snr2 = snr * snr
+
+    def grad(*args: Any, upstream: Any = None) -> Any:
+        slope = snr2 * (-0.5 * _upstream(args, upstream)) / (1.0 + snr2)
+        return slope, ops.zeros_like(snr)
+
+    return 0.5 * ops.log1p(snr2), grad
 
 
 @ops.custom_gradient

@@ -39,6 +39,12 @@ class Prior:
             f"{type(self).__name__} must implement `kl_divergence`."
         )
 
+    def kl_of_moments(self, moments: Any) -> Any:
+        """As `kl_divergence`, of `keras_vd.posteriors.moments.Moments`."""
+        return self.kl_divergence(
+            moments.theta, moments.log_sigma2, moments.log_alpha
+        )
+
     def get_config(self) -> dict[str, Any]:
         """Arguments of the constructor."""
         return {}
@@ -75,12 +81,21 @@ class LogUniform(Prior):
         "kingma": kl.log_uniform_kingma,
         "lower_bound": kl.log_uniform_lower_bound,
     }
+    _by_snr: ClassVar[dict[str, Callable[[Any, Any], Any]]] = {
+        "exact": kl.exact_by_snr,
+        "molchanov": kl.molchanov_by_snr,
+    }
 
     def __init__(self, kl: str = "molchanov") -> None:
         self.kl = check_choice("kl", kl, self._forms)
 
     def kl_divergence(self, theta: Any, log_sigma2: Any, log_alpha: Any) -> Any:
         return self._forms[self.kl](log_alpha)
+
+    def kl_of_moments(self, moments: Any) -> Any:
+        if self.kl in self._by_snr:
+            return moments.by_snr(self._by_snr[self.kl])
+        return super().kl_of_moments(moments)
 
     def get_config(self) -> dict[str, Any]:
         return {"kl": self.kl}
@@ -97,6 +112,9 @@ class ARD(Prior):
 
     def kl_divergence(self, theta: Any, log_sigma2: Any, log_alpha: Any) -> Any:
         return kl.ard(log_alpha)
+
+    def kl_of_moments(self, moments: Any) -> Any:
+        return moments.by_snr(kl.ard_by_snr)
 
 
 @keras.saving.register_keras_serializable(package="keras_vd")

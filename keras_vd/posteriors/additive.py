@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_vd._validation import check_number
-from keras_vd.posteriors.base import THETA2_FLOOR, WeightPosterior
+from keras_vd.posteriors.base import WeightPosterior
+from keras_vd.posteriors.moments import (
+    THETA2_FLOOR,
+    AdditiveMoments,
+    Moments,
+)
 
 NEW_LOG_SIGMA2 = -10.0
 # Of a weight of typical size, and the least distance from the threshold, when
@@ -39,6 +44,8 @@ class AdditiveGaussian(WeightPosterior):
         TypeError: if a number is expected and something else came.
         ValueError: if a value is not allowed.
     """
+
+    _moments_type: ClassVar[type[Moments]] = AdditiveMoments
 
     def __init__(
         self, log_sigma2_init: float | None = None, **options: Any

@@ -11,7 +11,7 @@ asks for one `draw` of the weight.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
@@ -23,12 +23,9 @@ from keras_vd._keras_internals import full_precision
 from keras_vd._noise import standard_normal
 from keras_vd._sharding import sharded_like
 from keras_vd._validation import check_choice, check_number
-from keras_vd.posteriors.moments import MAX_ABS_LOG_ALPHA, Moments, bounded
+from keras_vd.posteriors.moments import MAX_ABS_LOG_ALPHA, Moments
 from keras_vd.posteriors.posterior import Posterior
 from keras_vd.posteriors.projection import Projection
-
-# log(theta^2 + 1e-8) keeps log_alpha and its gradient finite at theta = 0.
-THETA2_FLOOR = 1e-8
 
 # A group variable's posterior, and what spreads its values over a weight.
 Multiplier = tuple[Any, Callable[[Any], Any]]
@@ -68,6 +65,8 @@ class WeightPosterior(Projection, Posterior):
         TypeError: if a number is expected and something else came.
         ValueError: if a value is not allowed.
     """
+
+    _moments_type: ClassVar[type[Moments]] = Moments
 
     def __init__(
         self,
@@ -210,8 +209,8 @@ class WeightPosterior(Projection, Posterior):
             return (theta, *parameters), ops.convert_to_tensor(self.keep_mask)
 
     def _moments(self, variables: Sequence[Any], keep_mask: Any) -> Moments:
-        log_sigma2, log_alpha = self._log_variances(*variables)
-        return Moments(variables[0], log_sigma2, bounded(log_alpha), keep_mask)
+        log_variances = self._log_variances(*variables)
+        return self._moments_type(variables[0], *log_variances, keep_mask)
 
     def _current_moments(self) -> Moments:
         return self._moments(*self._read_variables())

@@ -1,8 +1,15 @@
-"""What a posterior says of every weight, as tensors."""
+"""What a posterior says of every weight, as tensors.
+
+Compilers turn what is here into a few loops over the weights. Which ones, and
+what they take, depends on how it is written; `python -m benchmarks` tells.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
+from collections.abc import Callable
 from typing import Any
 
 from keras import ops
@@ -11,6 +18,10 @@ from keras_vd.priors import Prior
 
 # A numerical guard, far outside every decision; it also stands for "pruned".
 MAX_ABS_LOG_ALPHA = 20.0
+# log(theta^2 + 1e-8) keeps log_alpha and its gradient finite at theta = 0.
+THETA2_FLOOR = 1e-8
+# Relative; more than rounding errors, so that reaching a threshold counts.
+_TIE = 5e-7
 
 
 def bounded(log_alpha: Any) -> Any:
@@ -29,15 +40,29 @@ class Moments:
     Attributes:
         theta: Float32 tensor of the weight's shape.
         log_sigma2: Float32 tensor that broadcasts to it.
-        log_alpha: Float32 tensor that broadcasts to it: log(sigma2 / theta^2),
-            clipped.
+        unbounded_log_alpha: Float32 tensor that broadcasts to it:
+            log(sigma2 / theta^2).
         keep_mask: Bool tensor of the weight's shape; False is pruned.
     """
 
     theta: Any
     log_sigma2: Any
-    log_alpha: Any
+    unbounded_log_alpha: Any
     keep_mask: Any
+
+    @functools.cached_property
+    def log_alpha(self) -> Any:
+        """log(sigma2 / theta^2) within [-20, 20]."""
+        return bounded(self.unbounded_log_alpha)
+
+    @functools.cached_property
+    def snr(self) -> Any:
+        """Signal-to-noise ratios |theta| / sigma; no gradient."""
+        return ops.exp(-0.5 * ops.stop_gradient(self.log_alpha))
+
+    def by_snr(self, function: Callable[[Any, Any], Any]) -> Any:
+        """Call a function of log_alpha, for its gradient, and of the SNR."""
+        return function(self.log_alpha, self.snr)
 
     def is_kept(self, threshold: float | None) -> Any:
         """Which weights are not pruned, and below a threshold if given."""
@@ -49,17 +74,65 @@ class Moments:
 
     def mean(self, threshold: float | None) -> Any:
         """theta, and 0 where it is not kept."""
-        return ops.where(self.is_kept(threshold), self.theta, 0.0)
+        # XLA is slower to select theta or 0: it skips reading what is not kept.
+        return self.theta - ops.where(self.is_kept(threshold), 0.0, self.theta)
 
     def sigma2(self) -> Any:
         """Variances; pruned weights have none."""
-        return ops.where(self.keep_mask, ops.exp(self.log_sigma2), 0.0)
+        return _masked_exp(self.log_sigma2, self.keep_mask)
 
     def stddev(self) -> Any:
         """Standard deviations; pruned weights have none."""
-        return ops.where(self.keep_mask, ops.exp(0.5 * self.log_sigma2), 0.0)
+        return _masked_exp(0.5 * self.log_sigma2, self.keep_mask)
 
     def kl_divergence(self, prior: Prior) -> Any:
         """KL to a prior in nats, summed over what is not pruned."""
-        terms = prior.kl_divergence(self.theta, self.log_sigma2, self.log_alpha)
+        terms = prior.kl_of_moments(self)
         return ops.sum(ops.where(self.keep_mask, terms, 0.0))
+
+
+class AdditiveMoments(Moments):
+    """Moments where log_sigma2 is the variable.
+
+    The signal-to-noise ratio is at hand there without a logarithm.
+    """
+
+    @functools.cached_property
+    def snr(self) -> Any:
+        """Signal-to-noise ratios, 0 where pruned; no gradient."""
+        theta2 = ops.square(ops.stop_gradient(self.theta)) + THETA2_FLOOR
+        inverse = theta2 * ops.exp(-ops.stop_gradient(self.log_sigma2))
+        most = ops.minimum(inverse, math.exp(MAX_ABS_LOG_ALPHA))
+        # The root comes last: XLA then writes out this and nothing before.
+        return ops.sqrt(ops.where(self.keep_mask, most, 0.0))
+
+    def by_snr(self, function: Callable[[Any, Any], Any]) -> Any:
+        bound = math.exp(0.5 * MAX_ABS_LOG_ALPHA) * (1.0 - _TIE)
+        is_inside = ops.logical_and(
+            ops.less(self.snr, bound), ops.greater(self.snr, 1.0 / bound)
+        )
+        terms = function(self.unbounded_log_alpha, self.snr)
+        return ops.where(is_inside, terms, ops.stop_gradient(terms))
+
+    def is_kept(self, threshold: float | None) -> Any:
+        if threshold is None:
+            return self.keep_mask
+        return ops.greater(self.snr, math.exp(-0.5 * threshold) * (1.0 + _TIE))
+
+
+def _masked_exp(exponent: Any, mask: Any) -> Any:
+    """Exponential of what `mask` keeps, elsewhere 0."""
+    if tuple(exponent.shape) != tuple(mask.shape):
+        exponent = ops.broadcast_to(exponent, mask.shape)
+
+    # Autodiff would keep the unmasked values, a loop and a tensor more.
+    @ops.custom_gradient
+    def call(exponent: Any) -> Any:
+        values = ops.where(mask, ops.exp(exponent), 0.0)
+
+        def grad(*args: Any, upstream: Any = None) -> Any:
+            return values * (args[0] if upstream is None else upstream)
+
+        return values, grad
+
+    return call(exponent)

@@ -11,7 +11,8 @@ from keras import ops
 
 from keras_vd._noise import standard_normal
 from keras_vd._validation import check_choice, check_number
-from keras_vd.posteriors.base import THETA2_FLOOR, WeightPosterior
+from keras_vd.posteriors.base import WeightPosterior
+from keras_vd.posteriors.moments import THETA2_FLOOR
 from keras_vd.posteriors.sampling import is_sampling
 
 
