@@ -1,0 +1,155 @@
+"""Ways to the same moments: by logarithms, and by signal-to-noise ratios."""
+
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_vd import kl, priors
+from keras_vd.posteriors.moments import (
+    MAX_ABS_LOG_ALPHA,
+    THETA2_FLOOR,
+    AdditiveMoments,
+    Moments,
+)
+from tests.contract import to_numpy
+from tests.gradients import gradient
+
+pytestmark = pytest.mark.core
+
+RNG = np.random.default_rng(0)
+SHAPE = (60, 50)
+THETA = (RNG.normal(size=SHAPE) * 10.0 ** RNG.uniform(-6, 1, SHAPE)).astype(
+    "float32"
+)
+LOG_SIGMA2 = RNG.uniform(-40.0, 30.0, SHAPE).astype("float32")
+KEEP_MASK = RNG.random(SHAPE) < 0.8
+LOG_ALPHA = LOG_SIGMA2 - np.log(THETA.astype("float64") ** 2 + THETA2_FLOOR)
+INSIDE = np.abs(LOG_ALPHA) < MAX_ABS_LOG_ALPHA
+PRIORS = {
+    "exact": priors.LogUniform("exact"),
+    "molchanov": priors.LogUniform("molchanov"),
+    "kingma": priors.LogUniform("kingma"),
+    "ard": priors.ARD(),
+    "gaussian": priors.Gaussian(0.5),
+}
+BY_SNR = [
+    (kl.exact_by_snr, kl.log_uniform_exact),
+    (kl.molchanov_by_snr, kl.log_uniform_molchanov),
+    (kl.ard_by_snr, kl.ard),
+]
+
+
+def moments(kind, theta=THETA, log_sigma2=LOG_SIGMA2, keep_mask=KEEP_MASK):
+    theta, log_sigma2 = map(ops.convert_to_tensor, (theta, log_sigma2))
+    log_alpha = log_sigma2 - ops.log(ops.square(theta) + THETA2_FLOOR)
+    return kind(theta, log_sigma2, log_alpha, ops.convert_to_tensor(keep_mask))
+
+
+def test_the_cases_reach_beyond_the_bounds():
+    assert 0.3 < INSIDE.mean() < 0.9
+    assert LOG_ALPHA.min() < -MAX_ABS_LOG_ALPHA < MAX_ABS_LOG_ALPHA
+    assert LOG_ALPHA.max() > MAX_ABS_LOG_ALPHA
+
+
+def test_signal_to_noise_ratio():
+    """Oracle: the definition, in NumPy."""
+    bound = MAX_ABS_LOG_ALPHA
+    expected = np.exp(-0.5 * np.clip(LOG_ALPHA, -bound, bound))
+    found = to_numpy(moments(Moments).snr)
+    np.testing.assert_allclose(found, expected, rtol=2e-5)
+    found = to_numpy(moments(AdditiveMoments).snr)
+    expected = np.exp(-0.5 * np.maximum(LOG_ALPHA, -bound))
+    np.testing.assert_allclose(found[KEEP_MASK], expected[KEEP_MASK], rtol=2e-5)
+    assert np.all(found[~KEEP_MASK] == 0.0)
+
+
+@pytest.mark.parametrize("threshold", [None, -20.0, -3.0, 0.0, 3.0, 20.0])
+def test_which_weights_are_kept(threshold):
+    """Oracle: log_alpha below the threshold."""
+    bound = MAX_ABS_LOG_ALPHA
+    expected = KEEP_MASK
+    if threshold is not None:
+        expected = KEEP_MASK & (np.clip(LOG_ALPHA, -bound, bound) < threshold)
+    for kind in (Moments, AdditiveMoments):
+        found = moments(kind)
+        np.testing.assert_array_equal(
+            to_numpy(found.is_kept(threshold)), expected
+        )
+        np.testing.assert_array_equal(
+            to_numpy(found.mean(threshold)), np.where(expected, THETA, 0.0)
+        )
+
+
+@pytest.mark.parametrize("kind", [Moments, AdditiveMoments])
+def test_a_weight_at_the_threshold_is_pruned(kind):
+    """Where theta is 1, log_alpha is log_sigma2."""
+    for threshold in np.arange(-10.0, 10.0, 0.25):
+        log_sigma2 = np.float32(threshold + np.array([-1e-5, 0.0, 1e-5]))
+        found = moments(kind, np.ones(3, "float32"), log_sigma2, np.ones(3) > 0)
+        is_kept = to_numpy(found.is_kept(float(threshold)))
+        assert is_kept.tolist() == [True, False, False], threshold
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_divergence_and_gradients(name):
+    """Oracle: the prior's own divergence of log_alpha, and autodiff's clip."""
+
+    def divergence(kind):
+        def call(theta, log_sigma2):
+            return moments(kind, theta, log_sigma2).kl_divergence(PRIORS[name])
+
+        return call
+
+    by_logarithm, by_snr = divergence(Moments), divergence(AdditiveMoments)
+    expected = float(to_numpy(by_logarithm(THETA, LOG_SIGMA2)))
+    found = float(to_numpy(by_snr(THETA, LOG_SIGMA2)))
+    assert found == pytest.approx(expected, rel=1e-5)
+    for ours, theirs in zip(
+        gradient(by_snr, THETA, LOG_SIGMA2),
+        gradient(by_logarithm, THETA, LOG_SIGMA2),
+        strict=True,
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+        assert np.all(ours[~KEEP_MASK] == 0.0)
+        if name != "gaussian":
+            assert np.all(ours[~INSIDE] == 0.0)
+            assert np.all(ours[INSIDE & KEEP_MASK & (LOG_ALPHA < -1)] != 0.0)
+
+
+@pytest.mark.parametrize("shared", [(1, 50), (1, 1)])
+def test_shared_variances(shared):
+    """Oracle: the same variance, given to every weight."""
+    small = RNG.uniform(-8.0, 0.0, shared).astype("float32")
+    full = np.broadcast_to(small, SHAPE).copy()
+
+    def terms(theta, log_sigma2):
+        found = moments(AdditiveMoments, theta, log_sigma2)
+        divergence = found.kl_divergence(PRIORS["molchanov"])
+        return ops.sum(found.sigma2()) + ops.sum(found.stddev()) + divergence
+
+    ours, theirs = gradient(terms, THETA, small), gradient(terms, THETA, full)
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5)
+    axes = tuple(axis for axis in (0, 1) if shared[axis] == 1)
+    summed = theirs[1].sum(axis=axes, keepdims=True)
+    np.testing.assert_allclose(ours[1], summed, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("by_snr", "function"), BY_SNR)
+def test_divergences_by_signal_to_noise_ratio(by_snr, function):
+    """Identity: the function of log_alpha."""
+    log_alpha = np.linspace(-20.0, 20.0, 4001).astype("float32")
+    snr = ops.convert_to_tensor(np.exp(-0.5 * log_alpha))
+    np.testing.assert_allclose(
+        to_numpy(by_snr(ops.convert_to_tensor(log_alpha), snr)),
+        to_numpy(function(log_alpha)),
+        rtol=2e-6,
+        atol=2e-6,
+    )
+    slopes = gradient(lambda x: by_snr(x, snr), log_alpha)
+    np.testing.assert_allclose(
+        slopes[0], gradient(function, log_alpha)[0], atol=1e-6
+    )
+    # What is pruned has no signal, and costs nothing.
+    nothing = ops.zeros(3)
+    assert np.all(to_numpy(by_snr(nothing, nothing)) == 0.0)
+    assert np.all(gradient(by_snr, *np.zeros((2, 3), "float32"))[0] == 0)
