@@ -66,6 +66,7 @@ class WeightPosterior(Projection, Posterior):
         ValueError: if a value is not allowed.
     """
 
+    # In training passes, where operations become few loops.
     _moments_type: ClassVar[type[Moments]] = Moments
 
     def __init__(
@@ -208,12 +209,13 @@ class WeightPosterior(Projection, Posterior):
             parameters = map(ops.convert_to_tensor, self._noise_parameters())
             return (theta, *parameters), ops.convert_to_tensor(self.keep_mask)
 
-    def _moments(self, variables: Sequence[Any], keep_mask: Any) -> Moments:
-        log_variances = self._log_variances(*variables)
-        return self._moments_type(variables[0], *log_variances, keep_mask)
+    def _moments(
+        self, variables: Sequence[Any], keep_mask: Any, kind: type[Moments]
+    ) -> Moments:
+        return kind(variables[0], *self._log_variances(*variables), keep_mask)
 
     def _current_moments(self) -> Moments:
-        return self._moments(*self._read_variables())
+        return self._moments(*self._read_variables(), Moments)
 
     def _compute(
         self, function: Callable[..., tuple[Any, ...]], *constants: Any
@@ -225,7 +227,8 @@ class WeightPosterior(Projection, Posterior):
         variables, keep_mask = self._read_variables()
         return recomputed(
             lambda variables, keep_mask, *constants: function(
-                self._moments(variables, keep_mask), *constants
+                self._moments(variables, keep_mask, self._moments_type),
+                *constants,
             ),
             variables,
             (keep_mask, *constants),
