@@ -55,6 +55,11 @@ def recomputed(
     return function(variables, *constants)
 
 
+def is_compiled(tensors: Sequence[Any]) -> bool:
+    """Whether a compiler makes few loops of what is done to these tensors."""
+    return keras.backend.backend() == "jax" or _is_worth_a_kernel(tensors)
+
+
 def _is_worth_a_kernel(tensors: Sequence[Any]) -> bool:
     if keras.backend.backend() != "tensorflow":
         return False

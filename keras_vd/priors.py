@@ -39,11 +39,14 @@ class Prior:
             f"{type(self).__name__} must implement `kl_divergence`."
         )
 
-    def kl_of_moments(self, moments: Any) -> Any:
-        """As `kl_divergence`, of `keras_vd.posteriors.moments.Moments`."""
-        return self.kl_divergence(
-            moments.theta, moments.log_sigma2, moments.log_alpha
-        )
+    @property
+    def kl_by_snr(self) -> Callable[[Any, Any], Any] | None:
+        """The divergence by signal-to-noise ratios, where that is faster.
+
+        A function of log_alpha, for the sake of its gradient, and of
+        exp(-log_alpha / 2), for the sake of its value.
+        """
+        return None
 
     def get_config(self) -> dict[str, Any]:
         """Arguments of the constructor."""
@@ -92,10 +95,9 @@ class LogUniform(Prior):
     def kl_divergence(self, theta: Any, log_sigma2: Any, log_alpha: Any) -> Any:
         return self._forms[self.kl](log_alpha)
 
-    def kl_of_moments(self, moments: Any) -> Any:
-        if self.kl in self._by_snr:
-            return moments.by_snr(self._by_snr[self.kl])
-        return super().kl_of_moments(moments)
+    @property
+    def kl_by_snr(self) -> Callable[[Any, Any], Any] | None:
+        return self._by_snr.get(self.kl)
 
     def get_config(self) -> dict[str, Any]:
         return {"kl": self.kl}
@@ -113,8 +115,9 @@ class ARD(Prior):
     def kl_divergence(self, theta: Any, log_sigma2: Any, log_alpha: Any) -> Any:
         return kl.ard(log_alpha)
 
-    def kl_of_moments(self, moments: Any) -> Any:
-        return moments.by_snr(kl.ard_by_snr)
+    @property
+    def kl_by_snr(self) -> Callable[[Any, Any], Any]:
+        return kl.ard_by_snr
 
 
 @keras.saving.register_keras_serializable(package="keras_vd")

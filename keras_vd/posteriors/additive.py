@@ -45,7 +45,7 @@ class AdditiveGaussian(WeightPosterior):
         ValueError: if a value is not allowed.
     """
 
-    _moments_type: ClassVar[type[Moments]] = AdditiveMoments
+    _compiled_moments: ClassVar[type[Moments]] = AdditiveMoments
 
     def __init__(
         self, log_sigma2_init: float | None = None, **options: Any

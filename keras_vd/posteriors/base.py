@@ -18,7 +18,7 @@ import numpy as np
 from keras import ops
 
 from keras_vd import priors
-from keras_vd._fusing import recomputed
+from keras_vd._fusing import is_compiled, recomputed
 from keras_vd._keras_internals import full_precision
 from keras_vd._noise import standard_normal
 from keras_vd._sharding import sharded_like
@@ -66,8 +66,7 @@ class WeightPosterior(Projection, Posterior):
         ValueError: if a value is not allowed.
     """
 
-    # In training passes, where operations become few loops.
-    _moments_type: ClassVar[type[Moments]] = Moments
+    _compiled_moments: ClassVar[type[Moments]] = Moments
 
     def __init__(
         self,
@@ -225,10 +224,10 @@ class WeightPosterior(Projection, Posterior):
         Its result is a tuple of tensors.
         """
         variables, keep_mask = self._read_variables()
+        kind = self._compiled_moments if is_compiled(variables) else Moments
         return recomputed(
             lambda variables, keep_mask, *constants: function(
-                self._moments(variables, keep_mask, self._moments_type),
-                *constants,
+                self._moments(variables, keep_mask, kind), *constants
             ),
             variables,
             (keep_mask, *constants),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 from keras import ops
@@ -55,15 +54,6 @@ class Moments:
         """log(sigma2 / theta^2) within [-20, 20]."""
         return bounded(self.unbounded_log_alpha)
 
-    @functools.cached_property
-    def snr(self) -> Any:
-        """Signal-to-noise ratios |theta| / sigma; no gradient."""
-        return ops.exp(-0.5 * ops.stop_gradient(self.log_alpha))
-
-    def by_snr(self, function: Callable[[Any, Any], Any]) -> Any:
-        """Call a function of log_alpha, for its gradient, and of the SNR."""
-        return function(self.log_alpha, self.snr)
-
     def is_kept(self, threshold: float | None) -> Any:
         """Which weights are not pruned, and below a threshold if given."""
         if threshold is None:
@@ -87,37 +77,44 @@ class Moments:
 
     def kl_divergence(self, prior: Prior) -> Any:
         """KL to a prior in nats, summed over what is not pruned."""
-        terms = prior.kl_of_moments(self)
-        return ops.sum(ops.where(self.keep_mask, terms, 0.0))
+        return ops.sum(ops.where(self.keep_mask, self._kl_terms(prior), 0.0))
+
+    def _kl_terms(self, prior: Prior) -> Any:
+        return prior.kl_divergence(self.theta, self.log_sigma2, self.log_alpha)
 
 
 class AdditiveMoments(Moments):
-    """Moments where log_sigma2 is the variable.
+    """The same for compilers, where log_sigma2 is the variable.
 
-    The signal-to-noise ratio is at hand there without a logarithm.
+    More operations without logarithms become fewer and faster loops.
     """
 
     @functools.cached_property
     def snr(self) -> Any:
-        """Signal-to-noise ratios, 0 where pruned; no gradient."""
+        """Signal-to-noise ratios |theta| / sigma without a gradient.
+
+        0 where pruned, so that few loops have to read the mask.
+        """
         theta2 = ops.square(ops.stop_gradient(self.theta)) + THETA2_FLOOR
         inverse = theta2 * ops.exp(-ops.stop_gradient(self.log_sigma2))
         most = ops.minimum(inverse, math.exp(MAX_ABS_LOG_ALPHA))
         # The root comes last: XLA then writes out this and nothing before.
         return ops.sqrt(ops.where(self.keep_mask, most, 0.0))
 
-    def by_snr(self, function: Callable[[Any, Any], Any]) -> Any:
-        bound = math.exp(0.5 * MAX_ABS_LOG_ALPHA) * (1.0 - _TIE)
-        is_inside = ops.logical_and(
-            ops.less(self.snr, bound), ops.greater(self.snr, 1.0 / bound)
-        )
-        terms = function(self.unbounded_log_alpha, self.snr)
-        return ops.where(is_inside, terms, ops.stop_gradient(terms))
-
     def is_kept(self, threshold: float | None) -> Any:
         if threshold is None:
             return self.keep_mask
         return ops.greater(self.snr, math.exp(-0.5 * threshold) * (1.0 + _TIE))
+
+    def _kl_terms(self, prior: Prior) -> Any:
+        if prior.kl_by_snr is None:
+            return super()._kl_terms(prior)
+        bound = math.exp(0.5 * MAX_ABS_LOG_ALPHA) * (1.0 - _TIE)
+        is_inside = ops.logical_and(
+            ops.less(self.snr, bound), ops.greater(self.snr, 1.0 / bound)
+        )
+        terms = prior.kl_by_snr(self.unbounded_log_alpha, self.snr)
+        return ops.where(is_inside, terms, ops.stop_gradient(terms))
 
 
 def _masked_exp(exponent: Any, mask: Any) -> Any:

@@ -53,12 +53,8 @@ def test_the_cases_reach_beyond_the_bounds():
 
 def test_signal_to_noise_ratio():
     """Oracle: the definition, in NumPy."""
-    bound = MAX_ABS_LOG_ALPHA
-    expected = np.exp(-0.5 * np.clip(LOG_ALPHA, -bound, bound))
-    found = to_numpy(moments(Moments).snr)
-    np.testing.assert_allclose(found, expected, rtol=2e-5)
     found = to_numpy(moments(AdditiveMoments).snr)
-    expected = np.exp(-0.5 * np.maximum(LOG_ALPHA, -bound))
+    expected = np.exp(-0.5 * np.maximum(LOG_ALPHA, -MAX_ABS_LOG_ALPHA))
     np.testing.assert_allclose(found[KEEP_MASK], expected[KEEP_MASK], rtol=2e-5)
     assert np.all(found[~KEEP_MASK] == 0.0)
 
@@ -104,12 +100,16 @@ def test_divergence_and_gradients(name):
     expected = float(to_numpy(by_logarithm(THETA, LOG_SIGMA2)))
     found = float(to_numpy(by_snr(THETA, LOG_SIGMA2)))
     assert found == pytest.approx(expected, rel=1e-5)
-    for ours, theirs in zip(
+    # The two forms differ by 1e-6 in the slope of log_alpha, and that varies.
+    slopes = (2.0 * np.abs(THETA) / (THETA**2 + THETA2_FLOOR), 1.0)
+    for ours, theirs, slope in zip(
         gradient(by_snr, THETA, LOG_SIGMA2),
         gradient(by_logarithm, THETA, LOG_SIGMA2),
+        slopes,
         strict=True,
     ):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+        allowed = 1e-4 * np.abs(theirs) + 1e-6 * slope
+        assert np.all(np.abs(ours - theirs) <= allowed)
         assert np.all(ours[~KEEP_MASK] == 0.0)
         if name != "gaussian":
             assert np.all(ours[~INSIDE] == 0.0)
