@@ -39,6 +39,12 @@ class Prior:
             f"{type(self).__name__} must implement `kl_divergence`."
         )
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        # A divergence of one's own does not inherit another's faster form.
+        if "kl_divergence" in vars(cls) and "kl_by_snr" not in vars(cls):
+            cls.kl_by_snr = Prior.kl_by_snr  # type: ignore[method-assign]
+
     @property
     def kl_by_snr(self) -> Callable[[Any, Any], Any] | None:
         """The divergence by signal-to-noise ratios, where that is faster.

@@ -116,6 +116,21 @@ def test_divergence_and_gradients(name):
             assert np.all(ours[INSIDE & KEEP_MASK & (LOG_ALPHA < -1)] != 0.0)
 
 
+class Doubled(priors.LogUniform):
+    """A user's own, made of one that has a form by signal-to-noise ratios."""
+
+    def kl_divergence(self, theta, log_sigma2, log_alpha):
+        return 2.0 * super().kl_divergence(theta, log_sigma2, log_alpha)
+
+
+def test_a_divergence_of_ones_own_is_the_one_that_counts():
+    """Identity: twice the divergence of the prior it extends."""
+    found = moments(AdditiveMoments)
+    single = to_numpy(found.kl_divergence(priors.LogUniform()))
+    doubled = to_numpy(found.kl_divergence(Doubled()))
+    np.testing.assert_allclose(doubled, 2.0 * single, rtol=1e-5)
+
+
 @pytest.mark.parametrize("shared", [(1, 50), (1, 1)])
 def test_shared_variances(shared):
     """Oracle: the same variance, given to every weight."""
