@@ -64,8 +64,7 @@ class Moments:
 
     def mean(self, threshold: float | None) -> Any:
         """theta, and 0 where it is not kept."""
-        # XLA is slower to select theta or 0: it skips reading what is not kept.
-        return self.theta - ops.where(self.is_kept(threshold), 0.0, self.theta)
+        return ops.where(self.is_kept(threshold), self.theta, 0.0)
 
     def sigma2(self) -> Any:
         """Variances; pruned weights have none."""
@@ -105,6 +104,10 @@ class AdditiveMoments(Moments):
         if threshold is None:
             return self.keep_mask
         return ops.greater(self.snr, math.exp(-0.5 * threshold) * (1.0 + _TIE))
+
+    def mean(self, threshold: float | None) -> Any:
+        # XLA is slower to select theta or 0: it skips reading what is not kept.
+        return self.theta - ops.where(self.is_kept(threshold), 0.0, self.theta)
 
     def _kl_terms(self, prior: Prior) -> Any:
         if prior.kl_by_snr is None:
