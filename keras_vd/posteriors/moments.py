@@ -124,15 +124,18 @@ def _masked_exp(exponent: Any, mask: Any) -> Any:
     """Exponential of what `mask` keeps, elsewhere 0."""
     if tuple(exponent.shape) != tuple(mask.shape):
         exponent = ops.broadcast_to(exponent, mask.shape)
+    values = ops.where(mask, ops.exp(ops.stop_gradient(exponent)), 0.0)
+    return _known_exp(exponent, values)
 
-    # Autodiff would keep the unmasked values, a loop and a tensor more.
-    @ops.custom_gradient
-    def call(exponent: Any) -> Any:
-        values = ops.where(mask, ops.exp(exponent), 0.0)
 
-        def grad(*args: Any, upstream: Any = None) -> Any:
-            return values * (args[0] if upstream is None else upstream)
+# Autodiff would keep the unmasked values, a loop and a tensor more. No closure
+# over `mask`: JAX could not export that.
+@ops.custom_gradient
+def _known_exp(exponent: Any, values: Any) -> Any:
+    """exp(exponent), of which the values are known and the gradient is not."""
 
-        return values, grad
+    def grad(*args: Any, upstream: Any = None) -> Any:
+        upstream = args[0] if upstream is None else upstream
+        return values * upstream, ops.zeros_like(values)
 
-    return call(exponent)
+    return values, grad
