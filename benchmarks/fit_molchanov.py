@@ -1,6 +1,6 @@
-"""Fit the constants of `keras_vd.kl.log_uniform_molchanov` and print them.
+"""Fit the constants of `keras_vd.kl.molchanov_by_snr` and print them.
 
-    python benchmarks/fit_molchanov.py           # about 10 s on one core
+    python -m benchmarks.fit_molchanov           # about 10 s on one core
 
 With the signal-to-noise ratio s = exp(-log_alpha / 2), Molchanov's sigmoid is
 
@@ -14,13 +14,15 @@ stands for it,
 
 which takes neither a logarithm nor an exponential. All coefficients are
 positive, so nothing cancels in float32. The fit minimises the largest absolute
-error by reweighted least squares.
+error.
 """
 
 import numpy as np
-import scipy.optimize
 
-K1, K2, K3 = 0.63576, 1.87320, 1.48695
+from benchmarks.fit_exact_kl import polish
+from keras_vd import kl
+
+K1, K2, K3 = kl._MOLCHANOV_K1, kl._MOLCHANOV_K2, kl._MOLCHANOV_K3
 DEGREE = 3
 # Squares of bottom = s^3 p(s) + exp(k2) q(s) neither overflow nor underflow in
 # float32, for all s from 0 to exp(10).
@@ -43,30 +45,11 @@ def evaluate(logarithms):
     return top / (top + np.exp(K2) * np.polyval(q, SNR))
 
 
-def fit(iterations=150):
-    """Return the largest error and the logarithms of the coefficients."""
-    logarithms = np.zeros(2 * DEGREE + 1)
-    weight = np.ones_like(SNR)
-    best_error, best = np.inf, logarithms
-    for _ in range(iterations):
-        logarithms = scipy.optimize.least_squares(
-            lambda x, weight=weight: 1e5 * weight * (evaluate(x) - SIGMOID),
-            logarithms,
-            method="lm",
-            x_scale="jac",
-            max_nfev=60,
-        ).x
-        error = np.abs(evaluate(logarithms) - SIGMOID)
-        if error.max() < best_error:
-            best_error, best = error.max(), logarithms
-        weight = weight * (error + 0.02 * error.max()) ** 0.7
-        weight /= np.sqrt(np.mean(weight**2))
-    return best_error, best
-
-
 def main():
     """Fit and print the constants and their errors in double precision."""
-    error, logarithms = fit()
+    error, logarithms = polish(
+        np.zeros(2 * DEGREE + 1), lambda x: evaluate(x) - SIGMOID, 150
+    )
     sigmoid = evaluate(logarithms)
     slope = sigmoid * (1 - sigmoid) - SIGMOID * (1 - SIGMOID)
     print(f"value: max error {K1 * error:.2e} nats")
