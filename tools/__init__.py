@@ -1,0 +1,1 @@
+"""Commands for maintainers; run them from the root of the repository."""
