@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
+from keras import ops
 from keras.src import backend
+from keras.src.backend.common import global_state
 from keras.src.models.functional import Functional
 from keras.src.ops import nn as nn_operations
 from keras.src.ops import numpy as numpy_operations
@@ -29,13 +32,47 @@ UNARY_OPERATIONS: dict[str, type] = {
 } | {"Tanh": numpy_operations.Tanh}
 
 
-def full_precision() -> Any:
-    """Context in which variables are read in their own dtype.
+def full_precision_value(variable: keras.Variable) -> Any:
+    """A float variable as a tensor in float32, or float64 if it is of that.
 
     Inside the call of a layer with a mixed policy Keras hands out variables
     cast to 16 bits; a KL divergence has to be computed from all their bits.
     """
-    return backend.AutocastScope(None)
+    with backend.AutocastScope(None):
+        is_double = backend.standardize_dtype(variable.dtype) == "float64"
+        return ops.cast(
+            ops.convert_to_tensor(variable),
+            "float64" if is_double else "float32",
+        )
+
+
+def model_in_training_step(is_told: bool) -> keras.Model | None:
+    """The model whose training step calls the current layer by mistake.
+
+    By mistake: the model cannot hand on, or was not given, `training=True`.
+    Keras has no other trace of it: such a call is the same in `fit` and in
+    `predict`. So this looks for `train_step` on the stack, but only where the
+    outermost call leaves open which one it is.
+
+    Args:
+        is_told: Whether the current layer was given a value of `training`.
+            Layers before it may have set the one that Keras hands on, if the
+            outermost call did not.
+    """
+    context = global_state.get_global_attribute("current_call_ctx")
+    model = getattr(context, "entry_layer", None)
+    if not isinstance(model, keras.Model):
+        return None
+    if model._call_has_training_arg and is_told:
+        return None
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None:
+        # TensorFlow's autograph prefixes the names of what it rewrites.
+        is_step = frame.f_code.co_name.removeprefix("tf__") == "train_step"
+        if is_step and frame.f_locals.get("self") is model:
+            return model
+        frame = frame.f_back
+    return None
 
 
 def sublayers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:

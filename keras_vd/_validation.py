@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import keras
+import numpy as np
+from keras import ops
 
 from keras_vd._keras_internals import flatten_layers
 
@@ -161,12 +163,51 @@ def check_built(model: keras.layers.Layer) -> None:
         raise ValueError(NOT_BUILT.format(name=model.name))
 
 
+def count_nonfinite(variable: keras.Variable) -> int:
+    """Number of entries of a variable that are NaN or infinite."""
+    if not keras.backend.is_float_dtype(variable.dtype):
+        return 0
+    # In float32: NumPy has no functions for bfloat16.
+    values = ops.convert_to_numpy(variable)
+    if values.dtype != np.float64:
+        values = values.astype(np.float32)
+    return int(np.count_nonzero(~np.isfinite(values)))
+
+
+def check_finite(owner: str, variables: Iterable[keras.Variable]) -> None:
+    """Raise a ValueError if a variable has entries that are not finite.
+
+    Args:
+        owner: What the variables belong to, for the message.
+        variables: The variables.
+    """
+    counts = {
+        variable.path: f"{number:,} of {math.prod(variable.shape):,}"
+        for variable in variables
+        if (number := count_nonfinite(variable))
+    }
+    if counts:
+        listed = ", ".join(f"'{path}' ({n})" for path, n in counts.items())
+        raise ValueError(
+            f"{owner} must have finite values only: one that is NaN or "
+            "infinite counts neither as kept nor as zero. Not finite: "
+            f"{listed}. Training has diverged; go back to a checkpoint, or "
+            "train again with a smaller learning rate."
+        )
+
+
+def check_finite_model(model: keras.layers.Layer) -> None:
+    """Raise a ValueError if a weight of a model is not finite."""
+    check_finite(f"Model '{model.name}'", model.weights)
+
+
 def check_plain_model(model: Any) -> None:
     """Raise unless `model` is a Keras model without layers of `keras_vd`.
 
     Raises:
         TypeError: if it is no Keras model.
-        ValueError: if it has layers of `keras_vd`.
+        ValueError: if it has layers of `keras_vd`, or weights that are not
+            finite.
     """
     check_model(model)
     ours = [x.name for x in flatten_layers(model) if _is_ours(x)]
@@ -176,6 +217,7 @@ def check_plain_model(model: Any) -> None:
             f"`keras_vd.to_deterministic(model)`. '{model.name}' has layers "
             f"of keras_vd: {ours}."
         )
+    check_finite_model(model)
 
 
 def _is_ours(layer: keras.layers.Layer) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -10,7 +11,11 @@ import numpy as np
 from keras import ops
 
 from keras_vd._keras_internals import flatten_layers, own_variables
-from keras_vd._validation import NOT_BUILT
+from keras_vd._validation import (
+    NOT_BUILT,
+    check_finite_model,
+    count_nonfinite,
+)
 from keras_vd.layers.base import VariationalLayer
 from keras_vd.layers.structured import StructuredGate
 from keras_vd.posteriors import Posterior, WeightPosterior
@@ -78,8 +83,17 @@ def kl_divergence(model: keras.layers.Layer) -> float:
 
     Raises:
         TypeError: if `model` is no Keras layer or model.
-        ValueError: if it is not built or has no variational weights.
+        ValueError: if it is not built, has no variational weights, or has
+            weights that are not finite.
     """
+    divergence = current_kl_divergence(model)
+    if not math.isfinite(divergence):
+        check_finite_model(model)
+    return divergence
+
+
+def current_kl_divergence(model: keras.layers.Layer) -> float:
+    """As `kl_divergence`, but NaN or infinite for a model that has diverged."""
     return float(
         sum(
             float(ops.convert_to_numpy(posterior.kl_divergence()))
@@ -107,10 +121,11 @@ def prune(
     Raises:
         TypeError: if `threshold` is not a number or `model` no Keras layer.
         ValueError: if `threshold` is not within [-20, 20] or given for a
-            model whose only posteriors are gates, or if `model` is not built
-            or has no variational layers.
+            model whose only posteriors are gates, or if `model` is not built,
+            has no variational layers or has weights that are not finite.
     """
     posteriors = required_posteriors(model)
+    check_finite_model(model)
     gates = [x for x in posteriors if isinstance(x, StructuredGate)]
     if threshold is not None and len(gates) == len(posteriors):
         raise ValueError(
@@ -128,6 +143,8 @@ def sparsity_report(model: keras.layers.Layer) -> SparsityReport:
 
     Args:
         model: A built Keras model or layer with variational layers.
+
+    Values that are NaN or infinite are no zeros; the report lists them.
 
     Returns:
         A report with one row per variational weight and per gate; `str()`
@@ -179,6 +196,11 @@ def sparsity_report(model: keras.layers.Layer) -> SparsityReport:
         nonzero_biases=_nonzero(biases),
         others=sum(array.size for array in others),
         nonzero_others=_nonzero(others),
+        nonfinite={
+            variable.path: number
+            for variable in model.weights
+            if (number := count_nonfinite(variable))
+        },
     )
 
 

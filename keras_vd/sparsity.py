@@ -93,6 +93,9 @@ class SparsityReport(Report):
         nonzero_biases: Number of those that are not zero.
         others: Number of parameters of all other layers.
         nonzero_others: Number of those that are not zero.
+        nonfinite: Number of entries that are NaN or infinite, by the path of
+            their variable. They count as not zero, and `prune` and
+            `to_deterministic` refuse them: such a model has diverged.
     """
 
     rows: tuple[WeightRow, ...]
@@ -102,6 +105,7 @@ class SparsityReport(Report):
     nonzero_biases: int
     others: int
     nonzero_others: int
+    nonfinite: dict[str, int]
 
     @property
     def n_active(self) -> list[int]:
@@ -199,6 +203,7 @@ class SparsityReport(Report):
                 for gate in self.gates
             ],
             **{k: None if v == math.inf else v for k, v in figures.items()},
+            "nonfinite": dict(self.nonfinite),
         }
 
     def to_table(self) -> rich.table.Table:
@@ -243,6 +248,10 @@ class SparsityReport(Report):
                 f"{nonzero:,}",
                 f"{_ratio(total, nonzero):.1f}",
             )
+        if self.nonfinite:
+            table.add_section()
+        for path, number in self.nonfinite.items():
+            table.add_row(f"not finite: {path}", "", f"{number:,}")
         return table
 
     def _totals(self) -> list[tuple[str, int, int]]:

@@ -9,7 +9,7 @@ import keras
 
 from keras_vd._folding import absorb, find_folds
 from keras_vd._keras_internals import flatten_layers
-from keras_vd._validation import check_model
+from keras_vd._validation import check_finite_model, check_model
 from keras_vd.conversion.copying import (
     Config,
     copy_weights,
@@ -42,12 +42,14 @@ def to_deterministic(model: keras.Model) -> keras.Model:
 
     Raises:
         TypeError: if `model` is no Keras model.
-        ValueError: if it is not built, has no variational layers, has a
-            variational layer with a `call` of its own, or is a subclassed
-            model that creates variational layers by itself.
+        ValueError: if it is not built, has no variational layers, has weights
+            that are not finite or a variational layer with a `call` of its
+            own, or is a subclassed model that creates variational layers by
+            itself.
     """
     check_model(model)
     required_posteriors(model)
+    check_finite_model(model)
     classes = layer_classes(model)
     for cls in classes.values():
         _check_call(cls)

@@ -9,7 +9,11 @@ import keras
 from keras_vd import layers, posteriors
 from keras_vd._keras_internals import own_variables, sublayers
 from keras_vd._shrinking.rule import weights_refusal
-from keras_vd._validation import check_built, check_model
+from keras_vd._validation import (
+    check_built,
+    check_finite_model,
+    check_model,
+)
 from keras_vd.conversion.copying import (
     Config,
     Path,
@@ -69,9 +73,9 @@ def to_variational(
 
     Raises:
         TypeError: if an argument is of the wrong type.
-        ValueError: if the model is not built, an argument is not allowed, a
-            part of `include` or `exclude` fits no layer, no layer can be
-            converted, or nested models share a layer.
+        ValueError: if the model is not built, a weight is not finite, an
+            argument is not allowed, a part of `include` or `exclude` fits no
+            layer, no layer can be converted, or nested models share a layer.
 
     Example:
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
@@ -81,6 +85,7 @@ def to_variational(
     """
     check_model(model)
     check_built(model)
+    check_finite_model(model)
     places = _places(model)
     _check_unshared(places)
     reasons = {path: _refusal(layer) for path, layer in places.items()}
@@ -205,10 +210,7 @@ def _added_arguments(
     template = posteriors.instantiate(
         posterior(layer) if is_function else posterior, "template", kl_weight
     )
-    return {
-        "posterior": posteriors.serialize(template),
-        "kl_weight": template.initial_kl_weight,
-    }
+    return posteriors.layer_arguments(template)
 
 
 def _variational_config(

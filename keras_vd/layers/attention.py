@@ -35,12 +35,13 @@ class _Attention(VariationalLayer):
         super().__init__(
             *args, posterior=posterior, kl_weight=kl_weight, **kwargs
         )
-        template = posteriors.instantiate(posterior, "template", kl_weight)
-        # Hidden from Keras' tracking: no weight is its own.
-        object.__setattr__(self, "_given", template)
+        # As a description: a posterior of its own would be saved as a part.
+        self._given = posteriors.layer_arguments(
+            posteriors.instantiate(posterior, "template", kl_weight)
+        )
 
-    def _template(self) -> posteriors.WeightPosterior:
-        return self._given
+    def _posterior_arguments(self) -> dict[str, Any]:
+        return dict(self._given)
 
     def build(  # type: ignore[override]
         self, query_shape: Any, value_shape: Any, key_shape: Any = None
@@ -57,7 +58,7 @@ class _Attention(VariationalLayer):
             self._bind_heads()
 
     def _projection(self, *args: Any, **kwargs: Any) -> VDEinsumDense:
-        return VDEinsumDense(*args, posterior=self._given, **kwargs)
+        return VDEinsumDense(*args, **self._posterior_arguments(), **kwargs)
 
     def _bind_heads(self) -> None:
         """Have the heads' multipliers act on what leaves the heads."""

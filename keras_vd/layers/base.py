@@ -160,13 +160,12 @@ class VariationalLayer(_Mixin):
         found = getattr(self, self._posteriors()[0][0])
         return found
 
+    def _posterior_arguments(self) -> dict[str, Any]:
+        """Config of `posterior` and `kl_weight`, as they were given."""
+        return posteriors.layer_arguments(self._template())
+
     def get_config(self) -> dict[str, Any]:
-        posterior = self._template()
-        config = {
-            **super().get_config(),
-            "posterior": posteriors.serialize(posterior),
-            "kl_weight": posterior.initial_kl_weight,
-        }
+        config = {**super().get_config(), **self._posterior_arguments()}
         # Convolutions have an argument of that name, an integer.
         if self.group_names or "groups" not in config:
             config["groups"] = list(self.group_names)

@@ -98,6 +98,9 @@ class VDEinsumDense(LinearLayer, keras.layers.EinsumDense):
         # weight, and the same noise: sum before anything is squared.
         inputs_axes, shared, _, _ = self._axes()
         if inputs_axes != shared:
+            # Sums of integers may overflow, of which Keras sums none.
+            dtype = keras.backend.result_type(inputs.dtype, self.kernel.dtype)
+            inputs = ops.cast(inputs, dtype)
             inputs = ops.einsum(f"{inputs_axes}->{shared}", inputs)
         return super().call(inputs, training=training)
 

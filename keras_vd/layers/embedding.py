@@ -8,7 +8,6 @@ import keras
 from keras import ops
 
 from keras_vd.layers.base import Expansion, VariationalLayer, along_axes
-from keras_vd.posteriors.sampling import is_sampling
 
 
 @keras.saving.register_keras_serializable(package="keras_vd")
@@ -84,7 +83,7 @@ class VDEmbedding(VariationalLayer, keras.layers.Embedding):
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         inputs = ops.convert_to_tensor(inputs)
         posterior = self.embeddings_posterior
-        if is_sampling(training):
+        if posterior.is_sampling(training):
             embeddings = posterior.draw(posterior.draw_groups())
         else:
             embeddings = posterior.mean()

@@ -17,7 +17,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vd._keras_internals import replaced_attributes
+from keras_vd._keras_internals import (
+    full_precision_value,
+    replaced_attributes,
+)
 from keras_vd._validation import check_choice
 from keras_vd.layers._flipout import FlippedKernel, flipped_methods
 from keras_vd.layers.base import (
@@ -26,7 +29,6 @@ from keras_vd.layers.base import (
     along_axes,
     keras_class,
 )
-from keras_vd.posteriors.sampling import is_sampling
 
 _register = keras.saving.register_keras_serializable(package="keras_vd")
 
@@ -116,7 +118,7 @@ class _Recurrent(VariationalLayer):
         training: bool | None = False,
     ) -> Any:
         use_cudnn = self._use_cudnn
-        if not is_sampling(training):
+        if not self._template().is_sampling(training):
             attributes = self._cast(self._inference_weights())
         elif self.estimator == "batch":
             attributes = self._batch_sample()
@@ -192,7 +194,7 @@ class _Recurrent(VariationalLayer):
         """
         if not self.use_bias:
             return {}
-        bias = ops.cast(ops.convert_to_tensor(self.cell.bias), "float32")
+        bias = full_precision_value(self.cell.bias)
         if "units" in scales:
             bias = bias * self._at_candidate(_is_alive(scales["units"]))
         if "gates" in scales and len(bias.shape) == 2:

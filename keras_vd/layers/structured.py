@@ -8,9 +8,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vd._validation import check_integer, check_number
+from keras_vd._validation import check_finite, check_integer, check_number
 from keras_vd.posteriors import Posterior
-from keras_vd.posteriors.sampling import is_sampling
 
 # Uniform draws are kept this far from 0 and 1, where logs have no gradient.
 MIN_UNIFORM = 1e-6
@@ -120,12 +119,14 @@ class StructuredGate(Posterior):
         Returns:
             Float32 tensor of shape `(units,)`.
         """
-        return ops.where(self._is_kept(self.threshold), self.gate_mean(), 0.0)
+        gates = self.gate_mean()
+        # A gate that is not a number is no closed one.
+        return ops.where(self._is_kept(self.threshold), gates, gates - gates)
 
     @property
     def n_active(self) -> int:
         """Number of units that are not 0 at inference."""
-        return int(np.sum(ops.convert_to_numpy(self._is_kept(self.threshold))))
+        return int(np.count_nonzero(ops.convert_to_numpy(self.mean())))
 
     def kl_divergence(self) -> Any:
         return ops.sum(self._masked(self._kl_terms()))
@@ -139,8 +140,9 @@ class StructuredGate(Posterior):
 
         Raises:
             TypeError: if `threshold` is not a number.
-            ValueError: if it is negative.
+            ValueError: if it is negative, or if a variable is not finite.
         """
+        check_finite(f"Gate '{self.label}'", self.weights)
         if threshold is None:
             threshold = self.threshold
         else:
@@ -154,7 +156,8 @@ class StructuredGate(Posterior):
                 f"Layer '{self.name}' multiplies its inputs by real numbers: "
                 f"they must be floats. Received: inputs of type {dtype}."
             )
-        if is_sampling(training):
+        if self.is_sampling(training) and not self.is_frozen:
+            self._note_draw()
             if self._is_kl_due():
                 self._add_kl_loss(self.kl_divergence())
             gates = self._masked(self._draw(inputs, bool(training)))

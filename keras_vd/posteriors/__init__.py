@@ -77,6 +77,14 @@ def instantiate(
     return type(template)(**config, kl_weight=kl_weight, name=name)
 
 
+def layer_arguments(posterior: WeightPosterior) -> dict[str, Any]:
+    """`posterior` and `kl_weight` of a layer with it, ready for JSON."""
+    return {
+        "posterior": serialize(posterior),
+        "kl_weight": posterior.initial_kl_weight,
+    }
+
+
 def serialize(posterior: WeightPosterior) -> dict[str, Any]:
     """A JSON-ready description of its options, which `get` understands."""
     config = keras.saving.serialize_keras_object(posterior)

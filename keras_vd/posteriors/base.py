@@ -19,10 +19,10 @@ from keras import ops
 
 from keras_vd import priors
 from keras_vd._fusing import is_compiled, recomputed
-from keras_vd._keras_internals import full_precision
+from keras_vd._keras_internals import full_precision_value
 from keras_vd._noise import standard_normal
 from keras_vd._sharding import sharded_like
-from keras_vd._validation import check_choice, check_number
+from keras_vd._validation import check_choice, check_finite, check_number
 from keras_vd.posteriors.moments import MAX_ABS_LOG_ALPHA, Moments
 from keras_vd.posteriors.posterior import Posterior
 from keras_vd.posteriors.projection import Projection
@@ -202,11 +202,18 @@ class WeightPosterior(Projection, Posterior):
         )
 
     def _read_variables(self) -> tuple[tuple[Any, ...], Any]:
-        """Theta and the noise parameters, in float32; and the keep-mask."""
-        with full_precision():
-            theta = ops.cast(ops.convert_to_tensor(self._theta), "float32")
-            parameters = map(ops.convert_to_tensor, self._noise_parameters())
-            return (theta, *parameters), ops.convert_to_tensor(self.keep_mask)
+        """Theta and the noise parameters, in one type; and the keep-mask."""
+        theta = full_precision_value(self._theta)
+        parameters = [
+            ops.cast(full_precision_value(parameter), theta.dtype)
+            for parameter in self._noise_parameters()
+        ]
+        return (theta, *parameters), ops.convert_to_tensor(self.keep_mask)
+
+    @property
+    def _call_dtype(self) -> str:
+        """Type in which the layer that is being called reads its weight."""
+        return keras.backend.standardize_dtype(self._theta.dtype)
 
     def _moments(
         self, variables: Sequence[Any], keep_mask: Any, kind: type[Moments]
@@ -241,6 +248,7 @@ class WeightPosterior(Projection, Posterior):
         Raises:
             ValueError: if the KL weight was never set.
         """
+        self._note_draw()
         if not self._is_kl_due():
             return self._compute(function, *constants)
         *outputs, divergence = self._compute(
@@ -260,13 +268,16 @@ class WeightPosterior(Projection, Posterior):
 
     @property
     def theta(self) -> Any:
-        """Posterior means: float32 tensor of the weight's shape."""
+        """Posterior means: tensor of the weight's shape.
+
+        This one and those below are float32, for a float64 weight float64.
+        """
         variables, _ = self._read_variables()
         return variables[0]
 
     @property
     def log_alpha(self) -> Any:
-        """log(sigma2 / theta^2): float32 tensor of the weight's shape.
+        """log(sigma2 / theta^2): tensor of the weight's shape.
 
         Pruned weights have the largest value there is, 20.
         """
@@ -281,13 +292,16 @@ class WeightPosterior(Projection, Posterior):
         Group variables are multiplied in, at their own inference values.
 
         Returns:
-            Float32 tensor of the weight's shape.
+            Tensor of the weight's shape.
         """
-        # No compiled kernel: not every runtime of exported models has XLA.
-        mean = self._current_moments().mean(self.threshold)
         return self._scaled(
-            mean, {name: group.mean() for name, (group, _) in self._groups()}
+            self._own_mean(),
+            {name: group.mean() for name, (group, _) in self._groups()},
         )
+
+    def _own_mean(self) -> Any:
+        # No compiled kernel: not every runtime of exported models has XLA.
+        return self._current_moments().inference_mean(self.threshold)
 
     def sample(self) -> Any:
         """One draw of the weight from the posterior used in training.
@@ -295,7 +309,7 @@ class WeightPosterior(Projection, Posterior):
         Group variables are multiplied in, with a draw of their own.
 
         Returns:
-            Float32 tensor of the weight's shape.
+            Tensor of the weight's shape.
         """
         return self._scaled(
             sum(self._deviate(self._current_moments(), self._noise())),
@@ -305,15 +319,19 @@ class WeightPosterior(Projection, Posterior):
     def draw(self, scales: Mapping[str, Any]) -> Any:
         """Start a training pass: one draw of the weight, the KL in the losses.
 
+        A frozen weight is what it is at inference, without a KL.
+
         Args:
             scales: Values of this weight's group variables, by name.
 
         Returns:
-            Float32 tensor of the weight's shape.
+            Tensor of the weight's shape.
 
         Raises:
             ValueError: if the KL weight was never set.
         """
+        if self.is_frozen:
+            return self._scaled(self._own_mean(), scales)
         (weight,) = self._start_pass(
             lambda *inputs: (sum(self._deviate(*inputs)),), self._noise()
         )
@@ -321,6 +339,9 @@ class WeightPosterior(Projection, Posterior):
 
     def draw_parts(self, scales: Mapping[str, Any]) -> tuple[Any, Any]:
         """As `draw`, but return the mean and the deviation from it apart."""
+        if self.is_frozen:
+            mean = self._own_mean()
+            return self._scaled(mean, scales), ops.zeros_like(mean)
         mean, deviation = self._start_pass(self._deviate, self._noise())
         return self._scaled(mean, scales), self._scaled(deviation, scales)
 
@@ -329,9 +350,8 @@ class WeightPosterior(Projection, Posterior):
         return {name: group.draw({}) for name, (group, _) in self._groups()}
 
     def _noise(self) -> Any:
-        return standard_normal(
-            self._theta.shape, "float32", self.seed_generator
-        )
+        dtype = full_precision_value(self._theta).dtype
+        return standard_normal(self._theta.shape, dtype, self.seed_generator)
 
     def _deviate(self, moments: Moments, noise: Any) -> tuple[Any, Any]:
         """Mean, and a deviation from it."""
@@ -349,7 +369,8 @@ class WeightPosterior(Projection, Posterior):
     ) -> Any:
         """A tensor of the weight's shape times powers of group variables."""
         for name, (_, expand) in self._groups():
-            tensor = tensor * expand(scales[name]) ** power
+            scale = ops.cast(expand(scales[name]), tensor.dtype)
+            tensor = tensor * scale**power
         return tensor
 
     def kl_divergence(self) -> Any:
@@ -367,8 +388,10 @@ class WeightPosterior(Projection, Posterior):
 
         Raises:
             TypeError: if `threshold` is not a number.
-            ValueError: if it is not within [-20, 20].
+            ValueError: if it is not within [-20, 20], or if a value of the
+                weight or of its noise is not finite.
         """
+        check_finite(f"Weight '{self.label}'", [self._theta, *self.weights])
         if threshold is None:
             threshold = self.threshold
         else:

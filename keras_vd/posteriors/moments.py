@@ -66,6 +66,14 @@ class Moments:
         """theta, and 0 where it is not kept."""
         return ops.where(self.is_kept(threshold), self.theta, 0.0)
 
+    def inference_mean(self, threshold: float | None) -> Any:
+        """As `mean`, but NaN where log_alpha is: that is no zero."""
+        if threshold is None:
+            return self.mean(None)
+        return ops.where(
+            self.is_kept(threshold), self.theta, self.log_alpha - self.log_alpha
+        )
+
     def sigma2(self) -> Any:
         """Variances; pruned weights have none."""
         return _masked_exp(self.log_sigma2, self.keep_mask)
@@ -76,7 +84,8 @@ class Moments:
 
     def kl_divergence(self, prior: Prior) -> Any:
         """KL to a prior in nats, summed over what is not pruned."""
-        return ops.sum(ops.where(self.keep_mask, self._kl_terms(prior), 0.0))
+        terms = ops.where(self.keep_mask, self._kl_terms(prior), 0.0)
+        return ops.cast(ops.sum(terms), "float32")
 
     def _kl_terms(self, prior: Prior) -> Any:
         return prior.kl_divergence(self.theta, self.log_sigma2, self.log_alpha)

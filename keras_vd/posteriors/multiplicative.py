@@ -13,7 +13,6 @@ from keras_vd._noise import standard_normal
 from keras_vd._validation import check_choice, check_number
 from keras_vd.posteriors.base import WeightPosterior
 from keras_vd.posteriors.moments import THETA2_FLOOR
-from keras_vd.posteriors.sampling import is_sampling
 
 
 @keras.saving.register_keras_serializable(package="keras_vd.posteriors")
@@ -129,9 +128,14 @@ class VD(WeightPosterior):
     def project(
         self, linear_op: Callable[[Any, Any], Any], inputs: Any, training: Any
     ) -> Any:
-        if not is_sampling(training) or self.noise == "weight":
+        by_input = self.noise == "input" and not self.is_frozen
+        if not (by_input and self.is_sampling(training)):
             return super().project(linear_op, inputs, training)
         scales = self.draw_groups()
+        dtype = self._call_dtype
+        inputs = ops.cast(
+            inputs, keras.backend.result_type(inputs.dtype, dtype)
+        )
         (mean,) = self._start_pass(
             lambda moments: (moments.mean(self._training_threshold),)
         )
@@ -141,7 +145,7 @@ class VD(WeightPosterior):
         stddev = ops.cast(self._input_stddev(inputs), inputs.dtype)
         noisy_inputs = inputs * (1.0 + stddev * noise)
         weight = self._scaled(mean, scales)
-        return linear_op(noisy_inputs, ops.cast(weight, inputs.dtype))
+        return linear_op(noisy_inputs, ops.cast(weight, dtype))
 
     def _input_stddev(self, inputs: Any) -> Any:
         """sqrt(alpha), broadcastable to `inputs`."""

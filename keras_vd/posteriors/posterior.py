@@ -7,14 +7,28 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_vd._keras_internals import model_in_training_step
 from keras_vd._seeds import SeedGenerator
 from keras_vd._validation import check_number
 from keras_vd.posteriors.kl_weight import NO_KL_WEIGHT, KLWeight
 from keras_vd.posteriors.sampling import is_sampling_at_inference
 
+NO_NOISE = (
+    "'{name}' draws no noise in the training step of '{model}' (of type "
+    "{type}), and adds no KL divergence to its losses: the layers inside were "
+    "not told that this is training. Give the `call` of '{model}' an argument "
+    "`training=None`, and pass `training=True` where a `train_step` of your "
+    "own calls it; Keras hands it on to all layers inside. A layer that "
+    "shall stay as it is needs `trainable=False`."
+)
+
 
 class Posterior(keras.layers.Layer):
     """A random quantity with a KL in the loss and a mask of what is kept.
+
+    One that is frozen (`trainable=False`, usually together with its layer) is
+    left alone, like Keras' batch normalization: in training it is what it is
+    at inference, without noise and without a KL in the losses.
 
     Args:
         kl_scale: Float >= 0: factor of this KL on top of the KL weight.
@@ -25,6 +39,7 @@ class Posterior(keras.layers.Layer):
         kl_weight: Scalar variable, float32.
         keep_mask: Bool variable; False is pruned.
         label: Name for people.
+        has_drawn: Whether it ever drew noise for training.
     """
 
     label: str
@@ -41,6 +56,40 @@ class Posterior(keras.layers.Layer):
             kl_weight = check_number("kl_weight", kl_weight, 0.0)
         self.initial_kl_weight = kl_weight
         self.seed_generator = SeedGenerator()
+        self.has_drawn = False
+
+    def is_sampling(self, training: bool | None) -> bool:
+        """Whether a pass draws weights and gates.
+
+        Args:
+            training: Bool or None, never a tensor.
+
+        Raises:
+            ValueError: if not, although a model is being trained that does
+                not say so to the layers inside.
+        """
+        if training or is_sampling_at_inference():
+            return True
+        if self.trainable:
+            model = model_in_training_step(is_told=training is not None)
+            if model is not None:
+                raise ValueError(
+                    NO_NOISE.format(
+                        name=self.label,
+                        model=model.name,
+                        type=type(model).__name__,
+                    )
+                )
+        return False
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether a pass that draws leaves this one alone."""
+        return not (self.trainable or is_sampling_at_inference())
+
+    def _note_draw(self) -> None:
+        if not (self.has_drawn or is_sampling_at_inference()):
+            self.has_drawn = True
 
     def _add_state(self, shape: tuple[int, ...]) -> None:
         """Create `keep_mask` and `kl_weight`."""

@@ -20,10 +20,7 @@ from keras import ops
 from keras_vd._fusing import recomputed
 from keras_vd._noise import standard_normal
 from keras_vd.posteriors.moments import Moments
-from keras_vd.posteriors.sampling import (
-    is_sampling,
-    is_sampling_at_inference,
-)
+from keras_vd.posteriors.sampling import is_sampling_at_inference
 
 # What it has of `WeightPosterior`, a type checker cannot see.
 _Mixin: Any = object
@@ -43,31 +40,32 @@ class Projection(_Mixin):
         Args:
             linear_op: `(inputs, weight) -> outputs`, linear in both, without
                 a bias: noise belongs to the weight alone.
-            inputs: Tensor in the layer's compute dtype.
+            inputs: Tensor; floats in the layer's compute dtype.
             training: Bool or None, never a tensor.
 
         Returns:
-            Tensor of the shape and dtype of `linear_op(inputs, weight)`.
+            Tensor of the shape and dtype of `linear_op(inputs, weight)`, with
+            the weight in the dtype in which the layer would read it.
 
         Raises:
             ValueError: if `training` and the KL weight was never set.
         """
-        if not is_sampling(training):
-            return linear_op(inputs, ops.cast(self.mean(), inputs.dtype))
+        # Not that of the inputs, which may be integers.
+        dtype = self._call_dtype
+        if not self.is_sampling(training):
+            return linear_op(inputs, ops.cast(self.mean(), dtype))
         scales = self.draw_groups()
-        if self.estimator == "weight":
-            weight = self.draw(scales)
-            return linear_op(inputs, ops.cast(weight, inputs.dtype))
-        # What nothing multiplies leaves the kernel in its final type.
-        dtypes = (inputs.dtype, self.variance_dtype or inputs.dtype)
-        if scales:
-            dtypes = ("float32", "float32")
+        if self.estimator == "weight" or self.is_frozen:
+            return linear_op(inputs, ops.cast(self.draw(scales), dtype))
 
         def parts(moments: Moments) -> tuple[Any, Any]:
             mean = moments.mean(self._training_threshold)
+            if scales:
+                return mean, moments.sigma2()
+            # What nothing multiplies leaves the kernel in its final type.
             return (
-                ops.cast(mean, dtypes[0]),
-                ops.cast(moments.sigma2(), dtypes[1]),
+                ops.cast(mean, dtype),
+                ops.cast(moments.sigma2(), self.variance_dtype or dtype),
             )
 
         mean, sigma2 = self._start_pass(parts)
@@ -85,11 +83,11 @@ class Projection(_Mixin):
         mean: Any,
         sigma2: Any,
     ) -> Any:
-        outputs = linear_op(inputs, ops.cast(mean, inputs.dtype))
-        dtype = self.variance_dtype or inputs.dtype
-        variances = linear_op(
-            ops.cast(ops.square(inputs), dtype), ops.cast(sigma2, dtype)
-        )
+        outputs = linear_op(inputs, ops.cast(mean, self._call_dtype))
+        dtype = self.variance_dtype or outputs.dtype
+        # Squares of integers may overflow, and have no place for noise.
+        squares = ops.square(ops.cast(inputs, outputs.dtype))
+        variances = linear_op(ops.cast(squares, dtype), ops.cast(sigma2, dtype))
         variances = ops.cast(variances, outputs.dtype)
         # sqrt has no gradient at 0, and 1e-8 is 0 in float16. A rounding error
         # of a fast convolution may also leave a variance slightly negative.

@@ -2,7 +2,8 @@
 
 Monte Carlo predictions draw weights at inference: `training` is False there,
 so that dropout stays off and batch normalization uses its moving statistics.
-Every layer and gate of this package asks `is_sampling` instead of `training`.
+Every layer and gate of this package asks `Posterior.is_sampling` instead of
+`training`.
 """
 
 from __future__ import annotations
@@ -31,12 +32,3 @@ def sampling_at_inference() -> Iterator[None]:
 def is_sampling_at_inference() -> bool:
     """Whether the caller is within `sampling_at_inference`."""
     return _AT_INFERENCE.get()
-
-
-def is_sampling(training: bool | None) -> bool:
-    """Whether a pass draws its weights and gates.
-
-    Args:
-        training: Bool or None, never a tensor.
-    """
-    return bool(training) or is_sampling_at_inference()
