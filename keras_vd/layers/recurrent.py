@@ -195,6 +195,7 @@ class _Recurrent(VariationalLayer):
         if not self.use_bias:
             return {}
         bias = full_precision_value(self.cell.bias)
+        scales = {k: ops.cast(x, bias.dtype) for k, x in scales.items()}
         if "units" in scales:
             bias = bias * self._at_candidate(_is_alive(scales["units"]))
         if "gates" in scales and len(bias.shape) == 2:

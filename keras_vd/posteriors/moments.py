@@ -19,6 +19,8 @@ from keras_vd.priors import Prior
 MAX_ABS_LOG_ALPHA = 20.0
 # log(theta^2 + 1e-8) keeps log_alpha and its gradient finite at theta = 0.
 THETA2_FLOOR = 1e-8
+# Gaussian posteriors of weights near 0 may well be wide.
+_BOUNDED_THETA2 = 1e-4
 # Relative; more than rounding errors, so that reaching a threshold counts.
 _TIE = 5e-7
 
@@ -75,12 +77,30 @@ class Moments:
         )
 
     def sigma2(self) -> Any:
-        """Variances; pruned weights have none."""
-        return _masked_exp(self.log_sigma2, self.keep_mask)
+        """Variances up to a bound; pruned weights have none.
+
+        A prior that knows no scale lets variances grow, until layers in a row
+        reach the largest floats: infinities come of that, then NaN. The bound
+        is an alpha of exp(20), of weights that count as at least 0.01.
+        """
+        return self._masked_exp(self.log_sigma2, self._largest_sigma2)
 
     def stddev(self) -> Any:
         """Standard deviations; pruned weights have none."""
-        return _masked_exp(0.5 * self.log_sigma2, self.keep_mask)
+        largest = ops.sqrt(self._largest_sigma2)
+        return self._masked_exp(0.5 * self.log_sigma2, largest)
+
+    @property
+    def _largest_sigma2(self) -> Any:
+        theta2 = ops.square(ops.stop_gradient(self.theta)) + _BOUNDED_THETA2
+        return math.exp(MAX_ABS_LOG_ALPHA) * theta2
+
+    def _masked_exp(self, exponent: Any, largest: Any) -> Any:
+        """Exponential up to `largest`, and 0 where pruned."""
+        if tuple(exponent.shape) != tuple(self.keep_mask.shape):
+            exponent = ops.broadcast_to(exponent, self.keep_mask.shape)
+        values = ops.minimum(ops.exp(ops.stop_gradient(exponent)), largest)
+        return _known_exp(exponent, ops.where(self.keep_mask, values, 0.0))
 
     def kl_divergence(self, prior: Prior) -> Any:
         """KL to a prior in nats, summed over what is not pruned."""
@@ -127,14 +147,6 @@ class AdditiveMoments(Moments):
         )
         terms = prior.kl_by_snr(self.unbounded_log_alpha, self.snr)
         return ops.where(is_inside, terms, ops.stop_gradient(terms))
-
-
-def _masked_exp(exponent: Any, mask: Any) -> Any:
-    """Exponential of what `mask` keeps, elsewhere 0."""
-    if tuple(exponent.shape) != tuple(mask.shape):
-        exponent = ops.broadcast_to(exponent, mask.shape)
-    values = ops.where(mask, ops.exp(ops.stop_gradient(exponent)), 0.0)
-    return _known_exp(exponent, values)
 
 
 # Autodiff would keep the unmasked values, a loop and a tensor more. No closure

@@ -129,8 +129,9 @@ class Posterior(keras.layers.Layer):
         return True
 
     def _add_kl_loss(self, divergence: Any) -> None:
-        weight = ops.convert_to_tensor(self.kl_weight)
-        self.add_loss(weight * self.kl_scale * divergence)
+        loss = ops.convert_to_tensor(self.kl_weight) * self.kl_scale * divergence
+        # Keras adds losses up in this type, and TensorFlow casts nothing.
+        self.add_loss(ops.cast(loss, keras.config.floatx()))
 
     def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
