@@ -248,10 +248,11 @@ class SparsityReport(Report):
                 f"{nonzero:,}",
                 f"{_ratio(total, nonzero):.1f}",
             )
-        if self.nonfinite:
-            table.add_section()
-        for path, number in self.nonfinite.items():
-            table.add_row(f"not finite: {path}", "", f"{number:,}")
+        table.caption_justify = "left"
+        table.caption = "\n".join(
+            f"not finite: {path} ({number:,} entries)"
+            for path, number in self.nonfinite.items()
+        )
         return table
 
     def _totals(self) -> list[tuple[str, int, int]]:

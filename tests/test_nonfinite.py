@@ -142,16 +142,16 @@ def test_the_callback_stops_and_says_where(capsys):
 @pytest.mark.parametrize("name", ["sparse_vd", "ard"])
 @pytest.mark.parametrize("estimator", ["local", "weight"])
 def test_variances_have_a_bound(name, estimator):
-    # Oracle: the bound itself, e^20 (theta^2 + 0.01^2).
+    # Oracle: the bound itself, e^10 (theta^2 + 1).
     layer = layers.VDDense(
         1,
         posterior=posteriors.get(name).__class__(estimator=estimator),
         kl_weight=1.0,
     )
     layer.build((None, 1))
-    layer.kernel.assign([[1e-2]])
+    layer.kernel.assign([[3.0]])
     outputs = {}
-    for log_sigma2 in (20.0 + np.log(2e-4), 60.0, 1e4):
+    for log_sigma2 in (10.0 + np.log(10.0), 60.0, 1e4):
         layer.kernel_posterior.log_sigma2.assign([[log_sigma2]])
         layer.kernel_posterior.seed_generator.state.assign([1, 2])
         noisy = layer(np.ones((4, 1), "float32"), training=True)

@@ -56,6 +56,7 @@ class _Attention(VariationalLayer):
             projection.kernel_posterior.label = label
         if "heads" in self.group_names:
             self._bind_heads()
+        self._hand_on_trainable()
 
     def _projection(self, *args: Any, **kwargs: Any) -> VDEinsumDense:
         return VDEinsumDense(*args, **self._posterior_arguments(), **kwargs)

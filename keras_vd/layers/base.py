@@ -62,6 +62,15 @@ class VariationalLayer(_Mixin):
             name = f"{group}_group"
             new = posteriors.instantiate(posterior, name, kl_weight, True)
             setattr(self, name, new)
+        self._hand_on_trainable()
+
+    def _hand_on_trainable(self) -> None:
+        """Freeze sub-layers if `trainable=False` was passed.
+
+        Keras does so only when the attribute is set.
+        """
+        if not self.trainable:
+            self.trainable = False
 
     def _check_supported(self) -> None:
         if self.variable_dtype == "float16":

@@ -19,8 +19,7 @@ from keras_vd.priors import Prior
 MAX_ABS_LOG_ALPHA = 20.0
 # log(theta^2 + 1e-8) keeps log_alpha and its gradient finite at theta = 0.
 THETA2_FLOOR = 1e-8
-# Gaussian posteriors of weights near 0 may well be wide.
-_BOUNDED_THETA2 = 1e-4
+_LARGEST_ALPHA = math.exp(10.0)
 # Relative; more than rounding errors, so that reaching a threshold counts.
 _TIE = 5e-7
 
@@ -77,11 +76,11 @@ class Moments:
         )
 
     def sigma2(self) -> Any:
-        """Variances up to a bound; pruned weights have none.
+        """Variances up to exp(10) (theta^2 + 1); pruned weights have none.
 
         A prior that knows no scale lets variances grow, until layers in a row
-        reach the largest floats: infinities come of that, then NaN. The bound
-        is an alpha of exp(20), of weights that count as at least 0.01.
+        reach the largest floats: infinities come of that, then NaN. No weight
+        that is of use comes near the bound, and the gradient ignores it.
         """
         return self._masked_exp(self.log_sigma2, self._largest_sigma2)
 
@@ -92,8 +91,8 @@ class Moments:
 
     @property
     def _largest_sigma2(self) -> Any:
-        theta2 = ops.square(ops.stop_gradient(self.theta)) + _BOUNDED_THETA2
-        return math.exp(MAX_ABS_LOG_ALPHA) * theta2
+        theta2 = ops.square(ops.stop_gradient(self.theta))
+        return _LARGEST_ALPHA * theta2 + _LARGEST_ALPHA
 
     def _masked_exp(self, exponent: Any, largest: Any) -> Any:
         """Exponential up to `largest`, and 0 where pruned."""

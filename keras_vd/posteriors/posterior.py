@@ -129,7 +129,8 @@ class Posterior(keras.layers.Layer):
         return True
 
     def _add_kl_loss(self, divergence: Any) -> None:
-        loss = ops.convert_to_tensor(self.kl_weight) * self.kl_scale * divergence
+        weight = ops.convert_to_tensor(self.kl_weight)
+        loss = weight * self.kl_scale * divergence
         # Keras adds losses up in this type, and TensorFlow casts nothing.
         self.add_loss(ops.cast(loss, keras.config.floatx()))
 
