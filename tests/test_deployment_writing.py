@@ -1,5 +1,9 @@
 """A file that cannot be written leaves the old one as it was."""
 
+import sys
+import threading
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -127,22 +131,110 @@ def test_a_file_cut_short_is_an_error(tmp_path, monkeypatch):
     assert content(tmp_path) == before
 
 
+def saved_as(text):
+    def write(new):
+        new.mkdir()
+        (new / "saved_model.pb").write_text(text)
+
+    return write
+
+
+def unchecked(new):
+    pass
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux swaps folders.")
+def test_a_folder_is_there_all_the_time(tmp_path):
+    target = tmp_path / "m"
+    writing.write_checked(target, saved_as("0"), unchecked, is_folder=True)
+    missing, is_over = [], threading.Event()
+
+    def look():
+        while not is_over.is_set():
+            if not (target / "saved_model.pb").exists():
+                missing.append(True)
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    try:
+        for i in range(200):
+            text = str(i)
+            writing.write_checked(
+                target, saved_as(text), unchecked, is_folder=True
+            )
+            assert (target / "saved_model.pb").read_text() == text
+    finally:
+        is_over.set()
+        reader.join()
+    assert not missing
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+# Dies while the new folder is checked, or between the two renames of a system
+# that swaps no folders.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from keras_vd._deploying import writing
+
+def write(new):
+    new.mkdir()
+    (new / "saved_model.pb").write_text("killed")
+
+def die(*arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def rename_and_die(old, new, rename=os.rename):
+    rename(old, new)
+    die()
+
+check = die
+if sys.argv[2] == "replaces":
+    check = str
+    writing._exchange = lambda *paths: False
+    os.rename = rename_and_die
+writing.write_checked(Path(sys.argv[1]), write, check, is_folder=True)
+"""
+
+
+@pytest.mark.parametrize("when", ["checks", "replaces"])
+def test_what_a_killed_process_left_is_cleared(when, tmp_path):
+    target = tmp_path / "m"
+    writing.write_checked(target, saved_as("old"), unchecked, is_folder=True)
+    result = run_python(KILLED, target, when)
+    assert result.returncode == -9, result.stderr
+    assert list(tmp_path.glob(".writing-*"))
+    assert target.exists() == (when == "checks")
+
+    def fail(new):
+        raise OSError(5, "Input/output error")
+
+    # Back before anything new is there.
+    with pytest.raises(OSError, match="could not write"):
+        writing.write_checked(target, fail, unchecked, is_folder=True)
+    assert content(tmp_path) == {Path("m/saved_model.pb"): b"old"}
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_what_others_are_writing_stays(tmp_path):
+    target, other = tmp_path / "m", tmp_path / "other"
+
+    def write(new):
+        saved_as("other")(new)
+        # Another writer in the same folder begins and ends meanwhile.
+        writing.write_checked(target, saved_as("m"), unchecked, is_folder=True)
+
+    writing.write_checked(other, write, unchecked, is_folder=True)
+    assert (target / "saved_model.pb").read_text() == "m"
+    assert (other / "saved_model.pb").read_text() == "other"
+
+
 @pytest.mark.parametrize("failing", ["first", "second"])
 def test_a_folder_comes_back_if_it_cannot_be_replaced(
     failing, tmp_path, monkeypatch
 ):
     target = tmp_path / "m"
-
-    def write(text):
-        def to(new):
-            new.mkdir()
-            (new / "saved_model.pb").write_text(text)
-
-        return to
-
-    def none(new):
-        pass
-
+    write, none = saved_as, unchecked
     writing.write_checked(target, write("old"), none, is_folder=True)
     before = content(tmp_path)
     rename, calls = writing.os.rename, []
@@ -154,6 +246,8 @@ def test_a_folder_comes_back_if_it_cannot_be_replaced(
         rename(old, new)
 
     with monkeypatch.context() as patch:
+        # As on a system that swaps no folders.
+        patch.setattr(writing, "_exchange", lambda *paths: False)
         patch.setattr(writing.os, "rename", fail)
         with pytest.raises(OSError, match="could not replace") as told:
             writing.write_checked(target, write("new"), none, is_folder=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
 import tempfile
@@ -10,7 +11,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+if os.name == "posix":
+    import fcntl
+
 T = TypeVar("T")
+
+_PREFIX = ".writing-"
+_REPLACED = "replaced"
 
 
 def write_checked(
@@ -21,7 +28,8 @@ def write_checked(
 ) -> None:
     """Write a file or folder beside its place, check it, then move it there.
 
-    Whatever fails, what was there before is still there.
+    Whatever fails, and if the process is killed, what was there before is
+    still there. What killed processes have left beside it is removed.
 
     Args:
         path: The place.
@@ -36,20 +44,18 @@ def write_checked(
     """
     target = Path(os.path.realpath(path))
     _check_place(target, is_folder)
-    with _naming(target, "prepare"):
-        # Beside its place: a move within one file system is atomic.
-        beside = Path(tempfile.mkdtemp(prefix=".writing-", dir=target.parent))
-    try:
+    with contextlib.ExitStack() as stack:
+        with _naming(target, "prepare"):
+            _clear(target)
+            beside = stack.enter_context(_folder_beside(target))
         new = beside / target.name
         with _naming(target, "write"):
             write(new)
             _flush(new)
         check(new)
         with _naming(target, "replace"):
-            _move(new, target, beside / "replaced")
+            _move(new, target, beside / _REPLACED)
             _flush_folder(target.parent)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def read_back(path: Path, reader: Callable[[Path], T]) -> T:
@@ -115,9 +121,69 @@ def _flush_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+@contextlib.contextmanager
+def _folder_beside(target: Path) -> Iterator[Path]:
+    """A folder to write to, locked as long as this process lives.
+
+    Beside its place, as a move within one file system is atomic.
+    """
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=target.parent))
+        lock = _lock(folder)
+        if folder.exists():
+            break
+        # Another writer took it for that of a process that was killed.
+        _unlock(lock)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        _unlock(lock)
+
+
+def _clear(target: Path) -> None:
+    """Remove folders of processes that were killed; bring back `target`."""
+    for folder in sorted(target.parent.glob(f"{_PREFIX}*")):
+        lock = _lock(folder)
+        if lock is None:
+            continue
+        try:
+            replaced = folder / _REPLACED
+            if replaced.exists() and (folder / target.name).exists():
+                if not target.exists():
+                    os.rename(replaced, target)
+            if not replaced.exists() or target.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            _unlock(lock)
+
+
+def _lock(folder: Path) -> int | None:
+    """Lock a folder; None if another process has, or the system cannot."""
+    if os.name != "posix":
+        return None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _unlock(descriptor: int | None) -> None:
+    if descriptor is not None:
+        os.close(descriptor)
+
+
 def _move(new: Path, target: Path, replaced: Path) -> None:
     if not target.is_dir():
         os.replace(new, target)
+        return
+    if _exchange(new, target):
         return
     # A folder with files in it cannot be replaced in one step.
     os.rename(target, replaced)
@@ -126,3 +192,17 @@ def _move(new: Path, target: Path, replaced: Path) -> None:
     except BaseException:
         os.rename(replaced, target)
         raise
+
+
+def _exchange(new: Path, target: Path) -> bool:
+    """Swap two folders in one step; False where the system cannot."""
+    if os.name != "posix":
+        return False
+    library = ctypes.CDLL(None)
+    names = os.fsencode(new), os.fsencode(target)
+    here, swap = ctypes.c_int(-100), ctypes.c_uint(2)
+    if hasattr(library, "renameat2"):  # Linux
+        return library.renameat2(here, names[0], here, names[1], swap) == 0
+    if hasattr(library, "renamex_np"):  # macOS
+        return library.renamex_np(*names, swap) == 0
+    return False
