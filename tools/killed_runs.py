@@ -18,13 +18,10 @@ import argparse
 import collections
 import dataclasses
 import os
-import pickle
 import select
-import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -38,6 +35,7 @@ from keras_vd import callbacks, layers
 from keras_vd._deploying.interface import input_names
 from keras_vd._deploying.readers import READERS
 from tools.checking import Case, finish, run_cases
+from tools.processes import Child, in_child
 
 if keras.backend.backend() != "torch":
     import tensorflow  # noqa: F401
@@ -45,64 +43,6 @@ if keras.backend.backend() != "torch":
 FEATURES = 32
 CLASSES = 4
 EPOCHS = 8
-
-
-class Child:
-    """A forked process that sends a sign when it begins, and a result.
-
-    Args:
-        function: What it calls; gets a function that sends the sign.
-    """
-
-    def __init__(self, function: Callable[[Callable[[], None]], Any]) -> None:
-        self.reader, writer = os.pipe()
-        self.pid = os.fork()
-        if self.pid == 0:
-            self._work(function, writer)
-        os.close(writer)
-        self._received = b""
-
-    def _work(self, function: Callable[..., Any], writer: int) -> None:
-        quiet = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(quiet, 1)
-        os.dup2(quiet, 2)
-        try:
-            result = (True, function(lambda: os.write(writer, b"!")))
-        except BaseException:
-            result = (False, traceback.format_exc())
-        os.write(writer, b"=")
-        with os.fdopen(writer, "wb") as file:
-            file.write(pickle.dumps(result))
-        os._exit(0)
-
-    def wait_for_sign(self, seconds: float = 120.0) -> None:
-        """Wait until the child begins, or ends."""
-        select.select([self.reader], [], [], seconds)
-        self._received += os.read(self.reader, 1)
-
-    def kill(self) -> None:
-        """Kill it, whether or not it still runs."""
-        os.kill(self.pid, signal.SIGKILL)
-        self._end()
-
-    def result(self) -> Any:
-        """What the function returned; an error if it failed."""
-        received = self._received + self._end()
-        is_fine, value = pickle.loads(received.partition(b"=")[2])
-        if not is_fine:
-            raise RuntimeError(value)
-        return value
-
-    def _end(self) -> bytes:
-        with os.fdopen(self.reader, "rb") as file:
-            received = file.read()
-        os.waitpid(self.pid, 0)
-        return received
-
-
-def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The result of a function that is called in a process of its own."""
-    return Child(lambda sign: function(*arguments)).result()
 
 
 def _seeded(seed: int) -> np.random.Generator:
