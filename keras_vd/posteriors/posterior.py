@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
-from keras_vd._keras_internals import model_in_training_step
+from keras_vd._keras_internals import model_in_training_step, own_variables
 from keras_vd._seeds import SeedGenerator
 from keras_vd._validation import check_number
 from keras_vd.posteriors.kl_weight import NO_KL_WEIGHT, KLWeight
@@ -140,6 +141,22 @@ class Posterior(keras.layers.Layer):
         store["seed_state"] = self.seed_generator.state
 
     def load_own_variables(self, store: Any) -> None:
-        own = {key: store[key] for key in store.keys() if key != "seed_state"}
-        super().load_own_variables(own)
-        self.seed_generator.state.assign(store["seed_state"])
+        variables = {str(i): x for i, x in enumerate(own_variables(self))}
+        variables["seed_state"] = self.seed_generator.state
+        label = getattr(self, "label", self.name)
+        # Before anything is read: it may be of any size.
+        if set(store.keys()) != set(variables):
+            raise ValueError(
+                f"The file does not fit '{label}', {type(self).__name__}: it "
+                f"must hold {sorted(variables)}. It holds "
+                f"{sorted(store.keys())}."
+            )
+        for key, variable in variables.items():
+            value = store[key]
+            if np.shape(value) != tuple(variable.shape):
+                raise ValueError(
+                    f"The file does not fit '{label}', {type(self).__name__}: "
+                    f"'{variable.name}' must have the shape "
+                    f"{tuple(variable.shape)}. It has {np.shape(value)}."
+                )
+            variable.assign(value)

@@ -468,3 +468,46 @@ def test_gradients_are_finite_where_weights_are_pruned(estimator):
     # Oracle: what does not enter the loss does not move, the rest does.
     moved = keras.ops.convert_to_numpy(layer.kernel) != before
     np.testing.assert_array_equal(moved, mask)
+
+
+class CountingStore(dict):
+    """Like a file of weights, which is read when an array is asked for."""
+
+    def __init__(self, arrays):
+        super().__init__(arrays)
+        self.read = []
+
+    def __getitem__(self, key):
+        self.read.append(key)
+        return super().__getitem__(key)
+
+
+def stored(posterior):
+    store = {}
+    posterior.save_own_variables(store)
+    return {key: keras.ops.convert_to_numpy(store[key]) for key in store}
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("change", ["missing", "more", "seeds", "shape"])
+def test_a_file_that_does_not_fit_is_an_error(change):
+    layer = layers.VDDense(3, name="mine")
+    layer.build((None, 4))
+    posterior = layer.kernel_posterior
+    arrays = stored(posterior)
+    if change == "missing":
+        del arrays["0"]
+    elif change == "more":
+        arrays["9"] = np.zeros(10**6)
+    elif change == "seeds":
+        del arrays["seed_state"]
+    else:
+        arrays["seed_state"] = np.zeros((2, 2), "uint32")
+    before = stored(posterior)
+    store = CountingStore(arrays)
+    with pytest.raises(ValueError, match="does not fit 'mine'"):
+        posterior.load_own_variables(store)
+    # What does not belong there is not read: it may be of any size.
+    assert change == "shape" or not store.read
+    for key, value in stored(posterior).items():
+        np.testing.assert_array_equal(value, before[key])
