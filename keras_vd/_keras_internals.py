@@ -202,6 +202,11 @@ def exclude_from_weight_decay(
         inner._exclude_from_weight_decay_cache = {}
 
 
+def start_at_epoch(model: keras.Model, epoch: int) -> None:
+    """Have the `fit` that is about to begin start at an epoch."""
+    model._initial_epoch = epoch
+
+
 @contextlib.contextmanager
 def replaced_attributes(instance: Any, **values: Any) -> Iterator[None]:
     """Attributes of a layer or cell that have other values for a while.

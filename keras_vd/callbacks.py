@@ -11,6 +11,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_vd._backup import BackupAndRestore
 from keras_vd._keras_internals import exclude_from_weight_decay
 from keras_vd._tensorboard import EventWriter, check_tensorboard
 from keras_vd._validation import check_choice, check_integer, check_number
@@ -22,6 +23,8 @@ from keras_vd.report import (
     required_posteriors,
     sparsity_report,
 )
+
+__all__ = ["BackupAndRestore", "KLAnnealing"]
 
 # Share of the full weight after a fraction t of the warm-up, 0 <= t <= 1.
 _SCHEDULES: dict[str, Callable[[float], float]] = {

@@ -352,3 +352,30 @@ def test_has_mask():
     ]
     calls = internals.graph_calls(keras.Model(ids, outputs))
     assert not any("mask" in name for x in calls for name in x.kwargs)
+
+
+class Epochs(keras.callbacks.Callback):
+    """Starts at an epoch, and notes those that follow."""
+
+    def __init__(self, start):
+        super().__init__()
+        self.start = start
+        self.seen = []
+
+    def on_train_begin(self, logs=None):
+        internals.start_at_epoch(self.model, self.start)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.seen.append(epoch)
+
+
+@pytest.mark.core
+def test_start_at_epoch():
+    """Oracle: `fit` calls the callback at the beginning of each epoch."""
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    epochs = Epochs(3)
+    model.fit(
+        np.ones((2, 2)), np.ones(2), epochs=5, verbose=0, callbacks=[epochs]
+    )
+    assert epochs.seen == [3, 4]

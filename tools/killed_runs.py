@@ -37,12 +37,15 @@ from keras_vd._deploying.readers import READERS
 from tools.checking import Case, finish, run_cases
 from tools.processes import Child, in_child
 
-if keras.backend.backend() != "torch":
+try:
+    # Keras loads it in every process otherwise.
     import tensorflow  # noqa: F401
+except ImportError:
+    pass
 
 FEATURES = 32
 CLASSES = 4
-EPOCHS = 8
+EPOCHS = 6
 
 
 def _seeded(seed: int) -> np.random.Generator:
@@ -82,7 +85,17 @@ def plain_model(seed: int) -> keras.Model:
     return model
 
 
-def train(folder: Path, double: bool, sign: Callable[[], None]) -> list[Any]:
+# Whose `BackupAndRestore` a fit has; those of Keras are counted apart.
+BACKUPS: dict[str, Callable[[str], keras.callbacks.Callback]] = {
+    "keras_vd": callbacks.BackupAndRestore,
+    "Keras": keras.callbacks.BackupAndRestore,
+    "Keras, double_checkpoint": partial(
+        keras.callbacks.BackupAndRestore, double_checkpoint=True
+    ),
+}
+
+
+def train(folder: Path, backup: str, sign: Callable[[], None]) -> list[Any]:
     """Fit with a backup after every epoch; all variables at the end."""
     model = variational_model(3)
     generator = np.random.default_rng(5)
@@ -91,8 +104,6 @@ def train(folder: Path, double: bool, sign: Callable[[], None]) -> list[Any]:
     model.compile(
         "adam",
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        # Tracing takes TensorFlow longer than all steps.
-        run_eagerly=keras.backend.backend() == "tensorflow",
     )
     model.fit(
         x,
@@ -103,9 +114,7 @@ def train(folder: Path, double: bool, sign: Callable[[], None]) -> list[Any]:
         verbose=0,
         callbacks=[
             callbacks.KLAnnealing(64, 1, 4, verbose=0),
-            keras.callbacks.BackupAndRestore(
-                str(folder / "backup"), double_checkpoint=double
-            ),
+            BACKUPS[backup](str(folder / "backup")),
             keras.callbacks.LambdaCallback(on_train_begin=lambda _: sign()),
         ],
     )
@@ -186,6 +195,10 @@ def _wait_for_change(child: Child, folder: Path) -> None:
         time.sleep(0.0005)
 
 
+def _ignore() -> None:
+    pass
+
+
 class Check:
     """The cases, what unbroken runs give, and a count of how cases end."""
 
@@ -193,37 +206,41 @@ class Check:
         self.outcomes: collections.Counter[str] = collections.Counter()
         self._unbroken: dict[str, Any] = {}
 
-    def fit(self, double: bool, moment: float) -> None:
+    def fit(self, backup: str, moment: float) -> None:
         """Kill a fit after a share of its time; then run it to its end."""
-        name = f"fit, double_checkpoint={double}"
         with tempfile.TemporaryDirectory() as folder:
-            expected, seconds = self._fit_unbroken(name, double)
-            child = Child(lambda sign: train(Path(folder), double, sign))
+            expected, seconds = self._fit_unbroken(backup)
+            child = Child(partial(train, Path(folder), backup))
             child.wait_for_sign()
             time.sleep(moment * seconds)
             child.kill()
+            state = "the same weights"
             try:
-                values = in_child(train, Path(folder), double, lambda: None)
+                values = in_child(train, Path(folder), backup, _ignore)
             except RuntimeError as error:
-                self.outcomes[f"{name}: cannot go on"] += 1
-                raise AssertionError(f"{name}: {error}") from error
-        if any(
-            not np.array_equal(value, other)
-            for value, other in zip(values, expected, strict=True)
-        ):
-            self.outcomes[f"{name}: other weights"] += 1
-            raise AssertionError(f"{name}: other weights, without a word")
-        self.outcomes[f"{name}: same weights"] += 1
+                state = f"an error: {str(error).splitlines()[-1]}"
+            else:
+                if any(
+                    not np.array_equal(value, other)
+                    for value, other in zip(values, expected, strict=True)
+                ):
+                    state = "other weights, without a word"
+        self.outcomes[f"fit, backup of {backup}: {state[:70]}"] += 1
+        if state != "the same weights":
+            message = f"fit, backup of {backup}: {state}"
+            if backup == "keras_vd":
+                raise AssertionError(message)
+            print(f"NOTED {message}", flush=True)
 
-    def _fit_unbroken(self, name: str, double: bool) -> tuple[Any, float]:
-        if name not in self._unbroken:
+    def _fit_unbroken(self, backup: str) -> tuple[Any, float]:
+        if backup not in self._unbroken:
             with tempfile.TemporaryDirectory() as folder:
-                child = Child(lambda sign: train(Path(folder), double, sign))
+                child = Child(partial(train, Path(folder), backup))
                 child.wait_for_sign()
                 start = time.monotonic()
                 values = child.result()
-                self._unbroken[name] = values, time.monotonic() - start
-        found: tuple[Any, float] = self._unbroken[name]
+                self._unbroken[backup] = values, time.monotonic() - start
+        found: tuple[Any, float] = self._unbroken[backup]
         return found
 
     def write(
@@ -236,7 +253,7 @@ class Check:
             folder = Path(temporary)
             path = folder / writer.name
             if has_old:
-                in_child(writer.run, path, 1, lambda: None)
+                in_child(writer.run, path, 1, _ignore)
             child = Child(lambda sign: writer.run(path, 2, sign))
             child.wait_for_sign()
             if in_writing:
@@ -244,7 +261,7 @@ class Check:
             time.sleep(moment * (writing if in_writing else whole))
             child.kill()
             self._judge(name, path, old if has_old else None, new)
-            in_child(writer.run, path, 2, lambda: None)
+            in_child(writer.run, path, 2, _ignore)
             if not np.allclose(in_child(writer.read, path), new, atol=1e-5):
                 raise AssertionError(f"{name}: the second run wrote another")
             left = [x for x in os.listdir(folder) if x != writer.name]
@@ -305,10 +322,16 @@ def cases(
             continue
         label = f"--seed {seed} --only {i}"
         if i % 3 == 0:
-            double = i % 2 == 0
+            turns = (
+                "keras_vd",
+                "Keras",
+                "keras_vd",
+                "Keras, double_checkpoint",
+            )
+            backup = turns[i // 3 % len(turns)]
             yield (
-                f"{label} (fit, double_checkpoint={double}, at {moment:.3f})",
-                partial(check.fit, double, moment),
+                f"{label} (fit, backup of {backup}, at {moment:.3f})",
+                partial(check.fit, backup, moment),
             )
             continue
         name = writers[(i - i // 3 - 1) % len(writers)]
@@ -327,11 +350,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--times", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int)
+    parser.add_argument("--minutes", type=float)
     options = parser.parse_args(arguments)
     check = Check()
     tally = run_cases(
         f"killed runs ({keras.backend.backend()})",
         cases(check, options.times, options.seed, options.only),
+        options.minutes,
     )
     for outcome, number in sorted(check.outcomes.items()):
         print(f"{number:6,} {outcome}")

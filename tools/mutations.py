@@ -10,6 +10,7 @@ import base64
 import io
 import json
 import marshal
+import math
 import pickle
 import zipfile
 from collections.abc import Callable, Iterator
@@ -341,6 +342,7 @@ def claim_shape(damage: Damage) -> None:
         del file[place]
         shape = damage.pick([(2**20,) * rank, (2**34,) + (1,) * (rank - 1)])
         file.create_dataset(place, shape, dtype, chunks=(16,) * rank)
+        damage.claimed = math.prod(shape) * dtype.itemsize
 
     damage.edit_weights(edit)
 

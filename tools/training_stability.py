@@ -298,12 +298,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--strength", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int)
+    parser.add_argument("--minutes", type=float)
     options = parser.parse_args(arguments)
     rows = design(options.strength, options.seed)
     check = Check()
     tally = run_cases(
         f"training stays finite ({keras.backend.backend()})",
         cases(check, rows, options.only),
+        options.minutes,
     )
     for outcome, number in check.outcomes.items():
         print(f"{number:6,} {outcome}")
