@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 FEWEST = 32  # entries: below, the shape costs more than the zeros
+CHECK_PRIME = 65521  # the sum of 2**31 products of two such fits 63 bits
 LEVELS = 127  # of 8-bit weights, on either side of 0
 # Bytes of an entry that are not its gap, by kind of weights.
 VALUE_BYTES = {"float32": 4, "int8": 1}
@@ -46,6 +47,26 @@ class Stream:
     def sizes(self) -> list[int]:
         """Number of entries of each array, zeros included."""
         return [int(np.prod(shape)) for shape in self.shapes]
+
+    def checksum(self) -> int:
+        """A number that is another one if anything here is."""
+        is_entry = self.gaps != self.skip
+        ends = np.cumsum(self.gaps.astype(np.int64) + is_entry)
+        found = checksum(ends[is_entry] - 1, self.values)
+        if self.scales is not None:
+            found += checksum(np.arange(len(self.scales)), self.scales)
+        return found
+
+
+def checksum(positions: np.ndarray, values: np.ndarray) -> int:
+    """Sum of (position + 1) times value, each modulo a prime.
+
+    The values of floats are their bits, as integers.
+    """
+    if values.dtype == np.float32:
+        values = values.view(np.int32)
+    factors = positions.astype(np.int64) % CHECK_PRIME + 1
+    return int((factors * (values.astype(np.int64) % CHECK_PRIME)).sum())
 
 
 def encode(arrays: Sequence[np.ndarray], weights: str) -> Stream | None:

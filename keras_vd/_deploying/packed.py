@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_vd._deploying.coding import VALUE_BYTES, Stream, encode
+from keras_vd._deploying.coding import CHECK_PRIME, VALUE_BYTES, Stream, encode
 from keras_vd._deploying.interface import (
     ROUNDED_TOLERANCE,
     TOLERANCE,
@@ -31,6 +31,8 @@ from keras_vd._deploying.saved_models import (
 from keras_vd._deploying.stripping import strip_saved_model
 from keras_vd._deploying.writing import write_checked
 from keras_vd._validation import check_choice
+
+DAMAGED = "The file is damaged: its sparse weights are not those written."
 
 
 def export_packed(
@@ -173,9 +175,12 @@ def unpack(stream: Stream) -> list[Any]:
     ends = raw.Cumsum(x=steps, axis=tf.constant(0))
     indices = raw.GatherNd(params=ends, indices=raw.Where(condition=is_entry))
     values = tf.constant(stream.values)
+    positions = raw.Sub(x=indices, y=tf.constant(1, dtype))
+    scales = tf.constant([] if stream.scales is None else stream.scales)
+    _assert_undamaged(stream, positions, values, scales)
     flat = raw.ScatterNd(
         indices=raw.ExpandDims(
-            input=raw.Sub(x=indices, y=tf.constant(1, dtype)),
+            input=positions,
             axis=tf.constant(1),
         ),
         updates=tf.cast(values, tf.float32),
@@ -189,10 +194,48 @@ def unpack(stream: Stream) -> list[Any]:
     )
     if stream.scales is not None:
         parts = [
-            raw.Mul(x=part, y=tf.constant(scale))
-            for part, scale in zip(parts, stream.scales, strict=True)
+            raw.Mul(x=part, y=scale)
+            for part, scale in zip(
+                parts,
+                raw.Unpack(value=scales, num=len(parts), axis=0),
+                strict=True,
+            )
         ]
     return [
         raw.Reshape(tensor=part, shape=tf.constant(shape, tf.int32))
         for part, shape in zip(parts, stream.shapes, strict=True)
     ]
+
+
+def _assert_undamaged(
+    stream: Stream, positions: Any, values: Any, scales: Any
+) -> None:
+    """Fail to load if the sparse weights are not those that were written.
+
+    TensorFlow checks what is in checkpoints, but nothing in a graph.
+    """
+    import tensorflow as tf
+
+    raw = tf.raw_ops
+    found = _checksum(positions, values)
+    if stream.scales is not None:
+        arrays = tf.range(len(stream.scales))
+        found = raw.AddV2(x=found, y=_checksum(arrays, scales))
+    expected = tf.constant(stream.checksum(), tf.int64)
+    raw.Assert(condition=raw.Equal(x=found, y=expected), data=[DAMAGED])
+
+
+def _checksum(positions: Any, values: Any) -> Any:
+    """As `coding.checksum`, by operations of TensorFlow."""
+    import tensorflow as tf
+
+    raw = tf.raw_ops
+    if values.dtype == tf.float32:
+        values = raw.Bitcast(input=values, type=tf.int32)
+    prime, one = tf.constant(CHECK_PRIME, tf.int64), tf.constant(1, tf.int64)
+    factors, terms = (
+        raw.FloorMod(x=tf.cast(x, tf.int64), y=prime)
+        for x in (positions, values)
+    )
+    products = raw.Mul(x=raw.AddV2(x=factors, y=one), y=terms)
+    return raw.Sum(input=products, axis=tf.constant(0))
