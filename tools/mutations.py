@@ -341,7 +341,8 @@ def claim_shape(damage: Damage) -> None:
         rank = max(1, len(file[place].shape))
         del file[place]
         shape = damage.pick([(2**20,) * rank, (2**34,) + (1,) * (rank - 1)])
-        file.create_dataset(place, shape, dtype, chunks=(16,) * rank)
+        chunks = tuple(min(size, 16) for size in shape)
+        file.create_dataset(place, shape, dtype, chunks=chunks)
         damage.claimed = math.prod(shape) * dtype.itemsize
 
     damage.edit_weights(edit)
