@@ -13,7 +13,8 @@ from pathlib import Path
 
 import keras_vd
 from benchmarks.latency import describe_machine, fail, interface, load
-from keras_vd._deploying.interface import draw_inputs, pack
+from keras_vd._deploying.drawing import draw_inputs
+from keras_vd._deploying.interface import pack
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -29,12 +29,15 @@ import numpy as np
 
 import keras_vd
 from keras_vd._deploying import comparison, onnx_files
+from keras_vd._deploying.drawing import (
+    draw_inputs,
+    flat_inputs,
+    input_shapes,
+)
 from keras_vd._deploying.interface import (
     TOLERANCE,
     difference,
-    draw_inputs,
     input_names,
-    input_shapes,
     predict,
 )
 from keras_vd._deploying.measuring import File, Measurement, measure
@@ -68,12 +71,12 @@ def load(path: str) -> keras.Model:
 def interface(model: keras.Model, steps: int) -> tuple[list[Any], int]:
     """Shapes, without the batch axis, and types of inputs; outputs."""
     types = [x.dtype for x in model.inputs]
-    shapes = input_shapes(model, steps)
+    shapes = [shape[1:] for shape in input_shapes(model, 1, steps)]
     return list(zip(shapes, types, strict=True)), len(model.outputs)
 
 
 def write_onnx(model: keras.Model, path: Path, batch_size: int) -> None:
-    path.write_bytes(onnx_files.convert(model, None))
+    path.write_bytes(onnx_files.convert(model, None, flat_inputs(model, None)))
 
 
 # What writes a model to a path for a batch size, and the runtime that reads it.

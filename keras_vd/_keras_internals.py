@@ -17,6 +17,7 @@ import keras
 from keras import ops
 from keras.src import backend
 from keras.src.backend.common import global_state
+from keras.src.export.tf2onnx_lib import patch_tf2onnx as patch_tf2onnx
 from keras.src.models.functional import Functional
 from keras.src.ops import nn as nn_operations
 from keras.src.ops import numpy as numpy_operations

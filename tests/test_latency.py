@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import deployment, latency
-from keras_vd._deploying.interface import draw_inputs
+from keras_vd._deploying.drawing import draw_inputs
 from keras_vd._deploying.measuring import Measurement
 from tests.models import REPOSITORY
 

@@ -16,10 +16,10 @@ import keras
 import numpy as np
 import rich.progress
 
+from keras_vd._deploying.drawing import flat_inputs
 from keras_vd._deploying.interface import (
     check_deployable,
     difference,
-    flat_inputs,
     input_names,
     predict,
 )
@@ -42,7 +42,7 @@ class Artifact:
         name: What the table calls it.
         runtime: What reads it.
         file: Name of the file or folder.
-        write: Writes a model to a path, for a batch size.
+        write: Writes a model to a path, for inputs of a batch size.
         is_reference: Whether the dense original is written.
         needs_batch_size: Whether each batch size needs a file of its own.
     """
@@ -50,7 +50,7 @@ class Artifact:
     name: str
     runtime: str
     file: str
-    write: Callable[[keras.Model, Path, int], object]
+    write: Callable[[keras.Model, Path, Arrays], object]
     is_reference: bool = False
     needs_batch_size: bool = False
 
@@ -67,22 +67,22 @@ def _keras_artifacts() -> Iterator[Artifact]:
         "dense",
         runtime,
         "dense.keras",
-        lambda m, p, n: save_uncompiled(m, p),
+        lambda m, p, x: save_uncompiled(m, p),
         True,
     )
     yield Artifact(
         "compressed",
         runtime,
         "compressed.keras",
-        lambda m, p, n: save_compressed(m, p),
+        lambda m, p, x: save_compressed(m, p, x),
     )
 
 
 def _tensorflow_artifacts() -> Iterator[Artifact]:
     runtime = "TensorFlow"
 
-    def plain(model: keras.Model, path: Path, batch_size: int) -> None:
-        export_saved_model(model, path)
+    def plain(model: keras.Model, path: Path, x: Arrays) -> None:
+        export_saved_model(model, path, x=x)
 
     yield Artifact("dense", runtime, "dense_saved_model", plain, True)
     yield Artifact("SavedModel", runtime, "saved_model", plain)
@@ -90,27 +90,27 @@ def _tensorflow_artifacts() -> Iterator[Artifact]:
         "compiled by XLA",
         runtime,
         "compiled_saved_model",
-        lambda m, p, n: export_saved_model(m, p, jit_compile=True),
+        lambda m, p, x: export_saved_model(m, p, jit_compile=True, x=x),
     )
     yield Artifact(
         "packed",
         runtime,
         "packed_saved_model",
-        lambda m, p, n: export_packed(m, p),
+        lambda m, p, x: export_packed(m, p, x=x),
     )
     yield Artifact(
         "packed, int8",
         runtime,
         "packed_int8_saved_model",
-        lambda m, p, n: export_packed(m, p, "int8"),
+        lambda m, p, x: export_packed(m, p, "int8", x),
     )
 
 
 def _litert_artifacts() -> Iterator[Artifact]:
     runtime = "LiteRT"
 
-    def writer(weights: str) -> Callable[[keras.Model, Path, int], None]:
-        return lambda m, p, n: export_litert(m, p, weights, n)
+    def writer(weights: str) -> Callable[[keras.Model, Path, Arrays], None]:
+        return lambda m, p, x: export_litert(m, p, weights, len(x[0]), x)
 
     dense = writer("float32")
     yield Artifact("dense", runtime, "dense.tflite", dense, True, True)
@@ -130,17 +130,17 @@ def _onnx_artifacts() -> Iterator[Artifact]:
         "dense",
         runtime,
         "dense.onnx",
-        lambda m, p, n: p.write_bytes(convert(m, None)),
+        lambda m, p, x: p.write_bytes(convert(m, None, x)),
         True,
     )
     yield Artifact(
-        "packed", runtime, "packed.onnx", lambda m, p, n: export_onnx(m, p)
+        "packed", runtime, "packed.onnx", lambda m, p, x: export_onnx(m, p, x=x)
     )
     yield Artifact(
         "packed, int8",
         runtime,
         "packed_int8.onnx",
-        lambda m, p, n: export_onnx(m, p, "int8"),
+        lambda m, p, x: export_onnx(m, p, "int8", x),
     )
 
 
@@ -246,7 +246,7 @@ def _compare(
             for n in sizes:
                 path = artifact.path(folder, n)
                 if n == sizes[0] or artifact.needs_batch_size:
-                    artifact.write(model, path, n)
+                    artifact.write(model, path, [array[:n] for array in arrays])
                 files[artifact.name, n] = File(path, names, n)
         # What cannot be written is a row of the table, whatever the reason.
         except Exception as error:

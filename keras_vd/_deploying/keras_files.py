@@ -10,9 +10,9 @@ from typing import Any
 
 import keras
 
+from keras_vd._deploying.drawing import flat_inputs
 from keras_vd._deploying.interface import (
     check_deployable,
-    flat_inputs,
     outputs_check,
 )
 from keras_vd._deploying.readers import read_keras

@@ -7,20 +7,18 @@ from typing import Any
 
 import keras
 
+from keras_vd._deploying.drawing import EXAMPLES, flat_inputs, input_dtype
 from keras_vd._deploying.interface import (
-    EXAMPLES,
     ROUNDED_TOLERANCE,
-    STEPS,
     TOLERANCE,
     check_deployable,
-    draw_inputs,
-    flat_inputs,
     outputs_check,
 )
 from keras_vd._deploying.keras_files import check_ending
+from keras_vd._deploying.logs import collected_logs
 from keras_vd._deploying.readers import Arrays, read_litert
 from keras_vd._deploying.requirements import check_backend, require
-from keras_vd._deploying.saved_models import computation, weight_values
+from keras_vd._deploying.saved_models import traced
 from keras_vd._deploying.writing import write_checked
 from keras_vd._validation import check_choice, check_integer
 
@@ -91,19 +89,40 @@ def export_litert(
     check_backend("export_litert", ["tensorflow"])
     require("tensorflow", "tensorflow")
     require("ai_edge_litert.interpreter")
+    _check_types(model)
     arrays = _examples(model, x, batch_size)
-    content = convert(model, weights, batch_size)
     tolerance = ROUNDED_TOLERANCE if weights == "int8" else TOLERANCE
     advice = ADVICE if weights == "sparse" else ""
     check = outputs_check(model, read_litert, arrays, tolerance, advice)
+    content = convert(model, weights, batch_size)
     write_checked(path, lambda new: new.write_bytes(content), check)
+
+
+def _check_types(model: keras.Model) -> None:
+    text = [
+        tensor.name
+        for tensor in (*model.inputs, *model.outputs)
+        if input_dtype(tensor) == "string"
+    ]
+    if text:
+        raise ValueError(
+            f"LiteRT files hold no layers for text, but {text} of "
+            f"'{model.name}' are strings. Write the part between them, such as "
+            "`keras.Model(ids, model.output)` from the token ids on, and turn "
+            "text into ids where it is read; or write all of it with "
+            "`export_saved_model`."
+        )
 
 
 def _examples(model: keras.Model, x: Any, batch_size: int | None) -> Arrays:
     """Inputs of one call."""
-    if x is None:
-        return draw_inputs([model], batch_size or EXAMPLES, STEPS)
-    arrays = flat_inputs(model, x)
+    fixed = {tensor.shape[0] for tensor in model.inputs} - {None, batch_size}
+    if fixed:
+        raise ValueError(
+            f"Argument `batch_size` must be {fixed.pop()}, as the inputs of "
+            f"'{model.name}' say. Received: batch_size={batch_size}."
+        )
+    arrays = flat_inputs(model, x, batch_size or EXAMPLES)
     if batch_size is not None and len(arrays[0]) < batch_size:
         raise ValueError(
             "Argument `x` must hold at least `batch_size` examples. Received: "
@@ -114,26 +133,26 @@ def _examples(model: keras.Model, x: Any, batch_size: int | None) -> Arrays:
 
 def convert(model: keras.Model, weights: str, batch_size: int | None) -> bytes:
     """The LiteRT file of a model; see `export_litert`."""
+    concrete = traced(model, batch_size)
+    with collected_logs("tensorflow", "absl"):
+        try:
+            return _converted(concrete, weights)
+        # TensorFlow's converter raises errors of many types.
+        except Exception as error:
+            advice = (
+                " Recurrent layers need a fixed `batch_size`."
+                if batch_size is None
+                else ""
+            )
+            raise RuntimeError(
+                f"TensorFlow cannot convert '{model.name}' for LiteRT.{advice} "
+                f"{error}"
+            ) from error
+
+
+def _converted(concrete: Any, weights: str) -> bytes:
     import tensorflow as tf
 
-    values = weight_values(model)
-    compute = computation(model)
-
-    # Constants: LiteRT's loop, that of recurrent layers, reads no variables.
-    @tf.function(autograph=False)
-    def call(*tensors: Any) -> Any:
-        constants = [tf.constant(value) for value in values]
-        return keras.tree.flatten(compute(constants, list(tensors)))
-
-    specs = [
-        tf.TensorSpec(
-            (batch_size, *tensor.shape[1:]),
-            keras.backend.standardize_dtype(tensor.dtype),
-            f"x_{i:03}",
-        )
-        for i, tensor in enumerate(model.inputs)
-    ]
-    concrete = call.get_concrete_function(*specs)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete])
     # LiteRT's package lacks the operations of TensorFlow that a recurrent
     # layer would otherwise need.
@@ -142,16 +161,4 @@ def convert(model: keras.Model, weights: str, batch_size: int | None) -> bytes:
     converter.optimizations = [
         getattr(tf.lite.Optimize, name) for name in OPTIMIZATIONS[weights]
     ]
-    try:
-        return bytes(converter.convert())
-    # TensorFlow's converter raises errors of many types.
-    except Exception as error:
-        advice = (
-            " Recurrent layers need a fixed `batch_size`."
-            if batch_size is None
-            else ""
-        )
-        raise RuntimeError(
-            f"TensorFlow cannot convert '{model.name}' for LiteRT.{advice} "
-            f"{error}"
-        ) from error
+    return bytes(converter.convert())

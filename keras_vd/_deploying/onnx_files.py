@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 import os
-import tempfile
-import warnings
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_vd._deploying.coding import VALUE_BYTES, Stream, encode
+from keras_vd._deploying.drawing import flat_inputs
 from keras_vd._deploying.interface import (
     ROUNDED_TOLERANCE,
     TOLERANCE,
     check_deployable,
-    flat_inputs,
     outputs_check,
-    predict,
 )
 from keras_vd._deploying.keras_files import check_ending
-from keras_vd._deploying.readers import read_onnx
-from keras_vd._deploying.requirements import require
+from keras_vd._deploying.onnx_graphs import dense_graph, graphs
+from keras_vd._deploying.readers import Arrays, read_onnx
 from keras_vd._deploying.writing import write_checked
 from keras_vd._validation import check_choice
-
-# What Keras converts with.
-CONVERTERS = {"tensorflow": "tf2onnx", "jax": "jax2onnx", "torch": "onnxscript"}
 
 
 def export_onnx(
@@ -75,26 +68,18 @@ def export_onnx(
     check_choice("weights", weights, VALUE_BYTES)
     check_ending(path, ".onnx")
     arrays = flat_inputs(model, x)
-    content = convert(model, weights)
     tolerance = TOLERANCE if weights == "float32" else ROUNDED_TOLERANCE
     check = outputs_check(model, read_onnx, arrays, tolerance)
+    content = convert(model, weights, arrays)
     write_checked(path, lambda new: new.write_bytes(content), check)
 
 
-def convert(model: keras.Model, weights: str | None) -> bytes:
-    """The ONNX file of a model, packed, or dense as converted with None."""
-    onnx = require("onnx")
-    require("onnxruntime")
-    backend = keras.backend.backend()
-    require(CONVERTERS[backend])
-    inputs = flat_inputs(model, None)
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        # The converters use what other packages have deprecated.
-        warnings.simplefilter("ignore")
-        predict(model, inputs)  # Keras exports only what was called
-        file = Path(folder, "dense.onnx")
-        model.export(file, format="onnx", verbose=False)
-        proto = onnx.load(file)
+def convert(model: keras.Model, weights: str | None, arrays: Arrays) -> bytes:
+    """The ONNX file of a model, packed, or dense as converted with None.
+
+    `arrays` are inputs that the model takes.
+    """
+    proto = dense_graph(model, arrays)
     if weights is not None:
         _pack(proto.graph, weights)
         _shorten_names(proto.graph)
@@ -167,16 +152,6 @@ def _unpacking(
     return constants, nodes
 
 
-def _graphs(graph: Any) -> Iterator[Any]:
-    """A graph and those inside it, the bodies of loops."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in [attribute.g, *attribute.graphs]:
-                if inner.node or inner.output:
-                    yield from _graphs(inner)
-
-
 def _shorten_names(graph: Any) -> None:
     """Number all values; inputs and outputs of the model keep their names."""
     kept = {x.name for x in [*graph.input, *graph.output]} | {""}
@@ -189,7 +164,7 @@ def _shorten_names(graph: Any) -> None:
             short[name] = new + "_"
         return short[name]
 
-    for part in _graphs(graph):
+    for part in graphs(graph):
         part.name = "graph"
         del part.value_info[:]
         # A body sees the values around it, which therefore have other names.

@@ -12,11 +12,11 @@ import keras
 import numpy as np
 
 from keras_vd._deploying.coding import CHECK_PRIME, VALUE_BYTES, Stream, encode
+from keras_vd._deploying.drawing import flat_inputs
 from keras_vd._deploying.interface import (
     ROUNDED_TOLERANCE,
     TOLERANCE,
     check_deployable,
-    flat_inputs,
     outputs_check,
 )
 from keras_vd._deploying.readers import read_saved_model
@@ -24,6 +24,7 @@ from keras_vd._deploying.requirements import check_backend, require
 from keras_vd._deploying.saved_models import (
     BACKENDS,
     computation,
+    lookup_tables,
     save_module,
     served,
     weight_values,
@@ -97,6 +98,7 @@ def _module(model: keras.Model, weights: str) -> Any:
     values = weight_values(model)
     stream = encode(values, weights)
     module = tf.Module()
+    module.tables = lookup_tables(model)
     if stream:
         module.packed = _resource(stream)
     compute = computation(model)

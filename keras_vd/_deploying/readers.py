@@ -13,7 +13,7 @@ import re
 import sys
 import time
 import timeit
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,17 +42,19 @@ def read_saved_model(
         def call(owner: Any = loaded) -> Arrays:
             # What the loaded object owns lives only as long as it does.
             outputs = function(**tensors)
-            return [outputs[k].numpy() for k in sorted(outputs, key=_natural)]
+            return [outputs[k].numpy() for k in _in_order(outputs)]
 
         return call
 
     return prepare
 
 
-def _natural(name: str) -> list[Any]:
-    """`output_10` comes after `output_9`."""
-    parts = re.split(r"(\d+)", name)
-    return [int(part) if part.isdigit() else part for part in parts]
+def _in_order(names: Iterable[str]) -> list[str]:
+    """`output_10` comes after `output_9`; other names are keys."""
+    numbers = [re.fullmatch(r"output_(\d+)", name) for name in names]
+    if all(numbers):
+        return sorted(names, key=lambda name: int(name.removeprefix("output_")))
+    return sorted(names)
 
 
 def read_litert(path: str, names: Sequence[str]) -> Callable[[Arrays], Call]:
@@ -85,16 +87,21 @@ def read_litert(path: str, names: Sequence[str]) -> Callable[[Arrays], Call]:
     return prepare
 
 
-def read_onnx(path: str, names: Sequence[str]) -> Callable[[Arrays], Call]:
-    """An ONNX file in ONNX Runtime, on one thread."""
+def open_onnx(source: str | bytes) -> Any:
+    """A session of ONNX Runtime for a file or its content, on one thread."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        path, options, providers=["CPUExecutionProvider"]
+    return onnxruntime.InferenceSession(
+        source, options, providers=["CPUExecutionProvider"]
     )
+
+
+def read_onnx(path: str, names: Sequence[str]) -> Callable[[Arrays], Call]:
+    """An ONNX file in ONNX Runtime, on one thread."""
+    session = open_onnx(path)
     own_names = [tensor.name for tensor in session.get_inputs()]
 
     def prepare(arrays: Arrays) -> Call:
@@ -113,7 +120,12 @@ def read_keras(path: str, names: Sequence[str]) -> Callable[[Arrays], Call]:
     def prepare(arrays: Arrays) -> Call:
         structure = getattr(model, "input", model.inputs[0])
         inputs = keras.tree.pack_sequence_as(structure, list(arrays))
-        return lambda: keras.tree.flatten(model.predict_on_batch(inputs))
+
+        def call() -> Arrays:
+            outputs = keras.tree.flatten(model.predict_on_batch(inputs))
+            return [np.asarray(output) for output in outputs]
+
+        return call
 
     return prepare
 
@@ -155,6 +167,12 @@ def interleaved(
     return {name: np.array(values) for name, values in times.items()}
 
 
+def as_text(array: np.ndarray) -> np.ndarray:
+    """Bytes and objects, as runtimes return text, as an array of strings."""
+    flat = [x.decode() if isinstance(x, bytes) else str(x) for x in array.flat]
+    return np.array(flat, str).reshape(array.shape)
+
+
 def stored_arrays(stored: Any) -> Arrays:
     """Arrays from a file of `np.savez`, in their order."""
     return [stored[f"arr_{i}"] for i in range(len(stored.files))]
@@ -191,7 +209,9 @@ def measure_request(request: dict[str, Any], folder: Path) -> list[Any]:
             found.append({"error": f"{type(error).__name__}: {error}"})
             continue
         found.append({"load_ms": 1000 * (time.perf_counter() - start)})
-        np.savez(folder / f"outputs_{i}.npz", *map(np.asarray, outputs))
+        # Objects would be pickled, and not be read again.
+        plain = [as_text(x) if x.dtype == object else x for x in outputs]
+        np.savez(folder / f"outputs_{i}.npz", *plain)
     for batch_size in dict.fromkeys(batch_sizes):
         timed, number = {}, {}
         for i, call in calls.items():

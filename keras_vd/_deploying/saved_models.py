@@ -10,9 +10,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_vd._deploying.drawing import flat_inputs
 from keras_vd._deploying.interface import (
     check_deployable,
-    flat_inputs,
     input_names,
     outputs_check,
     pack,
@@ -71,6 +71,7 @@ def export_saved_model(
     arrays = flat_inputs(model, x)
     check = outputs_check(model, read_saved_model, arrays)
     module = tf.Module()
+    module.tables = lookup_tables(model)
     module.weights = [
         tf.Variable(value, trainable=False) for value in weight_values(model)
     ]
@@ -89,6 +90,19 @@ def weight_values(model: keras.Model) -> list[np.ndarray]:
     """Values of all variables, the trainable ones first."""
     variables = model.trainable_variables + model.non_trainable_variables
     return [keras.ops.convert_to_numpy(variable) for variable in variables]
+
+
+def lookup_tables(model: keras.Model) -> list[Any]:
+    """The tables of TensorFlow in a model, which are no weights."""
+    import tensorflow as tf
+
+    if keras.backend.backend() != "tensorflow":
+        return []
+    return [
+        part
+        for part in tf.train.TrackableView(model).descendants()
+        if isinstance(part, tf.saved_model.experimental.TrackableResource)
+    ]
 
 
 def computation(model: keras.Model) -> Callable[[list[Any], list[Any]], Any]:
@@ -114,7 +128,7 @@ def computation(model: keras.Model) -> Callable[[list[Any], list[Any]], Any]:
 
     symbols = [
         ", ".join(
-            "batch" if axis == 0 else f"axis_{axis}" if n is None else str(n)
+            str(n) if n else f"axis_{axis}" if axis else "batch"
             for axis, n in enumerate(tensor.shape)
         )
         for tensor in model.inputs
@@ -124,6 +138,44 @@ def computation(model: keras.Model) -> Callable[[list[Any], list[Any]], Any]:
     )
 
 
+def traced(model: keras.Model, batch_size: int | None = None) -> Any:
+    """The model as one concrete function of TensorFlow, without variables.
+
+    Its inputs are named so that their order is that of their names; it returns
+    the outputs of the model, flattened.
+    """
+    import tensorflow as tf
+
+    values = weight_values(model)
+    compute = computation(model)
+
+    # Constants: LiteRT's loop, that of recurrent layers, reads no variables.
+    @tf.function(autograph=False)
+    def call(*tensors: Any) -> Any:
+        constants = [tf.constant(value) for value in values]
+        return keras.tree.flatten(compute(constants, list(tensors)))
+
+    names = [f"x_{i:03}" for i in range(len(model.inputs))]
+    specs = _specs(model, names, batch_size)
+    return call.get_concrete_function(*specs)
+
+
+def _specs(
+    model: keras.Model, names: Sequence[str], batch_size: int | None = None
+) -> list[Any]:
+    """A `tf.TensorSpec` for each input."""
+    import tensorflow as tf
+
+    return [
+        tf.TensorSpec(
+            (tensor.shape[0] or batch_size, *tensor.shape[1:]),
+            keras.backend.standardize_dtype(tensor.dtype),
+            name,
+        )
+        for tensor, name in zip(model.inputs, names, strict=True)
+    ]
+
+
 def served(model: keras.Model, call: Callable[[list[Any]], Any]) -> Any:
     """A `tf.function` of the model's inputs that returns what `call` does.
 
@@ -131,14 +183,7 @@ def served(model: keras.Model, call: Callable[[list[Any]], Any]) -> Any:
     """
     import tensorflow as tf
 
-    specs = [
-        tf.TensorSpec(
-            (None, *tensor.shape[1:]),
-            keras.backend.standardize_dtype(tensor.dtype),
-            name,
-        )
-        for tensor, name in zip(model.inputs, input_names(model), strict=True)
-    ]
+    specs = _specs(model, input_names(model))
 
     def serve(x: Any) -> Any:
         return call(keras.tree.flatten(x))

@@ -1,0 +1,35 @@
+"""What converters log, kept from the screen."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+
+
+class _Collector(logging.Handler):
+    def __init__(self, lines: list[str]):
+        super().__init__(logging.ERROR)
+        self.lines = lines
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(self.format(record))
+
+
+@contextlib.contextmanager
+def collected_logs(*names: str) -> Iterator[list[str]]:
+    """Errors that the loggers of these names log, tracebacks included.
+
+    Nothing that they log is shown: a converter also complains of what it then
+    gets done in another way. Whoever fails shows the list.
+    """
+    lines: list[str] = []
+    loggers = [logging.getLogger(name) for name in names]
+    kept = [(logger.handlers, logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.handlers, logger.propagate = [_Collector(lines)], False
+    try:
+        yield lines
+    finally:
+        for logger, (handlers, propagate) in zip(loggers, kept, strict=True):
+            logger.handlers, logger.propagate = handlers, propagate
