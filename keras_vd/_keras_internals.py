@@ -225,6 +225,31 @@ def replaced_attributes(instance: Any, **values: Any) -> Iterator[None]:
         attributes.update(kept)
 
 
+@contextlib.contextmanager
+def portable_operations() -> Iterator[None]:
+    """Trace Keras' `argmax` and `argmin` without operations on bits.
+
+    They tell -0 from 0 by the bits of a number, which neither ONNX nor LiteRT
+    lets a model read. Its reciprocal tells as well.
+    """
+    if backend.backend() != "tensorflow":
+        yield
+        return
+    module = vars(backend.numpy)
+    kept = module["signbit"]
+
+    def signbit(x: Any) -> Any:
+        x = backend.convert_to_tensor(x)
+        is_float = backend.is_float_dtype(backend.standardize_dtype(x.dtype))
+        return (x < 0) | (1 / x < 0) if is_float else kept(x)
+
+    module["signbit"] = signbit
+    try:
+        yield
+    finally:
+        module["signbit"] = kept
+
+
 def with_other_globals(method: Any, **objects: Any) -> Any:
     """A bound method of Keras that finds other objects under some names.
 

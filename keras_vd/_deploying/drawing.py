@@ -142,9 +142,8 @@ def _ids(
     refuses = partial(_refuses, models, position, short)
     if not refuses(most - 1):
         return FEW_IDS if is_integer else None
-    known = bisect.bisect(range(most), False, key=refuses)
-    if known:
-        return known
+    if not refuses(0):
+        return bisect.bisect(range(most), False, key=refuses)
     keys = [
         key
         for model in models

@@ -26,7 +26,8 @@ def check_deployable(model: Any) -> None:
 
     Raises:
         TypeError: if it is no Keras model.
-        ValueError: if it has layers of `keras_vd` or is not built.
+        ValueError: if it has layers of `keras_vd`, is not built, or has
+            stateful recurrent layers.
     """
     check_plain_model(model)
     if not getattr(model, "inputs", None):
@@ -36,6 +37,30 @@ def check_deployable(model: Any) -> None:
             f"{type(model).__name__}, is not: call it on data, or write it "
             "with the functional API."
         )
+    stateful = [x.name for x in flatten_layers(model) if _keeps_state(x)]
+    if stateful:
+        raise ValueError(
+            f"Layers {stateful} of '{model.name}' keep a state from call to "
+            "call, which files for inference do not hold: build them with "
+            "`stateful=False`, or use `model.save`."
+        )
+
+
+def _keeps_state(layer: keras.layers.Layer) -> bool:
+    return isinstance(layer, keras.layers.RNN) and layer.stateful
+
+
+def precision_advice(model: keras.Model) -> str:
+    """What to do where a runtime lacks an operation on some numbers."""
+    found = {layer.compute_dtype for layer in flatten_layers(model)}
+    others = sorted(found & {"float16", "bfloat16", "float64"})
+    if not others:
+        return ""
+    return (
+        f" Some layers compute with {' and '.join(others)}, for which runtimes "
+        "lack operations: build the model with `dtype='float32'` and set its "
+        "weights."
+    )
 
 
 def input_names(model: keras.Model) -> list[str]:
@@ -43,17 +68,25 @@ def input_names(model: keras.Model) -> list[str]:
     found: list[str] = []
     for tensor in model.inputs:
         name = re.sub(r"\W", "_", tensor.name).lstrip("_") or "x"
-        found.append(name if name not in found else f"{name}_{len(found)}")
+        found.append(name if name not in found else f"x{len(found)}_{name}")
     return found
 
 
 def output_names(model: keras.Model) -> list[str]:
     """A name for each output: its key in a dictionary, or `output_<i>`."""
     structure = getattr(model, "output", None)
-    if isinstance(structure, dict) and len(structure) == len(model.outputs):
-        # Flattened in the order of the keys, as `keras.tree` does.
-        return keras.tree.flatten({key: key for key in structure})
+    if isinstance(structure, dict) and not has_nested_outputs(model):
+        return sorted(structure)  # in this order `keras.tree` flattens them
     return [f"output_{i}" for i in range(len(model.outputs))]
+
+
+def has_nested_outputs(model: keras.Model) -> bool:
+    """Whether an output is in a structure within another one."""
+    structure = getattr(model, "output", None)
+    values = structure.values() if isinstance(structure, dict) else structure
+    return isinstance(structure, (dict, list, tuple)) and any(
+        keras.tree.is_nested(value) for value in values
+    )
 
 
 def pack(model: keras.Model, tensors: Sequence[Any]) -> Any:

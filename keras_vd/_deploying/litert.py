@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 import keras
@@ -13,13 +14,15 @@ from keras_vd._deploying.interface import (
     TOLERANCE,
     check_deployable,
     outputs_check,
+    precision_advice,
 )
 from keras_vd._deploying.keras_files import check_ending
 from keras_vd._deploying.logs import collected_logs
 from keras_vd._deploying.readers import Arrays, read_litert
 from keras_vd._deploying.requirements import check_backend, require
-from keras_vd._deploying.saved_models import traced
+from keras_vd._deploying.saved_models import lookup_tables, traced
 from keras_vd._deploying.writing import write_checked
+from keras_vd._keras_internals import flatten_layers
 from keras_vd._validation import check_choice, check_integer
 
 ADVICE = (
@@ -99,6 +102,15 @@ def export_litert(
 
 
 def _check_types(model: keras.Model) -> None:
+    if lookup_tables(model):
+        kinds = (keras.layers.StringLookup, keras.layers.IntegerLookup)
+        names = [x.name for x in flatten_layers(model) if isinstance(x, kinds)]
+        raise ValueError(
+            f"LiteRT files hold no tables, as layers {names} of "
+            f"'{model.name}' have. Write the part behind them and look up "
+            "where data are read, or write all of it with "
+            "`export_saved_model` or `export_onnx`."
+        )
     text = [
         tensor.name
         for tensor in (*model.inputs, *model.outputs)
@@ -144,6 +156,13 @@ def convert(model: keras.Model, weights: str, batch_size: int | None) -> bytes:
                 if batch_size is None
                 else ""
             )
+            unknown = re.findall(r"^\s*(tf\.\w+\(.*\)) :", str(error), re.M)
+            if unknown:
+                advice += (
+                    f" LiteRT has no operation {'; '.join(unknown)}. Replace "
+                    "what computes it, or use `export_saved_model`."
+                )
+            advice += precision_advice(model)
             raise RuntimeError(
                 f"TensorFlow cannot convert '{model.name}' for LiteRT.{advice} "
                 f"{error}"

@@ -17,6 +17,7 @@ import numpy as np
 from keras_vd._deploying.interface import (
     input_names,
     output_names,
+    precision_advice,
     predict,
 )
 from keras_vd._deploying.logs import collected_logs
@@ -232,7 +233,9 @@ def _label_attribute(kind: str, values: np.ndarray) -> tuple[str, Any]:
 def _dense_bincount(node: Any, x: Any, size: Any, weights: Any) -> Any:
     import tensorflow as tf
 
-    hits = tf.one_hot(x, size, dtype=weights.dtype)
+    # tf2onnx wants to know more of a shape for `one_hot`.
+    is_hit = tf.equal(tf.expand_dims(x, -1), tf.range(size))
+    hits = tf.cast(is_hit, weights.dtype)
     if node.attr["binary_output"].b:
         return tf.reduce_max(hits, -2)
     return tf.reduce_sum(hits, -2)
@@ -390,5 +393,5 @@ def _refusal(model: keras.Model, reason: str, logs: list[str]) -> RuntimeError:
     return RuntimeError(
         f"'{model.name}' cannot be written as ONNX from the "
         f"{keras.backend.backend()} backend. "
-        + "\n".join([f"{reason} {ADVICE}", *logs])
+        + "\n".join([f"{reason} {ADVICE}{precision_advice(model)}", *logs])
     )

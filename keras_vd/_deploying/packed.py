@@ -24,6 +24,7 @@ from keras_vd._deploying.requirements import check_backend, require
 from keras_vd._deploying.saved_models import (
     BACKENDS,
     computation,
+    flattened,
     lookup_tables,
     save_module,
     served,
@@ -88,6 +89,7 @@ def export_packed(
         save_module(module, new)
         strip_saved_model(new)
 
+    module.flat = flattened(model, module.serve)
     write_checked(path, write, check, is_folder=True)
 
 

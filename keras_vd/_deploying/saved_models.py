@@ -13,13 +13,16 @@ import numpy as np
 from keras_vd._deploying.drawing import flat_inputs
 from keras_vd._deploying.interface import (
     check_deployable,
+    has_nested_outputs,
     input_names,
+    output_names,
     outputs_check,
     pack,
 )
 from keras_vd._deploying.readers import read_saved_model
 from keras_vd._deploying.requirements import check_backend, require
 from keras_vd._deploying.writing import write_checked
+from keras_vd._keras_internals import portable_operations
 
 BACKENDS = ("tensorflow", "jax")
 
@@ -81,6 +84,7 @@ def export_saved_model(
     module.serve = served(
         model, lambda inputs: compute(list(module.weights), inputs)
     )
+    module.flat = flattened(model, module.serve)
     write_checked(
         path, lambda new: save_module(module, new), check, is_folder=True
     )
@@ -157,7 +161,8 @@ def traced(model: keras.Model, batch_size: int | None = None) -> Any:
 
     names = [f"x_{i:03}" for i in range(len(model.inputs))]
     specs = _specs(model, names, batch_size)
-    return call.get_concrete_function(*specs)
+    with portable_operations():
+        return call.get_concrete_function(*specs)
 
 
 def _specs(
@@ -195,12 +200,31 @@ def served(model: keras.Model, call: Callable[[list[Any]], Any]) -> Any:
     return function
 
 
+def flattened(model: keras.Model, serve: Any) -> Any:
+    """`serve`, or what it returns without the structure, by names.
+
+    The outputs of a signature are no structure within a structure.
+    """
+    import tensorflow as tf
+
+    if not has_nested_outputs(model):
+        return serve
+    names = output_names(model)
+
+    def call(x: Any) -> dict[str, Any]:
+        return dict(zip(names, keras.tree.flatten(serve(x)), strict=True))
+
+    return tf.function(
+        call, input_signature=serve.input_signature, autograph=False
+    )
+
+
 def save_module(module: Any, folder: Path) -> None:
-    """Write a `tf.Module` with a function `serve`."""
+    """Write a `tf.Module` with `serve` and, for signatures, `flat`."""
     import tensorflow as tf
 
     options = tf.saved_model.SaveOptions(
         save_debug_info=False, experimental_custom_gradients=False
     )
-    signatures = {"serve": module.serve, "serving_default": module.serve}
+    signatures = {"serve": module.flat, "serving_default": module.flat}
     tf.saved_model.save(module, str(folder), signatures, options)
