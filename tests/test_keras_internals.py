@@ -25,13 +25,12 @@ class Probe(keras.layers.Layer):
 
     def call(self, inputs):
         self.usual = ops.convert_to_tensor(self.scale).dtype
-        with internals.full_precision():
-            self.full = ops.convert_to_tensor(self.scale).dtype
+        self.full = internals.full_precision_value(self.scale).dtype
         return inputs
 
 
 @pytest.mark.core
-def test_full_precision():
+def test_full_precision_value():
     """Oracle: variables are float32 under a mixed policy, when asked."""
     probe = Probe(dtype="mixed_bfloat16")
     probe(np.ones((1, 2), "float32"))
@@ -379,3 +378,24 @@ def test_start_at_epoch():
         np.ones((2, 2)), np.ones(2), epochs=5, verbose=0, callbacks=[epochs]
     )
     assert epochs.seen == [3, 4]
+
+
+@pytest.mark.core
+def test_portable_operations_tell_minus_zero_from_zero():
+    """Oracle: Keras' own, which read bits; signs by hand."""
+    x = ops.convert_to_tensor([[0.0, -0.0, 0.0], [-1.0, -0.0, -2.0]])
+
+    def results():
+        return [
+            to_numpy(ops.argmax(x, -1)),
+            to_numpy(ops.argmin(x, -1)),
+            to_numpy(ops.signbit(x)),
+            to_numpy(ops.signbit(ops.cast(x, "int32"))),
+        ]
+
+    expected = results()
+    assert expected[2].tolist() == [[0, 1, 0], [1, 1, 1]]
+    with internals.portable_operations():
+        found = results()
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)

@@ -82,11 +82,11 @@ def output_names(model: keras.Model) -> list[str]:
 
 def has_nested_outputs(model: keras.Model) -> bool:
     """Whether an output is in a structure within another one."""
-    structure = getattr(model, "output", None)
+    structure: Any = getattr(model, "output", None)
+    if not isinstance(structure, (dict, list, tuple)):
+        return False
     values = structure.values() if isinstance(structure, dict) else structure
-    return isinstance(structure, (dict, list, tuple)) and any(
-        keras.tree.is_nested(value) for value in values
-    )
+    return any(keras.tree.is_nested(value) for value in values)
 
 
 def pack(model: keras.Model, tensors: Sequence[Any]) -> Any:

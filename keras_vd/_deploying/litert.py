@@ -102,15 +102,6 @@ def export_litert(
 
 
 def _check_types(model: keras.Model) -> None:
-    if lookup_tables(model):
-        kinds = (keras.layers.StringLookup, keras.layers.IntegerLookup)
-        names = [x.name for x in flatten_layers(model) if isinstance(x, kinds)]
-        raise ValueError(
-            f"LiteRT files hold no tables, as layers {names} of "
-            f"'{model.name}' have. Write the part behind them and look up "
-            "where data are read, or write all of it with "
-            "`export_saved_model` or `export_onnx`."
-        )
     text = [
         tensor.name
         for tensor in (*model.inputs, *model.outputs)
@@ -123,6 +114,15 @@ def _check_types(model: keras.Model) -> None:
             "`keras.Model(ids, model.output)` from the token ids on, and turn "
             "text into ids where it is read; or write all of it with "
             "`export_saved_model`."
+        )
+    if lookup_tables(model):
+        kinds = (keras.layers.StringLookup, keras.layers.IntegerLookup)
+        names = [x.name for x in flatten_layers(model) if isinstance(x, kinds)]
+        raise ValueError(
+            f"LiteRT files hold no tables, as layers {names} of "
+            f"'{model.name}' have. Write the part behind them and look up "
+            "where data are read, or write all of it with "
+            "`export_saved_model` or `export_onnx`."
         )
 
 

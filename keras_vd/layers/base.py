@@ -69,8 +69,9 @@ class VariationalLayer(_Mixin):
 
         Keras does so only when the attribute is set.
         """
-        if not self.trainable:
-            self.trainable = False
+        is_trainable: bool = self.trainable
+        if not is_trainable:
+            self.trainable = is_trainable
 
     def _check_supported(self) -> None:
         if self.variable_dtype == "float16":
