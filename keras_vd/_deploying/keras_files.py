@@ -40,8 +40,9 @@ def save_compressed(
 
     Raises:
         TypeError: if `model` is no Keras model.
-        ValueError: if `model` is not built or has layers of `keras_vd`, if
-            `path` has another ending, or `x` another shape.
+        ValueError: if `model` is not built, has layers of `keras_vd` or
+            stateful ones, if `path` has another ending, `x` another shape, or
+            `model` does not take the inputs drawn.
         OSError: if the file cannot be written.
         RuntimeError: if the outputs of what was written differ.
 

@@ -70,9 +70,11 @@ def export_litert(
 
     Raises:
         TypeError: if `model` is no Keras model or `batch_size` no integer.
-        ValueError: if `model` is not built or has layers of `keras_vd`, if
-            `weights` is none of these, `batch_size` is not positive, `path`
-            has another ending, or `x` another shape.
+        ValueError: if `model` is not built, has layers of `keras_vd`, stateful
+            ones, strings or tables of look-ups, if `weights` is none of these,
+            `batch_size` is not positive or not that of the inputs, `path` has
+            another ending, `x` another shape, or `model` does not take the
+            inputs drawn.
         ImportError: if TensorFlow or ai-edge-litert is not installed.
         RuntimeError: if the backend is not TensorFlow, if TensorFlow cannot
             convert the model, or if the outputs of what was written differ.

@@ -34,7 +34,8 @@ def export_onnx(
 
     The weights are unpacked by ordinary operations of ONNX on constants. ONNX
     Runtime does this once, when it opens the file, and then computes as fast as
-    with dense weights.
+    with dense weights. Look-ups of strings and integers are written too; layers
+    that split or hash text are not.
 
     Args:
         model: A built Sequential or Functional model of plain Keras layers;
@@ -50,13 +51,15 @@ def export_onnx(
 
     Raises:
         TypeError: if `model` is no Keras model.
-        ValueError: if `model` is not built or has layers of `keras_vd`, if
-            `weights` is neither, `path` has another ending, or `x` another
-            shape.
+        ValueError: if `model` is not built, has layers of `keras_vd` or
+            stateful ones, if `weights` is neither, `path` has another ending,
+            `x` another shape, or `model` does not take the inputs drawn.
         ImportError: if onnx, onnxruntime or the converter of the running
             backend is not installed (tf2onnx for TensorFlow).
         OSError: if the file cannot be written.
-        RuntimeError: if the outputs of what was written differ.
+        RuntimeError: if ONNX or ONNX Runtime lacks an operation, with its name
+            and layer and what the converter logged, or if the outputs of what
+            was written differ.
 
     Example:
         >>> import os, tempfile

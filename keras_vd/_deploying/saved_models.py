@@ -55,8 +55,9 @@ def export_saved_model(
 
     Raises:
         TypeError: if `model` is no Keras model.
-        ValueError: if `model` is not built or has layers of `keras_vd`, or
-            `x` has another shape.
+        ValueError: if `model` is not built, has layers of `keras_vd` or
+            stateful ones, if `x` has another shape, or `model` does not take
+            the inputs drawn.
         ImportError: if TensorFlow is not installed.
         RuntimeError: if the backend is PyTorch, or if the outputs of what was
             written differ.
