@@ -11,6 +11,7 @@ import keras
 from keras import ops
 
 from keras_vd import posteriors
+from keras_vd._keras_internals import sublayers
 from keras_vd._validation import check_choices
 
 # A mixin has the attributes of the Keras layer that is listed after it.
@@ -69,9 +70,9 @@ class VariationalLayer(_Mixin):
 
         Keras does so only when the attribute is set.
         """
-        is_trainable: bool = self.trainable
-        if not is_trainable:
-            self.trainable = is_trainable
+        if not self.trainable:
+            for layer in sublayers(self):
+                layer.trainable = False
 
     def _check_supported(self) -> None:
         if self.variable_dtype == "float16":
