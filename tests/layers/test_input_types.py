@@ -90,7 +90,12 @@ def answer(layer, inputs):
 def make_pair(case, policy="float32", **options):
     """A variational layer and a plain one with its weights."""
     cls, arguments, shape = CASES[case]
-    options = {"kl_weight": KL_WEIGHT, **options}
+    options = {
+        "kl_weight": KL_WEIGHT,
+        # No weight counts as zero.
+        "posterior": posteriors.SparseVD(log_sigma2_init=-30.0),
+        **options,
+    }
     variational = cls(**arguments, **options, dtype=policy)
     plain = plain_class(cls)(**arguments, dtype=policy)
     # Keras casts floats, so these build the layers in any case.
