@@ -18,9 +18,11 @@ from keras import layers, ops
 
 from keras_vd._keras_internals import (
     Call,
+    computed_class,
     flatten_layers,
     functional_part,
     graph_calls,
+    sublayers,
 )
 from keras_vd.layers.base import VariationalLayer, keras_class
 from keras_vd.layers.structured import StructuredGate
@@ -81,21 +83,30 @@ def find_folds(model: keras.Model) -> dict[StructuredGate, list[Target]]:
         for part in {id(part): part for part in parts}.values()
         if part is not None
     ]
-    uses = Counter(id(call.operation) for x in graphs for call in x.calls)
-    # A config names what it removes, layers and operations alike.
-    named = [*flatten_layers(model)]
-    named += [call.operation for graph in graphs for call in graph.calls]
-    names = Counter(x.name for x in {id(x): x for x in named}.values())
+    uses = _count_uses(model, graphs)
     folds = {}
     for graph in graphs:
         for call in graph.calls:
             gate = call.operation
-            is_candidate = isinstance(gate, StructuredGate)
-            if is_candidate and uses[id(gate)] == names[gate.name] == 1:
+            if isinstance(gate, StructuredGate) and uses[id(gate)] == 1:
                 targets = graph.targets(call, gate.constant_factors())
-                if targets and all(uses[id(x)] == 1 for x, _ in targets):
+                if targets and all(_is_alone(x, uses) for x, _ in targets):
                     folds[gate] = targets
     return folds
+
+
+def _count_uses(model: keras.Model, graphs: list[_Graph]) -> Counter[int]:
+    """How often layers are called, in graphs and by layers around them."""
+    uses = Counter(id(call.operation) for x in graphs for call in x.calls)
+    for layer in flatten_layers(model):
+        if functional_part(layer) is None:
+            uses.update({id(x) for x in sublayers(layer)})
+    return uses
+
+
+def _is_alone(layer: keras.layers.Layer, uses: Counter[int]) -> bool:
+    """Whether nobody else uses a layer, or what is in it."""
+    return all(uses[id(below)] == 1 for below in flatten_layers(layer))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +170,7 @@ def _passed_on(
         factors: Not negative; broadcasts to one example of the inputs.
         shape: Shape of that example.
     """
-    kind = type(layer)
+    kind = computed_class(type(layer))
     if isinstance(layer, StructuredGate):
         return None if layer.constant_factors() is None else factors
     if kind in _IDENTITIES:
@@ -200,7 +211,7 @@ def _absorbed(
     ):
         return None
     is_variational = isinstance(layer, VariationalLayer)
-    kind = keras_class(type(layer)) if is_variational else type(layer)
+    kind = (keras_class if is_variational else computed_class)(type(layer))
     last = _along(factors, -1) if factors.ndim else None
     if kind is layers.Dense and last is not None:
         return [_scaled(layer.kernel, last, 0)]

@@ -18,7 +18,10 @@ from keras import ops
 from keras.src import backend
 from keras.src.backend.common import global_state
 from keras.src.export.tf2onnx_lib import patch_tf2onnx as patch_tf2onnx
-from keras.src.models.functional import Functional
+from keras.src.models.functional import (
+    Functional,
+    functional_like_constructor,
+)
 from keras.src.ops import nn as nn_operations
 from keras.src.ops import numpy as numpy_operations
 
@@ -184,6 +187,137 @@ def rename_operation(tensor: keras.KerasTensor, name: str) -> None:
     be in use in a model that comes from a file.
     """
     tensor._keras_history.operation.name = name
+
+
+def copied_operation(operation: Any, name: str) -> Any:
+    """The same operation of `keras.ops`, with a name, used nowhere yet.
+
+    Not from its config: arguments such as functions have none.
+    """
+    copy = object.__new__(type(operation))
+    vars(copy).update(vars(operation))
+    vars(copy).update(name=name, _inbound_nodes=[], _outbound_nodes=[])
+    return copy
+
+
+def is_made_from_graph(model: Any) -> bool:
+    """Whether a model's class takes inputs and outputs, as `keras.Model` does.
+
+    It may compute something else with them in a `call` of its own.
+    """
+    return isinstance(model, Functional) and bool(
+        functional_like_constructor(type(model))
+    )
+
+
+def arguments_of_lambda(layer: keras.layers.Lambda) -> dict[str, Any]:
+    """What only a Lambda layer is told, the functions themselves."""
+    return {
+        "function": layer.function,
+        "output_shape": layer._output_shape,
+        "mask": layer.mask,
+        "arguments": layer.arguments,
+    }
+
+
+class _Known(dict[int, Any]):
+    """Both of Keras' tables of objects that a config holds more than once."""
+
+    def __init__(
+        self, is_known: Callable[[int], bool], find: Callable[[int], Any]
+    ) -> None:
+        self.is_known = is_known
+        self.find = find
+
+    def __contains__(self, number: object) -> bool:
+        return isinstance(number, int) and self.is_known(number)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        # The config before, which Keras marks too.
+        return {}
+
+    def __setitem__(self, number: int, value: Any) -> None:
+        pass
+
+    def get(self, number: int, default: Any = None) -> Any:
+        return self.find(number)
+
+
+@contextlib.contextmanager
+def objects_by_identity(
+    is_known: Callable[[int], bool], find: Callable[[int], Any]
+) -> Iterator[None]:
+    """Context in which configs refer to some objects instead of naming them.
+
+    Args:
+        is_known: Whether a config refers to the object with this `id`.
+        find: Returns what Keras takes for it where it reads that config.
+    """
+    names = ("shared_objects/id_to_obj_map", "shared_objects/id_to_config_map")
+    before = [global_state.get_global_attribute(name) for name in names]
+    for name in names:
+        global_state.set_global_attribute(name, _Known(is_known, find))
+    try:
+        yield
+    finally:
+        for name, value in zip(names, before, strict=True):
+            global_state.set_global_attribute(name, value)
+
+
+def reference(item: Any) -> dict[str, Any]:
+    """A config that stands for `item` within `objects_by_identity`."""
+    return {
+        "module": None,
+        "class_name": type(item).__name__,
+        "registered_name": None,
+        "config": {},
+        "shared_object_id": id(item),
+    }
+
+
+# What a class may define, or take from a mixin, and compute the same.
+_ADAPTED = {"__init__", "get_config", "from_config"}
+_DECISIVE = {
+    *("__call__", "__new__", "__getattr__", "__getattribute__"),
+    "__setattr__",
+}
+
+
+def overridden(cls: type, package: str) -> list[str]:
+    """What a class changes of the class that it extends, by name.
+
+    Constructors and configs do not count, nor does what that class has not.
+
+    Args:
+        cls: The class.
+        package: Where the class that it extends is from, such as "keras".
+    """
+    base = extended(cls, package)
+    changed: set[str] = set()
+    for one in cls.__mro__[: cls.__mro__.index(base)]:
+        changed |= {
+            name
+            for name in vars(one)
+            if hasattr(base, name)
+            and name not in _ADAPTED
+            and (name in _DECISIVE or not name.startswith("__"))
+        }
+    return sorted(changed)
+
+
+def extended(cls: type, package: str) -> type:
+    """The nearest class of a package that a class is, or is derived from."""
+    return next(
+        (x for x in cls.__mro__ if x.__module__.split(".")[0] == package), cls
+    )
+
+
+def computed_class(cls: type) -> type:
+    """The class of Keras whose code computes what a class computes.
+
+    That is itself, unless it only adapts the constructor of another.
+    """
+    return cls if overridden(cls, "keras") else extended(cls, "keras")
 
 
 def exclude_from_weight_decay(

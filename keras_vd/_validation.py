@@ -11,7 +11,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vd._keras_internals import flatten_layers
+from keras_vd._keras_internals import (
+    flatten_layers,
+    own_variables,
+    sublayers,
+)
 
 T = TypeVar("T")
 
@@ -223,3 +227,20 @@ def check_plain_model(model: Any) -> None:
 def _is_ours(layer: keras.layers.Layer) -> bool:
     modules = (base.__module__ for base in type(layer).__mro__)
     return any(name.startswith("keras_vd.") for name in modules)
+
+
+def weights_refusal(layer: Any) -> str | None:
+    """Why the weights of a layer are not to be touched."""
+    if not isinstance(layer, keras.layers.Layer):
+        return None
+    if getattr(layer, "quantization_mode", None) is not None:
+        return "it is quantized"
+    if getattr(layer, "lora_enabled", False):
+        return "it has LoRA weights"
+    for variable in own_variables(layer):
+        if keras.backend.is_float_dtype(variable.dtype):
+            value = np.array(ops.convert_to_numpy(variable), np.float64)
+            if not np.isfinite(value).all():
+                return "it has weights that are not finite"
+    reasons = (weights_refusal(x) for x in sublayers(layer))
+    return next((reason for reason in reasons if reason), None)

@@ -18,9 +18,10 @@ from keras_vd._shrinking.analysis import Plan, make_plan
 from keras_vd._shrinking.graph import read_graph
 from keras_vd._shrinking.macs import count_macs
 from keras_vd._shrinking.reasons import find_reasons, full_name
-from keras_vd._shrinking.rebuild import copy_model, rebuild
+from keras_vd._shrinking.rebuild import rebuild
 from keras_vd._shrinking.report import LayerRow, ShrinkReport
 from keras_vd._validation import NOT_BUILT, check_plain_model
+from keras_vd.conversion.cloning import copy_model
 
 __all__ = [
     "ArtifactRow",
@@ -53,6 +54,9 @@ def shrink(
     what, and why.
 
     Nested models are written out: their layers become layers of the result.
+    A Sequential model that uses a layer twice comes back as a Functional one,
+    and a subclass that only adapts a constructor, where it gets smaller, as
+    the Keras layer that it extends.
 
     Args:
         model: A built Sequential or Functional model of plain Keras layers;

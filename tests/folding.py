@@ -335,6 +335,12 @@ FOLDED = {
         (6,),
     ),
 }
+# Names play no part.
+FOLDED |= {
+    "equal names": (lambda: graph((6,), submodels), (6,)),
+    "name of a layer": (lambda: graph((6,), name_of_a_layer), (6,)),
+    "name of an operation": (lambda: graph((6,), name_of_an_operation), (6,)),
+}
 # Builder, shape, how many gates stay; None: either way is exact.
 LEFT = {
     "no scale": (normalized(scale=False), (6,), 1),
@@ -363,7 +369,6 @@ LEFT = {
     "output": (lambda: chain((6,), K.Dense(5), Gate()), (6,), 1),
     "output, relu": (lambda: chain((6,), Gate(), K.ReLU()), (6,), 1),
     "output as well": (lambda: graph((6,), gated_output), (6,), 1),
-    "equal names": (lambda: graph((6,), submodels), (6,), 2),
     "before a submodel": (lambda: graph((6,), gate_before_submodel), (6,), 1),
     "axis 1, Dense": (
         lambda: chain((6, 3), Gate(axis=1), K.Dense(2)),
@@ -430,13 +435,6 @@ LEFT = {
         lambda: chain((6,), Gate(dtype="mixed_float16"), K.Activation("tanh")),
         (6,),
         1,
-    ),
-    "name of a layer": (lambda: graph((6,), name_of_a_layer), (6,), 1),
-    # Configs list operations beside layers.
-    "name of an operation": (
-        lambda: graph((6,), name_of_an_operation),
-        (6,),
-        None,
     ),
     # Its kernel is no variable.
     "LoRA": (lambda: chain((6,), Gate(), K.Dense(3, lora_rank=2)), (6,), 1),

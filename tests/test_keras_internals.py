@@ -399,3 +399,102 @@ def test_portable_operations_tell_minus_zero_from_zero():
         found = results()
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.core
+def test_copied_operation():
+    """Oracle: the operation, whose use in a model stays its only one."""
+    inputs = keras.Input((3,))
+    outputs = ops.clip(inputs, 0.0, 0.5)
+    model = keras.Model(inputs, outputs)
+    operation = internals.graph_calls(model)[-1].operation
+    copy = internals.copied_operation(operation, "mine")
+    assert type(copy) is type(operation)
+    other = keras.Input((3,))
+    copied = keras.Model(other, copy(other))
+    assert copied.layers[0] is not model.layers[0]
+    assert [x.name for x in copied.operations][-1] == "mine"
+    x = np.array([[-1.0, 0.25, 2.0]], "float32")
+    assert_equal(copied(x), model(x))
+    assert len(internals.graph_calls(model)) == 2
+    assert operation.output is outputs
+
+
+@pytest.mark.core
+def test_is_made_from_graph():
+    class Same(keras.Model):
+        def call(self, inputs, training=None, mask=None):
+            return 2 * super().call(inputs, training, mask)
+
+    class Other(keras.Model):
+        def __init__(self, units):
+            inputs = keras.Input((units,))
+            super().__init__(inputs, inputs)
+
+    class Lazy(keras.Model):
+        pass
+
+    inputs = keras.Input((3,))
+    assert internals.is_made_from_graph(Same(inputs, inputs))
+    assert not internals.is_made_from_graph(Other(3))
+    assert not internals.is_made_from_graph(Lazy())
+    assert not internals.is_made_from_graph(keras.Sequential())
+
+
+@pytest.mark.core
+def test_arguments_of_lambda():
+    def double(x):
+        return 2 * x
+
+    layer = keras.layers.Lambda(double, output_shape=(3,), arguments={})
+    assert internals.arguments_of_lambda(layer) == {
+        "function": double,
+        "output_shape": (3,),
+        "mask": None,
+        "arguments": {},
+    }
+
+
+@pytest.mark.core
+def test_objects_by_identity():
+    """What is known is taken as it is; all else is made anew."""
+    inner, other = keras.layers.Dense(2), keras.layers.Dense(3)
+    wrapper = keras.layers.TimeDistributed(inner)
+    with internals.objects_by_identity(
+        lambda number: number == id(inner), lambda number: other
+    ):
+        made = keras.layers.TimeDistributed.from_config(wrapper.get_config())
+        given = keras.saving.deserialize_keras_object(
+            internals.reference(inner)
+        )
+    assert made.layer is given is other
+    made = keras.layers.TimeDistributed.from_config(wrapper.get_config())
+    assert made.layer not in (inner, other)
+    assert made.layer.units == 2
+
+
+@pytest.mark.core
+def test_classes_that_compute_the_same():
+    class Adapted(keras.layers.Dense):
+        """With a docstring and a method of its own."""
+
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+
+        def get_config(self):
+            return super().get_config()
+
+        def mine(self):
+            return 1
+
+    class Changed(Adapted):
+        def call(self, inputs, training=None):
+            return inputs
+
+    assert internals.overridden(Adapted, "keras") == []
+    assert internals.overridden(Changed, "keras") == ["call"]
+    assert internals.extended(Changed, "keras") is keras.layers.Dense
+    assert internals.computed_class(keras.layers.LSTM) is keras.layers.LSTM
+    assert internals.computed_class(Adapted) is keras.layers.Dense
+    assert internals.computed_class(Changed) is Changed
+    assert internals.computed_class(int) is int

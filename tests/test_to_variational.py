@@ -273,7 +273,10 @@ def test_a_posterior_that_never_prunes_takes_what_was_given():
 
 
 class Linear(keras.layers.Dense):
-    """A user's subclass."""
+    """A user's subclass, with a `call` of its own."""
+
+    def call(self, inputs, training=None):
+        return super().call(inputs, training=training)
 
 
 @keras.saving.register_keras_serializable("tests")
@@ -314,7 +317,7 @@ def test_what_stays_and_why():
     variational, report = convert(model, return_report=True)
     assert report.converted == ["good"]
     words = {
-        "subclass": "subclass of Dense",
+        "subclass": "a subclass of Dense that overrides `call`",
         "owner/own": "made in the code",
         "scale": "no variational form of Scale",
         "frozen": "frozen",
@@ -375,13 +378,25 @@ def test_a_layer_called_twice_stays_one_layer():
     assert len(variational.losses) == 1
 
 
-def test_a_layer_shared_with_a_nested_model_is_an_error():
+@pytest.mark.parametrize(
+    ("options", "converted"),
+    [
+        ({}, ["inner/shared", "last"]),
+        ({"include": "shared"}, ["inner/shared"]),
+        ({"include": "inner"}, ["inner/shared"]),
+        ({"exclude": "inner"}, ["last"]),
+    ],
+)
+def test_a_layer_shared_with_a_nested_model_is_chosen_once(options, converted):
+    """In any of its places; the report has it in its first."""
     shared = keras.layers.Dense(6, name="shared")
     inner = keras.Sequential([keras.Input((6,)), shared], name="inner")
     inputs = keras.Input((6,))
-    model = keras.Model(inputs, shared(inner(inputs)))
-    with pytest.raises(ValueError, match=r"inner/shared"):
-        convert(model)
+    last = keras.layers.Dense(2, name="last")
+    model = keras.Model(inputs, last(shared(inner(inputs))))
+    report = report_of(model, **options)
+    assert report.converted == converted
+    assert len(report.rows) == 2
 
 
 # include and exclude
@@ -499,7 +514,9 @@ def test_the_report_is_printed_unless_told_otherwise(capsys):
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("name", ["MobileNetV2", "ResNet50"])
+@pytest.mark.parametrize(
+    "name", ["MobileNetV2", "MobileNetV3Small", "ResNet50"]
+)
 def test_applications(name):
     model = getattr(keras.applications, name)(
         weights=None, input_shape=(32, 32, 3), classes=5
@@ -508,7 +525,7 @@ def test_applications(name):
     variational, report = convert(model, return_report=True)
     kinds = {row.layer for row in report.rows if row.converted_to}
     assert kinds == {"Conv2D", "Dense"} | (
-        {"DepthwiseConv2D"} if name == "MobileNetV2" else set()
+        {"DepthwiseConv2D"} if name.startswith("Mobile") else set()
     )
     assert set(report.skipped.values()) == {
         "no variational form of BatchNormalization"

@@ -7,6 +7,7 @@ import dataclasses
 import keras
 import numpy as np
 
+from keras_vd._keras_internals import flatten_layers, own_variables
 from keras_vd._shrinking.graph import Graph, Node, Tensor
 from keras_vd._shrinking.rule import Rule, find_rule, join
 
@@ -55,8 +56,10 @@ def make_plan(graph: Graph, gather_inputs: bool | None) -> Plan:
     uses: dict[int, list[Node]] = {}
     for node in graph.nodes:
         uses.setdefault(id(node.operation), []).append(node)
+    shared = _sharing(uses)
     rules = {
-        key: find_rule(nodes[0].operation, nodes) for key, nodes in uses.items()
+        key: find_rule(nodes[0].operation, nodes, shared.get(key))
+        for key, nodes in uses.items()
     }
     plan = Plan(graph, rules, {})
     if gather_inputs is not False:
@@ -71,6 +74,27 @@ def make_plan(graph: Graph, gather_inputs: bool | None) -> Plan:
         plan.gathered = worth
         _settle(plan)
     return plan
+
+
+def _sharing(uses: dict[int, list[Node]]) -> dict[int, str]:
+    """Layers that have weights which others have as well, and what to say.
+
+    A layer that is called several times is but one of `uses`.
+    """
+    owners: dict[int, list[keras.layers.Layer]] = {}
+    for nodes in uses.values():
+        layer = nodes[0].operation
+        if isinstance(layer, keras.layers.Layer):
+            for below in flatten_layers(layer):
+                if own_variables(below):
+                    owners.setdefault(id(below), []).append(layer)
+    return {
+        id(layer): f"it shares weights with '{other.name}'"
+        for sharing in owners.values()
+        for layer in sharing
+        for other in sharing
+        if other is not layer
+    }
 
 
 def _find_constants(plan: Plan) -> None:

@@ -16,7 +16,13 @@ import numpy as np
 
 from keras_vd._keras_internals import attention_projections
 from keras_vd._shrinking.graph import Node, Tensor
-from keras_vd._shrinking.rule import Rule, finite, rule_for, to_numpy
+from keras_vd._shrinking.rule import (
+    Rule,
+    config_of,
+    finite,
+    rule_for,
+    to_numpy,
+)
 
 
 @dataclasses.dataclass
@@ -294,7 +300,7 @@ class Attention(Rule):
 
     def _config(self, chosen: Selection) -> dict[str, Any]:
         return {
-            **self.layer.get_config(),
+            **self.config,
             "num_heads": chosen.heads.size,
             "key_dim": chosen.key_dims.shape[1],
             "value_dim": chosen.value_dims.shape[1],
@@ -320,7 +326,7 @@ class GroupedAttention(Attention):
 
     def _config(self, chosen: Selection) -> dict[str, Any]:
         return {
-            **self.layer.get_config(),
+            **self.config,
             "head_dim": chosen.key_dims.shape[1],
             "num_query_heads": chosen.heads.size,
             "num_key_value_heads": len(chosen.groups),
@@ -352,5 +358,5 @@ def _rank(mask: Any) -> int:
 
 def _sliding_window(layer: Any) -> int | None:
     """Its width, by which a query may have no key to attend to."""
-    window = layer.get_config().get("sliding_window")
+    window = config_of(layer).get("sliding_window")
     return None if window is None else int(window)

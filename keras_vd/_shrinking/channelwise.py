@@ -38,6 +38,7 @@ class Channelwise(Rule):
 
     ties_uses = False
     works_per_step = True
+    hands_on = True
 
     @classmethod
     def refusal(cls, layer: Any, node: Node) -> str | None:
@@ -67,12 +68,14 @@ class Channelwise(Rule):
 class Average(Channelwise):
     """A mean of what is the same everywhere, up to the border and a mask."""
 
+    def sees_borders(self) -> bool:
+        # Backends differ in whether zeros around the input count.
+        return bool(getattr(self.layer, "padding", "valid") != "valid")
+
     def find_constants(self, node: Node) -> None:
         super().find_constants(node)
-        # Backends differ in whether zeros around the input count. The mean of
-        # an example without any valid step is not a number.
-        is_padded = getattr(self.layer, "padding", "valid") != "valid"
-        if is_padded or node.others:
+        # The mean of an example without any valid step is not a number.
+        if self.sees_borders() or node.others:
             values = node.outputs[0].constant
             node.outputs[0].constant = np.where(values == 0.0, values, np.nan)
 
@@ -83,6 +86,9 @@ class Average(Channelwise):
 class ZeroPadding(Channelwise):
     """Only a channel of zeros is the same at the border."""
 
+    def sees_borders(self) -> bool:
+        return True
+
     def _constants(self, constants: np.ndarray) -> np.ndarray:
         return np.where(constants == 0.0, constants, np.nan)
 
@@ -91,8 +97,11 @@ class ZeroPadding(Channelwise):
 class UpSampling(Channelwise):
     """Interpolation; some ways of it overshoot or fade at the border."""
 
+    def sees_borders(self) -> bool:
+        return self.layer.interpolation not in ("nearest", "bilinear")
+
     def _constants(self, constants: np.ndarray) -> np.ndarray:
-        if self.layer.interpolation in ("nearest", "bilinear"):
+        if not self.sees_borders():
             return constants
         return np.where(constants == 0.0, constants, np.nan)
 
@@ -144,7 +153,7 @@ class PReLU(Channelwise):
         slopes = to_numpy(self.layer.alpha)
         if slopes.shape[-1] > 1:
             slopes = slopes[..., self.input.keep]
-        return self.layer.get_config(), [slopes]
+        return self.config, [slopes]
 
 
 @rule_for(keras.layers.Rescaling)
@@ -176,7 +185,7 @@ class Rescaling(Channelwise):
         return finite(constants * scale + offset)
 
     def shrunk(self) -> tuple[dict[str, Any], list[np.ndarray]]:
-        config = self.layer.get_config()
+        config = self.config
         for name in ("scale", "offset"):
             values = np.asarray(getattr(self.layer, name), np.float64)
             if values.size > 1:
@@ -212,4 +221,4 @@ class BatchNormalization(Channelwise):
     def shrunk(self) -> tuple[dict[str, Any], list[np.ndarray]]:
         keep = self.input.keep
         weights = [to_numpy(x)[keep] for x in self.layer.weights]
-        return self.layer.get_config(), weights
+        return self.config, weights

@@ -72,7 +72,7 @@ class Embedding(Rule):
 
     def shrunk(self) -> tuple[dict[str, Any], list[np.ndarray]]:
         rows, _ = self._rows
-        config = self.layer.get_config()
+        config = self.config
         config["input_dim"], config["output_dim"] = rows.shape
         return config, [rows]
 

@@ -42,15 +42,11 @@ class Linear(Rule):
         """The kernel, float64, its last axes those of inputs and outputs."""
         return to_numpy(self.layer.kernel)
 
-    def _sees_borders(self) -> bool:
-        """Whether a constant input makes other outputs near the border."""
-        return False
-
     def _absorbed(self, node: Node) -> np.ndarray:
         """Inputs, `(inputs,)`, whose share of the sum is a known number."""
         constants = self.constants_of(node.inputs[0])
         known = ~np.isnan(constants)
-        return known & (constants == 0.0) if self._sees_borders() else known
+        return known & (constants == 0.0) if self.sees_borders() else known
 
     def _share(self, node: Node, inputs: np.ndarray) -> np.ndarray:
         """What constant inputs add to the sum, `(outputs,)`."""
@@ -98,7 +94,7 @@ class Dense(Linear):
 
     def shrunk(self) -> tuple[dict[str, Any], list[np.ndarray]]:
         kernel = self._sliced()
-        config = {**self.layer.get_config(), "units": kernel.shape[-1]}
+        config = {**self.config, "units": kernel.shape[-1]}
         return self._with_bias(config, [kernel])
 
 
@@ -119,7 +115,7 @@ class EinsumDense(Linear):
 
     def shrunk(self) -> tuple[dict[str, Any], list[np.ndarray]]:
         kernel = self._sliced()
-        config = self.layer.get_config()
+        config = self.config
         shape = config["output_shape"]
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
         config["output_shape"] = (*shape[:-1], kernel.shape[-1])
@@ -152,12 +148,12 @@ class Conv(Linear):
     def refusal(cls, layer: Any, node: Node) -> str | None:
         return conv_refusal(layer) or super().refusal(layer, node)
 
-    def _sees_borders(self) -> bool:
+    def sees_borders(self) -> bool:
         return is_padded(self.layer)
 
     def shrunk(self) -> tuple[dict[str, Any], list[np.ndarray]]:
         kernel = self._sliced()
-        config = {**self.layer.get_config(), "filters": kernel.shape[-1]}
+        config = {**self.config, "filters": kernel.shape[-1]}
         return self._with_bias(config, [kernel])
 
 
@@ -172,7 +168,7 @@ class ConvTranspose(Conv):
     def _kernel(self) -> np.ndarray:
         return np.swapaxes(to_numpy(self.layer.kernel), -1, -2)
 
-    def _sees_borders(self) -> bool:
+    def sees_borders(self) -> bool:
         # Every output position sees another part of the kernel.
         return True
 
@@ -200,7 +196,7 @@ class SeparableConv(Conv):
         pointwise = to_numpy(self.layer.pointwise_kernel)
         rows = np.repeat(keep, depthwise.shape[-1])
         pointwise = pointwise[..., rows, :][..., self.output.keep]
-        config = {**self.layer.get_config(), "filters": pointwise.shape[-1]}
+        config = {**self.config, "filters": pointwise.shape[-1]}
         return self._with_bias(config, [depthwise[..., keep, :], pointwise])
 
 
@@ -213,6 +209,7 @@ class DepthwiseConv(Rule):
     """
 
     works_per_step = True
+    hands_on = True
 
     def __init__(self, layer: Any, uses: list[Node]) -> None:
         super().__init__(layer, uses)
@@ -225,12 +222,15 @@ class DepthwiseConv(Rule):
             return "its activation mixes channels"
         return conv_refusal(layer) or super().refusal(layer, node)
 
+    def sees_borders(self) -> bool:
+        return is_padded(self.layer)
+
     def find_constants(self, node: Node) -> None:
         constants = self.constants_of(node.inputs[0])[:, None]
         kernel = self.kernel.reshape(-1, *self.kernel.shape[-2:])
         # (channels, multiplier)
         values = constants * kernel.sum(axis=0)
-        if is_padded(self.layer):
+        if self.sees_borders():
             values = np.where(constants == 0.0, values, np.nan)
         values = np.where((kernel == 0.0).all(axis=0), 0.0, values).ravel()
         if self.layer.bias is not None:
@@ -249,4 +249,4 @@ class DepthwiseConv(Rule):
         weights = [self.kernel[..., self.input.keep, :]]
         if self.layer.bias is not None:
             weights.append(to_numpy(self.layer.bias)[self.output.keep])
-        return self.layer.get_config(), weights
+        return self.config, weights

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_vd._keras_internals import BINARY_OPERATIONS
+from keras_vd._keras_internals import BINARY_OPERATIONS, computed_class
 from keras_vd._shrinking.graph import Node, Tensor
 from keras_vd._shrinking.rule import Names, Rule, join, rule_for
 
@@ -17,6 +17,7 @@ class Merge(Rule):
     """Tensors of the same channels, combined channel by channel."""
 
     ties_uses = False
+    hands_on = True
 
     @classmethod
     def refusal(cls, layer: Any, node: Node) -> str | None:
@@ -35,7 +36,7 @@ class Merge(Rule):
 
     def _combined(self, constants: np.ndarray) -> np.ndarray:
         """Constants of the output from `(tensors, width)` of the inputs."""
-        return FUNCTIONS[type(self.layer)](constants)
+        return FUNCTIONS[computed_class(type(self.layer))](constants)
 
     def require(self, node: Node) -> None:
         join((*node.inputs, *node.outputs))
@@ -150,6 +151,7 @@ class Reshape(Rule):
     """
 
     works_per_step = True
+    hands_on = True
 
     def __init__(self, layer: Any, uses: list[Node]) -> None:
         super().__init__(layer, uses)
@@ -188,7 +190,7 @@ class Reshape(Rule):
             tensor.keep |= np.resize(keep, tensor.width)
 
     def shrunk(self) -> tuple[dict[str, Any], list[np.ndarray]]:
-        config = self.layer.get_config()
+        config = self.config
         if "target_shape" in config:
             width = int(np.count_nonzero(self.output.keep))
             config["target_shape"] = (*config["target_shape"][:-1], width)

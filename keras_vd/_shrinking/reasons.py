@@ -69,15 +69,21 @@ def _needed_by(
             rule = plan.rule_of(node)
             if rule.reason is not None or tensor in node.others:
                 return f"'{node.operation.name}' needs all of its outputs"
-            if getattr(rule.layer, "padding", None) in ("same", "causal"):
+            # Zeros are the same at the border; NaN stands for no constant.
+            constants = np.nan_to_num(tensor.constant)
+            if rule.sees_borders() and constants.any():
                 return (
-                    f"'{node.operation.name}' has padding="
-                    f"{rule.layer.padding!r}, where a constant is not the "
-                    "same at the border"
+                    f"'{node.operation.name}' has {_padding(rule.layer)}, "
+                    "where a constant is not the same at the border"
                 )
-            # Only what hands the same channels on.
-            for made in node.outputs:
+            for made in node.outputs if rule.hands_on else ():
                 if made.width == tensor.width and made not in seen:
                     seen.add(made)
                     pending.append(made)
     return None
+
+
+def _padding(layer: keras.layers.Layer) -> str:
+    padding = getattr(layer, "padding", None)
+    is_named = padding in ("same", "causal")
+    return f"padding={padding!r}" if is_named else "an output past its inputs"

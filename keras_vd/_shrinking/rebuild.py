@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from typing import Any
 
@@ -11,26 +10,14 @@ import numpy as np
 from keras import ops
 
 from keras_vd._keras_internals import (
-    flatten_layers,
+    computed_class,
     graph_calls,
-    own_variables,
     rename_operation,
 )
 from keras_vd._shrinking.analysis import Plan
 from keras_vd._shrinking.graph import Node, Tensor
-from keras_vd._shrinking.rule import Names, Rule
-
-_ZEROS: dict[str, Any] = {
-    "module": "keras.initializers",
-    "class_name": "Zeros",
-    "config": {},
-    "registered_name": None,
-}
-_OBJECTS = (
-    keras.initializers.Initializer,
-    keras.regularizers.Regularizer,
-    keras.constraints.Constraint,
-)
+from keras_vd._shrinking.rule import Inner, Names, Rule
+from keras_vd.conversion.cloning import Cloner
 
 
 def rebuild(
@@ -41,7 +28,7 @@ def rebuild(
     Returns:
         The model, and its layers by the id of the layer that each replaces.
     """
-    builder = _Builder(plan)
+    builder = _Builder(plan, model)
     with warnings.catch_warnings():
         # What Keras has to say, it said when the model was first built.
         warnings.filterwarnings("ignore", ".*an input with a mask attached")
@@ -51,12 +38,18 @@ def rebuild(
     # Setting it to True would set it for all layers.
     if not model.trainable:
         smaller.trainable = False
-    return smaller, builder.layers
+    builder.copy_values()
+    return smaller, builder.cloner.clones
 
 
 def _as_sequential(functional: keras.Model) -> keras.Model:
-    """The same as a Sequential model, where each layer reads the last one."""
+    """The same as a Sequential model, where each layer reads the last one.
+
+    Unless a layer does so twice: Keras saves no such Sequential model.
+    """
     calls = graph_calls(functional)
+    if len({id(call.operation) for call in calls}) < len(calls):
+        return functional
     previous = calls[0].outputs
     for call in calls[1:]:
         is_layer = isinstance(call.operation, keras.layers.Layer)
@@ -76,13 +69,12 @@ class _Builder:
     """Calls new layers on new tensors.
 
     Attributes:
-        layers: New layers and operations by the id of the old ones.
+        cloner: Has the new layers and operations, by the id of the old ones.
         tensors: New symbolic tensors by those of the plan.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, model: keras.Model) -> None:
         self.plan = plan
-        self.layers: dict[int, Any] = {}
         self.tensors: dict[Tensor, keras.KerasTensor] = {}
         self.names = Names(layer.name for layer in plan.graph.input_layers)
         # Layers of nested models make way for those outside.
@@ -90,6 +82,13 @@ class _Builder:
         self.layer_names = {
             id(rule.layer): self._new_name(rule) for rule in rules
         }
+        self.cloner = Cloner(model, names=self.layer_names)
+        shrunk = {
+            key: rule.shrunk()
+            for key, rule in plan.rules.items()
+            if rule.is_reduced and not all(x.is_gone for x in rule.uses)
+        }
+        self._shrunk = {k: v for k, v in shrunk.items() if v is not None}
 
     def _new_name(self, rule: Rule) -> str:
         name = rule.layer.name
@@ -103,8 +102,7 @@ class _Builder:
         for tensor, symbolic, layer in zip(
             graph.inputs, functional.inputs, graph.input_layers, strict=True
         ):
-            config = {**layer.get_config(), "optional": layer.optional}
-            new = type(layer).from_config(config).output
+            new = self.cloner.clone(layer).output
             inputs[id(symbolic)] = new
             if tensor.keep.any():
                 self.tensors[tensor] = self._gathered(tensor, new, layer.name)
@@ -140,76 +138,58 @@ class _Builder:
 
     def _call(self, node: Node) -> None:
         rule = self.plan.rule_of(node)
-        key = id(node.operation)
-        is_new = key not in self.layers
-        if is_new:
-            self.layers[key] = self._new_layer(rule)
+        layer, weights = self._new_layer(rule)
         args, kwargs = keras.tree.map_structure(
             lambda x: self.tensors.get(x) if isinstance(x, Tensor) else x,
             (node.args, node.kwargs),
         )
-        made = rule.call(self.layers[key], args, kwargs, self.names)
+        made = rule.call(layer, args, kwargs, self.names)
         for tensor, symbolic in zip(
             node.outputs, keras.tree.flatten(made), strict=True
         ):
             self.tensors[tensor] = self._gathered(
-                tensor, symbolic, self.layer_names[key]
+                tensor, symbolic, self.layer_names[id(rule.layer)]
             )
-        if is_new and isinstance(node.operation, keras.layers.Layer):
-            _set_weights(rule, self.layers[key])
+        if weights is not None:
+            layer.set_weights(weights)
 
-    def _new_layer(self, rule: Rule) -> Any:
-        old, name = rule.layer, self.layer_names[id(rule.layer)]
-        if not isinstance(old, keras.layers.Layer):
-            new = type(old).from_config(old.get_config())
-            new.name = name
-            return new
-        with keras.saving.custom_object_scope(_custom_objects(old)):
-            shrunk = rule.shrunk() if rule.is_reduced else None
-            if shrunk is None:
-                config = keras.saving.serialize_keras_object(old)
-                config["config"]["name"] = name
-                return keras.saving.deserialize_keras_object(
-                    config, safe_mode=False
-                )
-            config = {**_any_shape(shrunk[0]), "name": name}
-            # A function that was never registered has no config to go by.
-            for key in ("activation", "recurrent_activation"):
-                if key in config:
-                    config[key] = getattr(old, key)
-            return type(old).from_config(config)
+    def _new_layer(self, rule: Rule) -> tuple[Any, list[np.ndarray] | None]:
+        """The new layer, and the weights that it gets when it is made."""
+        old, key = rule.layer, id(rule.layer)
+        shrunk = self._shrunk.get(key)
+        if shrunk is None or key in self.cloner.clones:
+            return self.cloner.clone(old), None
+        config, weights = shrunk
+        new = self._reduced(old, config, self.layer_names[key])
+        self.cloner.enter(old, new)
+        return new, weights
 
+    def _reduced(self, old: Any, config: dict[str, Any], name: str) -> Any:
+        inner = {
+            key: self._reduced(value.layer, value.config, value.layer.name)
+            for key, value in config.items()
+            if isinstance(value, Inner)
+        }
+        kind = computed_class(type(old))
+        config = _any_shape({**config, **inner})
+        return self.cloner.make(kind, config, old, name)
 
-def _set_weights(rule: Rule, new: keras.layers.Layer) -> None:
-    shrunk = rule.shrunk() if rule.is_reduced else None
-    if shrunk is not None:
-        new.set_weights(shrunk[1])
-        return
-    _copy_variables(rule.layer, new)
-
-
-def _copy_variables(
-    source: keras.layers.Layer, target: keras.layers.Layer
-) -> None:
-    layers = zip(flatten_layers(source), flatten_layers(target), strict=True)
-    for old_layer, new_layer in layers:
-        for old, new in zip(
-            own_variables(old_layer), own_variables(new_layer), strict=True
-        ):
-            # Through NumPy: two JAX variables must not share one buffer.
-            new.assign(ops.convert_to_numpy(old))
+    def copy_values(self) -> None:
+        """Give what was copied as it is its weights."""
+        for key, rule in self.plan.rules.items():
+            is_layer = isinstance(rule.layer, keras.layers.Layer)
+            if is_layer and key not in self._shrunk:
+                if key in self.cloner.clones:
+                    self.cloner.copy_values(rule.layer)
 
 
-def _any_shape(config: Any) -> Any:
+def _any_shape(config: dict[str, Any]) -> dict[str, Any]:
     """A config in which nothing insists on the old shape."""
-    if not isinstance(config, dict):
-        return config
     return {
-        key: _ZEROS
+        key: keras.initializers.Zeros()
         if key.endswith("_initializer") and not _fits_any_shape(value)
-        else _any_shape(value)
+        else value
         for key, value in config.items()
-        if key != "build_config"
     }
 
 
@@ -220,41 +200,3 @@ def _fits_any_shape(initializer: Any) -> bool:
     return initializer["module"] == "keras.initializers" and isinstance(
         values, (int, float)
     )
-
-
-def _custom_objects(layer: keras.layers.Layer) -> dict[str, Any]:
-    """Classes and functions below a layer that are not of Keras, by name."""
-    found: list[Any] = []
-    for below in flatten_layers(layer):
-        found.append(type(below))
-        for value in vars(below).values():
-            if isinstance(value, _OBJECTS):
-                found.append(type(value))
-            elif inspect.isfunction(value):
-                found.append(value)
-    return {
-        item.__name__: item
-        for item in found
-        if item.__module__.split(".")[0] != "keras"
-    }
-
-
-def copy_model(model: keras.Model) -> keras.Model:
-    """An equal model that shares nothing with `model`, not compiled."""
-    config = _without_compilation(keras.saving.serialize_keras_object(model))
-    with keras.saving.custom_object_scope(_custom_objects(model)):
-        copy = keras.saving.deserialize_keras_object(config, safe_mode=False)
-    _copy_variables(model, copy)
-    return copy
-
-
-def _without_compilation(config: Any) -> Any:
-    if isinstance(config, (list, tuple)):
-        return type(config)(_without_compilation(item) for item in config)
-    if not isinstance(config, dict):
-        return config
-    return {
-        key: _without_compilation(value)
-        for key, value in config.items()
-        if key != "compile_config"
-    }

@@ -7,9 +7,16 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_vd._keras_internals import computed_class
 from keras_vd._shrinking.activations import evaluate, is_elementwise
 from keras_vd._shrinking.graph import Node, Tensor
-from keras_vd._shrinking.rule import Rule, rule_for, to_numpy
+from keras_vd._shrinking.rule import (
+    Inner,
+    Rule,
+    config_of,
+    rule_for,
+    to_numpy,
+)
 
 # Number of gates, and which of them is the candidate.
 GATES: dict[type, tuple[int, int]] = {
@@ -45,7 +52,7 @@ class Units:
     def __init__(self, layer: Any) -> None:
         self.layer = layer
         cell, units = layer.cell, layer.units
-        gates, self.candidate = GATES[type(layer)]
+        gates, self.candidate = GATES[computed_class(type(layer))]
         self.kernel = to_numpy(cell.kernel).reshape(-1, gates, units)
         self.recurrent_kernel = to_numpy(cell.recurrent_kernel).reshape(
             units, gates, units
@@ -161,7 +168,7 @@ class Recurrent(Rule):
 
     def shrunk(self) -> tuple[dict[str, Any], list[np.ndarray]]:
         constants = self.constants_of(self.input)
-        config = self.layer.get_config()
+        config = self.config
         return self.units.shrunk(config, self.input, constants)
 
 
@@ -185,7 +192,8 @@ class Bidirectional(Rule):
     @classmethod
     def refusal(cls, layer: Any, node: Node) -> str | None:
         one, other = layer.forward_layer, layer.backward_layer
-        if type(one) is not type(other) or type(one) not in GATES:
+        kinds = {computed_class(type(x)) for x in (one, other)}
+        if len(kinds) > 1 or not kinds <= set(GATES):
             return "its directions are not two layers of a known type"
         if one.units != other.units:
             return "its directions differ in size"
@@ -242,13 +250,13 @@ class Bidirectional(Rule):
 
     def shrunk(self) -> tuple[dict[str, Any], list[np.ndarray]]:
         constants = self.constants_of(self.input)
-        config = self.layer.get_config()
+        config = self.config
         weights = []
         names = ("layer", "backward_layer")
         for name, units in zip(names, self.directions, strict=True):
             inner, arrays = units.shrunk(
-                config[name]["config"], self.input, constants
+                config_of(units.layer), self.input, constants
             )
-            config[name] = {**config[name], "config": inner}
+            config[name] = Inner(units.layer, inner)
             weights += arrays
         return config, weights

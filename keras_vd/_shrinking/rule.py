@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import keras
 import numpy as np
 from keras import ops
 
-from keras_vd._keras_internals import own_variables, sublayers
+from keras_vd._keras_internals import computed_class
 from keras_vd._shrinking.graph import Node, Tensor
+from keras_vd._validation import weights_refusal
 
 RULES: dict[type, type[Rule]] = {}
 
 
 def rule_for(*classes: type) -> Callable[[type[Rule]], type[Rule]]:
-    """Class decorator: the rule of these very classes, not of subclasses."""
+    """Class decorator: the rule of these classes.
+
+    Also of subclasses that only adapt the constructor, of no others.
+    """
 
     def register(rule: type[Rule]) -> type[Rule]:
         RULES.update(dict.fromkeys(classes, rule))
         return rule
 
     return register
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    """In a config: the layer that takes the place of one inside another.
+
+    Attributes:
+        layer: The layer before.
+        config: The config of the new one.
+    """
+
+    layer: Any
+    config: dict[str, Any]
 
 
 class Names:
@@ -61,6 +78,8 @@ class Rule:
     ties_uses = True
     #: Whether it may stand in `TimeDistributed`.
     works_per_step = False
+    #: Whether the channels that it makes are those that it reads.
+    hands_on = False
 
     def __init__(
         self, layer: Any, uses: list[Node], reason: str | None = None
@@ -75,6 +94,10 @@ class Rule:
         if len(node.inputs) != 1 or len(node.outputs) != 1:
             return "it is called in an unusual way"
         return None
+
+    def sees_borders(self) -> bool:
+        """Whether a constant input, but 0, is not constant at the border."""
+        return False
 
     def find_constants(self, node: Node) -> None:
         """Set `constant` of the node's outputs from those of its inputs."""
@@ -93,8 +116,16 @@ class Rule:
         """Extend what is kept by what the layer can only do as a whole."""
 
     def shrunk(self) -> tuple[dict[str, Any], list[np.ndarray]] | None:
-        """Config and weights of the new layer; None for a plain copy."""
+        """Config and weights of the new layer; None for a plain copy.
+
+        The new layer is of Keras' own class, whose config it is.
+        """
         return None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The arguments that Keras' own class takes, as the layer has them."""
+        return config_of(self.layer)
 
     def call(
         self, layer: Any, args: tuple[Any, ...], kwargs: Any, names: Names
@@ -145,12 +176,24 @@ def _counts(tensors: list[Tensor] | tuple[Tensor, ...]) -> tuple[int, int]:
     return kept, sum(x.width for x in tensors)
 
 
-def find_rule(layer: Any, uses: list[Node]) -> Rule:
-    """The rule of a layer, or the one of the unknown with the reason why."""
-    rule = RULES.get(type(layer))
+def config_of(layer: Any) -> dict[str, Any]:
+    """What the class of Keras that a layer is of calls its config."""
+    kind: Any = computed_class(type(layer))
+    return dict(kind.get_config(layer))
+
+
+def find_rule(layer: Any, uses: list[Node], reason: str | None = None) -> Rule:
+    """The rule of a layer, or the one of the unknown with the reason why.
+
+    Args:
+        layer: The layer or operation.
+        uses: The nodes that call it.
+        reason: Why it is to be kept whole in any case.
+    """
+    rule = RULES.get(computed_class(type(layer)))
     if rule is None:
         return Rule(layer, uses, f"unknown: {type(layer).__name__}")
-    reason = weights_refusal(layer)
+    reason = reason or weights_refusal(layer)
     for node in uses:
         reason = reason or _use_refusal(node) or rule.refusal(layer, node)
     if reason:
@@ -173,22 +216,6 @@ def _use_refusal(node: Node) -> str | None:
     if node.kwargs.get("training"):
         return "it is called with `training=True`"
     return None
-
-
-def weights_refusal(layer: Any) -> str | None:
-    """Why the weights of a layer are not to be touched."""
-    if not isinstance(layer, keras.layers.Layer):
-        return None
-    if getattr(layer, "quantization_mode", None) is not None:
-        return "it is quantized"
-    if getattr(layer, "lora_enabled", False):
-        return "it has LoRA weights"
-    for variable in own_variables(layer):
-        if keras.backend.is_float_dtype(variable.dtype):
-            if not np.isfinite(to_numpy(variable)).all():
-                return "it has weights that are not finite"
-    reasons = (weights_refusal(x) for x in sublayers(layer))
-    return next((reason for reason in reasons if reason), None)
 
 
 def to_numpy(variable: Any) -> np.ndarray:

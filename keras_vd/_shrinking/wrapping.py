@@ -7,8 +7,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_vd._keras_internals import computed_class
 from keras_vd._shrinking.graph import Node
-from keras_vd._shrinking.rule import RULES, Rule, rule_for
+from keras_vd._shrinking.rule import RULES, Inner, Rule, rule_for
 
 
 @rule_for(keras.layers.TimeDistributed)
@@ -17,16 +18,20 @@ class TimeDistributed(Rule):
 
     def __init__(self, layer: Any, uses: list[Node]) -> None:
         super().__init__(layer, uses)
-        self.inner = RULES[type(layer.layer)](layer.layer, uses)
+        self.inner = _inner_rule(layer)(layer.layer, uses)
         self.ties_uses = self.inner.ties_uses
+        self.hands_on = self.inner.hands_on
         self.outputs_reason = self.inner.outputs_reason
 
     @classmethod
     def refusal(cls, layer: Any, node: Node) -> str | None:
-        rule = RULES.get(type(layer.layer))
+        rule = _inner_rule(layer)
         if rule is None or not rule.works_per_step:
             return f"it repeats an unknown {type(layer.layer).__name__}"
         return rule.refusal(layer.layer, node)
+
+    def sees_borders(self) -> bool:
+        return bool(self.inner.sees_borders())
 
     def find_constants(self, node: Node) -> None:
         self.inner.find_constants(node)
@@ -38,6 +43,9 @@ class TimeDistributed(Rule):
         inner = self.inner.shrunk()
         if inner is None:
             return None
-        config = self.layer.get_config()
-        config["layer"] = {**config["layer"], "config": inner[0]}
-        return config, inner[1]
+        wrapped = Inner(self.layer.layer, inner[0])
+        return {**self.config, "layer": wrapped}, inner[1]
+
+
+def _inner_rule(layer: Any) -> Any:
+    return RULES.get(computed_class(type(layer.layer)))

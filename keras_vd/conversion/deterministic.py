@@ -8,15 +8,13 @@ from typing import Any
 import keras
 
 from keras_vd._folding import absorb, find_folds
-from keras_vd._keras_internals import flatten_layers
-from keras_vd._validation import check_finite_model, check_model
-from keras_vd.conversion.copying import (
-    Config,
-    copy_weights,
-    layer_classes,
-    rebuilt,
-    rewritten,
+from keras_vd._keras_internals import (
+    extended,
+    flatten_layers,
+    overridden,
 )
+from keras_vd._validation import check_finite_model, check_model
+from keras_vd.conversion.cloning import Cloner, Replacement
 from keras_vd.layers.base import VariationalLayer, keras_class
 from keras_vd.layers.structured import StructuredGate
 from keras_vd.report import required_posteriors
@@ -38,7 +36,8 @@ def to_deterministic(model: keras.Model) -> keras.Model:
             whose `get_config` rebuilds it.
 
     Returns:
-        A model without any class of `keras_vd`.
+        A model without any class of `keras_vd`. Shared layers stay so; a
+        Sequential model that uses one twice becomes a Functional one.
 
     Raises:
         TypeError: if `model` is no Keras model.
@@ -50,22 +49,13 @@ def to_deterministic(model: keras.Model) -> keras.Model:
     check_model(model)
     required_posteriors(model)
     check_finite_model(model)
-    classes = layer_classes(model)
-    for cls in classes.values():
-        _check_call(cls)
+    for layer in flatten_layers(model):
+        _check_code(layer)
     folds = find_folds(model)
-    config = keras.saving.serialize_keras_object(model)
-    config = rewritten(
-        _without_layers(config, {gate.name for gate in folds}),
-        lambda layer, path: _plain_config(
-            layer, classes.get(layer["class_name"])
-        ),
-    )
-    plain = rebuilt(config, classes)
+    cloner = Cloner(model, _plain, left_out=folds)
+    plain: keras.Model = cloner.clone(model)
     remaining = [
-        layer.name
-        for layer in flatten_layers(plain)
-        if isinstance(layer, (VariationalLayer, StructuredGate))
+        layer.name for layer in flatten_layers(plain) if _is_ours(layer)
     ]
     if remaining:
         raise ValueError(
@@ -79,104 +69,43 @@ def to_deterministic(model: keras.Model) -> keras.Model:
         if isinstance(layer, VariationalLayer)
         for variable, value in layer.inference_values()
     }
-    counterparts = copy_weights(model, plain, values, left_out=folds)
+    cloner.copy_values(model, values)
     for targets in folds.values():
         for layer, factors in targets:
-            absorb(counterparts[id(layer)], factors)
+            absorb(cloner.counterparts[id(layer)], factors)
     return plain
 
 
-def _check_call(cls: Any) -> None:
-    is_ours = issubclass(cls, (VariationalLayer, StructuredGate))
-    if is_ours and cls.call.__module__.split(".")[0] not in (
-        "keras_vd",
-        "keras",
-    ):
+def _is_ours(layer: Any) -> bool:
+    return isinstance(layer, (VariationalLayer, StructuredGate))
+
+
+def _check_code(layer: Any) -> None:
+    changed = overridden(type(layer), "keras_vd") if _is_ours(layer) else []
+    if changed:
+        names = ", ".join(f"`{name}`" for name in changed)
         raise ValueError(
             "Argument `model` must compute what layers of keras_vd and Keras "
-            f"compute. '{cls.__name__}' overrides `call`, which no plain layer "
-            "knows."
+            f"compute. '{type(layer).__name__}' overrides {names}, which no "
+            "plain layer knows."
         )
 
 
-def _plain_config(config: Config, cls: type | None) -> Config:
-    """The config of a layer, described as its Keras layer if it is ours."""
-    if cls is None or not issubclass(cls, (VariationalLayer, StructuredGate)):
-        return config
-    if issubclass(cls, StructuredGate):
-        gate = cls.from_config(config["config"])
-        gate.build_from_config(config["build_config"])
-        layer = gate.plain_layer(config["build_config"]["input_shape"])
-        return {**config, **keras.saving.serialize_keras_object(layer)}
+def _plain(layer: Any) -> Replacement | None:
+    """What takes the place of a layer, if it is ours."""
+    if isinstance(layer, StructuredGate):
+        gate: keras.layers.Layer
+        gate = layer.plain_layer(layer.get_build_config()["input_shape"])
+        return gate
+    if not isinstance(layer, VariationalLayer):
+        return None
+    cls: Any = extended(type(layer), "keras_vd")
     added = _added_arguments(cls)
-    arguments = {
-        name: value
-        for name, value in config["config"].items()
-        if name not in added
-    }
+    config = {k: v for k, v in cls.get_config(layer).items() if k not in added}
     # Names of group variables, where Keras has an integer of its own.
-    if isinstance(arguments.get("groups"), list):
-        del arguments["groups"]
-    return {
-        **config,
-        "module": "keras.layers",
-        "class_name": _public_name(keras_class(cls)),
-        "registered_name": None,
-        "config": arguments,
-    }
-
-
-def _public_name(cls: type) -> str:
-    """The name under which `keras.layers` has a class, often its own."""
-    names = (k for k, v in vars(keras.layers).items() if v is cls)
-    return next(names, cls.__name__)
-
-
-def _without_layers(config: Any, names: set[str]) -> Any:
-    """The config of a model, in which what read a layer reads its input."""
-    if isinstance(config, (list, tuple)):
-        return type(config)(_without_layers(item, names) for item in config)
-    if not isinstance(config, dict):
-        return config
-    config = {k: _without_layers(v, names) for k, v in config.items()}
-    listed = config.get("layers")
-    if not isinstance(listed, list):
-        return config
-    gone = [
-        x
-        for x in listed
-        if isinstance(x, dict) and x.get("config", {}).get("name") in names
-    ]
-    # In a Sequential model the order says it all.
-    sources = {
-        x["name"]: _histories(x["inbound_nodes"])[0]
-        for x in gone
-        if "inbound_nodes" in x
-    }
-    kept = [x for x in listed if x not in gone]
-    return _reconnected({**config, "layers": kept}, sources)
-
-
-def _histories(config: Any) -> list[list[Any]]:
-    """Where the tensors in a config come from: layer, call, output."""
-    if isinstance(config, dict):
-        if "keras_history" in config:
-            return [config["keras_history"]]
-        config = list(config.values())
-    if isinstance(config, (list, tuple)):
-        return [found for item in config for found in _histories(item)]
-    return []
-
-
-def _reconnected(config: Any, sources: dict[str, list[Any]]) -> Any:
-    if isinstance(config, (list, tuple)):
-        return type(config)(_reconnected(item, sources) for item in config)
-    if not isinstance(config, dict):
-        return config
-    config = {k: _reconnected(v, sources) for k, v in config.items()}
-    while config.get("keras_history", [None])[0] in sources:
-        config["keras_history"] = sources[config["keras_history"][0]]
-    return config
+    if isinstance(config.get("groups"), list):
+        del config["groups"]
+    return keras_class(cls), config
 
 
 def _added_arguments(cls: type) -> set[str]:

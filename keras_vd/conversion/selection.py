@@ -8,8 +8,8 @@ from typing import Any
 
 import keras
 
-from keras_vd.conversion.copying import Path
-
+# Names of what a layer is in, from outside, and its own.
+Path = tuple[str, ...]
 Selector = str | type | Callable[[keras.layers.Layer], bool]
 Selectors = Selector | Sequence[Selector]
 

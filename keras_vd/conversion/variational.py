@@ -7,28 +7,26 @@ from typing import Any
 import keras
 
 from keras_vd import layers, posteriors
-from keras_vd._keras_internals import own_variables, sublayers
-from keras_vd._shrinking.rule import weights_refusal
+from keras_vd._keras_internals import (
+    computed_class,
+    overridden,
+    own_variables,
+    sublayers,
+)
 from keras_vd._validation import (
     check_built,
     check_finite_model,
     check_model,
+    weights_refusal,
 )
-from keras_vd.conversion.copying import (
-    Config,
-    Path,
-    copy_weights,
-    layer_classes,
-    rebuilt,
-    rewritten,
-)
+from keras_vd.conversion.cloning import Cloner, Config
 from keras_vd.conversion.report import ConversionReport, ConversionRow
-from keras_vd.conversion.selection import Selectors, select
+from keras_vd.conversion.selection import Path, Selectors, select
 from keras_vd.layers.base import VariationalLayer, keras_class
 from keras_vd.layers.structured import StructuredGate
 from keras_vd.report import variational_weights
 
-# By the very class: a subclass may compute anything.
+# By the class that computes: a subclass may compute anything.
 COUNTERPARTS: dict[type, type] = {
     keras_class(cls): cls
     for name, cls in vars(layers).items()
@@ -69,13 +67,14 @@ def to_variational(
 
     Returns:
         A new model, not compiled, or with `return_report` the model and its
-        `ConversionReport`: what was converted, what was not and why.
+        `ConversionReport`: what was converted, what was not and why. Shared
+        layers stay so; a Sequential model with one becomes a Functional one.
 
     Raises:
         TypeError: if an argument is of the wrong type.
         ValueError: if the model is not built, a weight is not finite, an
             argument is not allowed, a part of `include` or `exclude` fits no
-            layer, no layer can be converted, or nested models share a layer.
+            layer, none can be converted, or one cannot be rebuilt.
 
     Example:
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
@@ -87,10 +86,9 @@ def to_variational(
     check_built(model)
     check_finite_model(model)
     places = _places(model)
-    _check_unshared(places)
-    reasons = {path: _refusal(layer) for path, layer in places.items()}
-    for path in _left_out(places, include, exclude):
-        reasons[path] = reasons[path] or "not chosen"
+    reasons = {id(layer): _refusal(layer) for layer in places.values()}
+    for key in _left_out(places, include, exclude):
+        reasons[key] = reasons[key] or "not chosen"
     result = _convert(model, places, reasons, posterior, kl_weight)
     report = _report(places, reasons)
     if verbose:
@@ -101,7 +99,7 @@ def to_variational(
 def _convert(
     model: keras.Model,
     places: dict[Path, keras.layers.Layer],
-    reasons: dict[Path, str | None],
+    reasons: dict[int, str | None],
     posterior: Any,
     kl_weight: float | None,
 ) -> keras.Model:
@@ -110,34 +108,36 @@ def _convert(
     Args:
         model: The plain model.
         places: Its layers.
-        reasons: Why layers are not to be converted; gets those of layers that
-            turn out to be out of reach.
+        reasons: Why layers are not to be converted, by their `id`; gets those
+            of layers that turn out to be out of reach.
         posterior: As in `to_variational`.
         kl_weight: As in `to_variational`.
     """
     added = {
-        path: _added_arguments(posterior, kl_weight, places[path])
-        for path, reason in reasons.items()
-        if reason is None
+        id(layer): _added_arguments(posterior, kl_weight, layer)
+        for layer in {id(x): x for x in places.values()}.values()
+        if reasons[id(layer)] is None
     }
-    converted: set[Path] = set()
 
-    def rewrite(config: Config, path: Path) -> Config:
-        if path not in added or path in converted:
-            return config
-        converted.add(path)
-        return _variational_config(config, type(places[path]), added[path])
+    def replace(layer: keras.layers.Layer) -> tuple[type, Config] | None:
+        if id(layer) not in added:
+            return None
+        kind: Any = computed_class(type(layer))
+        config = {**kind.get_config(layer), **added[id(layer)]}
+        return COUNTERPARTS[kind], config
 
-    config = rewritten(keras.saving.serialize_keras_object(model), rewrite)
-    for path in added.keys() - converted:
-        reasons[path] = "made in the code of what it is in"
-    if not converted:
+    cloner = Cloner(model, replace)
+    result: keras.Model = cloner.clone(model)
+    out_of_reach = added.keys() - cloner.clones.keys()
+    for key in out_of_reach:
+        reasons[key] = "made in the code of what it is in"
+    if len(out_of_reach) == len(added):
         raise ValueError(
             "Argument `model` must have a layer that can be converted. "
             f"'{model.name}' has none: {_report(places, reasons).skipped}."
         )
-    result = rebuilt(config, layer_classes(model))
-    copied = set(map(id, copy_weights(model, result, {}).values()))
+    cloner.copy_values(model)
+    copied = set(map(id, cloner.counterparts.values()))
     for weight in variational_weights(result):
         if id(weight) not in copied:
             weight.start_from_weight()
@@ -147,10 +147,13 @@ def _convert(
 def _places(
     layer: keras.layers.Layer, inside: Path = ()
 ) -> dict[Path, keras.layers.Layer]:
-    """Layers that have weights, or a variational form, by where they are."""
+    """Layers that have weights, or a variational form, by where they are.
+
+    A layer that is shared is in several places.
+    """
     path = (*inside, layer.name)
     is_whole = isinstance(layer, (VariationalLayer, StructuredGate))
-    if is_whole or type(layer) in COUNTERPARTS:
+    if is_whole or computed_class(type(layer)) in COUNTERPARTS:
         return {path: layer}
     found = {path: layer} if own_variables(layer) else {}
     for inner in sublayers(layer):
@@ -158,28 +161,17 @@ def _places(
     return found
 
 
-def _check_unshared(places: dict[Path, keras.layers.Layer]) -> None:
-    """Configs of models do not say so: there would be two layers then."""
-    first: dict[int, Path] = {}
-    for path, layer in places.items():
-        other = first.setdefault(id(layer), path)
-        if other != path:
-            raise ValueError(
-                "Argument `model` must not share a layer between nested "
-                "models or wrappers, which Keras cannot rebuild. The same "
-                f"layer is '{'/'.join(other)}' and '{'/'.join(path)}'."
-            )
-
-
 def _refusal(layer: keras.layers.Layer) -> str | None:
     """Why a layer cannot be converted, if it cannot."""
     if isinstance(layer, (VariationalLayer, StructuredGate)):
         return "variational already"
-    if type(layer) not in COUNTERPARTS:
-        known = [x.__name__ for x in COUNTERPARTS if isinstance(layer, x)]
+    kind = type(layer)
+    if computed_class(kind) not in COUNTERPARTS:
+        known = [x for x in COUNTERPARTS if isinstance(layer, x)]
         if known:
-            return f"a subclass of {known[0]}, whose code may differ"
-        return f"no variational form of {type(layer).__name__}"
+            changed = ", ".join(f"`{x}`" for x in overridden(kind, "keras"))
+            return f"a subclass of {known[0].__name__} that overrides {changed}"
+        return f"no variational form of {kind.__name__}"
     if not layer.trainable:
         return "frozen (`trainable=False`)"
     if layer.variable_dtype == "float16":
@@ -191,12 +183,17 @@ def _left_out(
     places: dict[Path, keras.layers.Layer],
     include: Selectors | None,
     exclude: Selectors | None,
-) -> set[Path]:
-    left_out: set[Path] = set()
+) -> set[int]:
+    """The `id`s of layers that stay; any of their places stands for them."""
+
+    def chosen(argument: str, selectors: Selectors) -> set[int]:
+        return {id(places[p]) for p in select(argument, selectors, places)}
+
+    left_out: set[int] = set()
     if include is not None:
-        left_out = set(places) - select("include", include, places)
+        left_out = set(map(id, places.values())) - chosen("include", include)
     if exclude is not None:
-        left_out |= select("exclude", exclude, places)
+        left_out |= chosen("exclude", exclude)
     return left_out
 
 
@@ -213,33 +210,19 @@ def _added_arguments(
     return posteriors.layer_arguments(template)
 
 
-def _variational_config(
-    config: Config, keras_layer: type, added: dict[str, Any]
-) -> Config:
-    cls = COUNTERPARTS[keras_layer]
-    return {
-        **config,
-        "module": cls.__module__,
-        "class_name": cls.__name__,
-        "registered_name": keras.saving.get_registered_name(cls),
-        "config": {**config["config"], **added},
-    }
-
-
 def _report(
-    places: dict[Path, keras.layers.Layer], reasons: dict[Path, str | None]
+    places: dict[Path, keras.layers.Layer], reasons: dict[int, str | None]
 ) -> ConversionReport:
-    rows = []
+    rows: dict[int, ConversionRow] = {}
     for path, layer in places.items():
-        reason = reasons[path]
+        reason = reasons[id(layer)]
         cls = type(layer)
-        rows.append(
-            ConversionRow(
-                "/".join(path[1:]) or layer.name,
-                cls.__name__,
-                None if reason else COUNTERPARTS[cls].__name__,
-                reason,
-                layer.count_params(),
-            )
+        row = ConversionRow(
+            "/".join(path[1:]) or layer.name,
+            cls.__name__,
+            None if reason else COUNTERPARTS[computed_class(cls)].__name__,
+            reason,
+            layer.count_params(),
         )
-    return ConversionReport(tuple(rows))
+        rows.setdefault(id(layer), row)
+    return ConversionReport(tuple(rows.values()))

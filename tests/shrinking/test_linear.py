@@ -279,6 +279,30 @@ def test_constant_channels(padding, size, activation, kept):
         assert "padding='same'" in reason
 
 
+def test_padding_is_blamed_only_where_it_matters():
+    """Oracle: by hand, which layer needs the constant channel."""
+    for stack, reason in (
+        # A kernel of size 1 has no border, and reads all else.
+        (
+            [layers.Conv2D(3, 1, padding="same"), layers.Softmax()],
+            "nothing in it is dead",
+        ),
+        ([layers.MaxPooling2D(2, 1, "same"), layers.Softmax()], "'softmax'"),
+        ([layers.Conv2DTranspose(2, 2)], "an output past its inputs"),
+        ([layers.ZeroPadding2D()], "an output past its inputs"),
+        ([layers.AveragePooling2D(2, 1, "same")], "padding='same'"),
+        ([layers.DepthwiseConv2D(2, padding="same")], "padding='same'"),
+    ):
+        model = sequential(
+            (5, 6, 2), layers.Conv2D(3, 3, activation="sigmoid"), *stack
+        )
+        if reason != "nothing in it is dead":
+            change(model.layers[0].kernel, np.s_[..., 1])
+        stack[-1].name = "softmax"
+        _, report = checked(model)
+        assert reason in report.kept_whole[model.layers[0].name]
+
+
 def test_causal_padding():
     model = sequential(
         (5, 2),

@@ -1,0 +1,364 @@
+"""The one way in which models are rebuilt: every layer once, by identity.
+
+Keras' own configs name layers and classes. They forget that a layer stands
+twice in a Sequential model, or in two nested models, and take one class for
+another of the same name.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Container, Mapping
+from typing import Any, TypeAlias
+
+import keras
+from keras import ops
+
+from keras_vd._keras_internals import (
+    arguments_of_lambda,
+    copied_operation,
+    flatten_layers,
+    functional_part,
+    graph_calls,
+    is_made_from_graph,
+    objects_by_identity,
+    own_variables,
+    reference,
+    sublayers,
+)
+from keras_vd.layers.structured import StructuredGate
+from keras_vd.posteriors import WeightPosterior
+
+Config = dict[str, Any]
+# The class and config of a layer, or the layer itself, in place of another.
+Replacement: TypeAlias = tuple[type, Config] | keras.layers.Layer
+
+_OBJECTS = (
+    keras.initializers.Initializer,
+    keras.regularizers.Regularizer,
+    keras.constraints.Constraint,
+)
+# Arguments that layers pass to a `get` of Keras, which takes objects as well.
+_TAKE_OBJECTS = ("activation", "_initializer", "_regularizer", "_constraint")
+_OF_THE_GRAPH = {"name", "trainable", "layers", "input_layers", "output_layers"}
+
+
+class Cloner:
+    """Clones of the layers and operations of a model, one of each.
+
+    A clone has fresh weights until `copy_values`. A Sequential model that uses
+    a layer twice becomes a Functional one, as Keras saves no other; so does
+    any model whose class is not made from inputs and outputs, but has a graph.
+
+    Attributes:
+        clones: Clones of layers and operations by the `id` of the originals.
+        counterparts: Layers by the `id` of those whose values they have got.
+    """
+
+    def __init__(
+        self,
+        model: keras.layers.Layer,
+        replace: Callable[[Any], Replacement | None] = lambda layer: None,
+        left_out: Container[Any] = (),
+        names: Mapping[int, str] | None = None,
+    ) -> None:
+        """Get ready to clone a model or parts of it.
+
+        Args:
+            model: The model.
+            replace: Returns what takes the place of a layer; None for a clone.
+            left_out: Layers of models whose readers read their input instead.
+            names: New names by the `id` of layers and operations.
+        """
+        self.replace = replace
+        self.left_out = left_out
+        self.names = names or {}
+        self.clones: dict[int, Any] = {}
+        self.counterparts: dict[int, keras.layers.Layer] = {}
+        # A layer serializes one of its posteriors as a pattern for all.
+        self._originals = {
+            id(x): x
+            for x in flatten_layers(model)
+            if not isinstance(x, WeightPosterior)
+        }
+        self._made: dict[int, Any] = {}
+        self._written_out: set[int] = set()
+        self._copied: set[tuple[int, int]] = set()
+
+    def clone(self, operation: Any) -> Any:
+        """The clone of a layer or operation."""
+        key = id(operation)
+        if key not in self.clones:
+            with warnings.catch_warnings():
+                # What Keras has to say, it said when the model was built.
+                warnings.filterwarnings("ignore", ".*input with a mask attach")
+                warnings.filterwarnings("ignore", ".*includes a `lambda`")
+                made = self._clone(operation)
+            self.enter(operation, made)
+        return self.clones[key]
+
+    def enter(self, operation: Any, made: Any) -> None:
+        """Take `made` for the clone of a layer or operation."""
+        self.clones[id(operation)] = made
+        self._made[id(made)] = made
+
+    def _clone(self, operation: Any) -> Any:
+        name = self.names.get(id(operation), operation.name)
+        if not isinstance(operation, keras.layers.Layer):
+            return copied_operation(operation, name)
+        if _is_chain(operation):
+            self._written_out.add(id(operation))
+            return self._clone_chain(operation, name)
+        if is_made_from_graph(operation) or functional_part(operation):
+            self._written_out.add(id(operation))
+            return self._clone_graph(operation, operation, name)
+        replacement = self.replace(operation)
+        if isinstance(replacement, keras.layers.Layer):
+            return replacement
+        cls, config = replacement or (type(operation), None)
+        made = self.make(cls, config, operation, name)
+        build_config = operation.get_build_config()
+        if build_config and not made.built:
+            made.build_from_config(build_config)
+            made.built = True
+        return made
+
+    def make(
+        self, cls: type, config: Config | None, source: Any, name: str
+    ) -> Any:
+        """A layer with a config, in which clones stand for the originals.
+
+        Args:
+            cls: Class of the layer.
+            config: Its config, in which layers may stand for their own
+                configs; None for that of `source`.
+            source: The layer that it is made from.
+            name: Its name.
+        """
+        found = {x.__name__: x for x in _custom_objects(source)}
+        scope = keras.saving.custom_object_scope(found)
+        with objects_by_identity(self._is_known, self._find), scope:
+            try:
+                if config is None:
+                    config = _config(source)
+                config = {k: self._object(v) for k, v in config.items()}
+                config |= self._objects_of(source, config)
+                if "name" in config:
+                    config["name"] = name
+                made = _from_config(cls, config)
+            except (NotImplementedError, TypeError) as error:
+                raise ValueError(
+                    f"Layer '{source.name}' cannot be rebuilt. Its class, "
+                    f"{cls.__name__}, needs a `get_config` that returns all "
+                    f"arguments of its constructor. Keras says: {error}"
+                ) from error
+        made.name = name
+        return made
+
+    def _is_known(self, number: int) -> bool:
+        return number in self._originals or number in self._made
+
+    def _find(self, number: int) -> Any:
+        if number in self._originals:
+            return self.clone(self._originals[number])
+        return self._made.get(number)
+
+    def _object(self, value: Any) -> Any:
+        """A value of a config, with a reference in place of a layer."""
+        if not isinstance(value, keras.layers.Layer):
+            return value
+        self._made.setdefault(id(value), value)
+        return reference(value)
+
+    def _objects_of(self, source: Any, config: Config) -> Config:
+        """What `source` itself has in place of the names of functions."""
+        found = {}
+        for key in config:
+            value = getattr(source, key, None)
+            if not key.endswith(_TAKE_OBJECTS) or value is None:
+                continue
+            if isinstance(value, keras.layers.Layer):
+                found[key] = self.clone(value)
+            elif inspect.isfunction(value) or not _is_of_keras(type(value)):
+                found[key] = value
+        return found
+
+    def _clone_chain(self, model: Any, name: str) -> keras.Model:
+        layers = [x for x in sublayers(model) if x not in self.left_out]
+        functional = functional_part(model)
+        if functional and len(set(map(id, layers))) < len(layers):
+            return self._clone_graph(model, functional, name)
+        is_plain = type(model).__init__ is keras.Sequential.__init__
+        chain = (type(model) if is_plain else keras.Sequential)(name=name)
+        for layer in layers:
+            chain.add(self.clone(layer), rebuild=False)
+        if functional:
+            chain.build(model.input_shape)
+        return chain
+
+    def _clone_graph(
+        self, model: Any, functional: Any, name: str
+    ) -> keras.Model:
+        tensors: dict[int, Any] = {}
+
+        def new(value: Any) -> Any:
+            is_tensor = isinstance(value, keras.KerasTensor)
+            return tensors[id(value)] if is_tensor else value
+
+        for call in graph_calls(functional):
+            args, kwargs = keras.tree.map_structure(
+                new, (call.args, call.kwargs)
+            )
+            if isinstance(call.operation, keras.layers.InputLayer):
+                made = self.clone(call.operation).output
+            elif call.operation in self.left_out:
+                made = keras.tree.flatten((args, kwargs))[0]
+            else:
+                made = self.clone(call.operation)(*args, **kwargs)
+            for old, one in zip(
+                call.outputs, keras.tree.flatten(made), strict=True
+            ):
+                tensors[id(old)] = one
+        inputs, outputs = keras.tree.map_structure(
+            new, (functional.input, functional.output)
+        )
+        if not is_made_from_graph(model):
+            return keras.Model(inputs, outputs, name=name)
+        config = {}
+        if type(model).get_config is not keras.Model.get_config:
+            config = model.get_config()
+        added = {k: v for k, v in config.items() if k not in _OF_THE_GRAPH}
+        return type(model)(inputs=inputs, outputs=outputs, name=name, **added)
+
+    def copy_values(
+        self, layer: Any, values: Mapping[int, Any] | None = None
+    ) -> None:
+        """Copy weights and settings from a layer, and all in it, to its clone.
+
+        Posteriors that only one of a pair has are passed over.
+
+        Args:
+            layer: A layer that has been cloned.
+            values: Other values for some variables, by their `id`.
+
+        Raises:
+            ValueError: if the clone has other weights, or weights of its own
+                where the original shares them.
+        """
+        pending = [(layer, self.clones[id(layer)])]
+        pairs = []
+        while pending:
+            old, new = pending.pop()
+            known = self.counterparts.setdefault(id(old), new)
+            if known is not new and old.variables:
+                raise ValueError(
+                    f"Layer '{old.name}' is used in several places, of which "
+                    "at least one makes a layer of its own when it is rebuilt "
+                    "from its config: the weights would not be shared any "
+                    "more. Build the model anew with a layer for each, or "
+                    "return the shared one in `get_config`, serialized."
+                )
+            if (id(old), id(new)) in self._copied:
+                continue
+            self._copied.add((id(old), id(new)))
+            pairs.append((old, new))
+            if isinstance(old, StructuredGate) and type(old) is not type(new):
+                old.copy_to(new)
+                continue
+            _copy_variables(old, new, values or {})
+            pending += self._pairs_below(old, new)
+        _copy_trainable(pairs)
+
+    def _pairs_below(self, old: Any, new: Any) -> list[tuple[Any, Any]]:
+        """Layers that `old` owns, each with its counterpart in `new`."""
+        children = sublayers(old)
+        if id(old) in self._written_out and self.clones[id(old)] is new:
+            # Layers that the graph does not use are not in the clone.
+            return [
+                (x, self.clones[id(x)])
+                for x in children
+                if id(x) in self.clones and x not in self.left_out
+            ]
+        others = sublayers(new)
+        if not (_posteriors(children) and _posteriors(others)):
+            children, others = (
+                [x for x in below if not isinstance(x, WeightPosterior)]
+                for below in (children, others)
+            )
+        if len(children) != len(others):
+            raise ValueError(_DIFFERS.format(name=old.name, what="layers"))
+        return list(zip(children, others, strict=True))
+
+
+_DIFFERS = (
+    "Layer '{name}' has other {what} when it is rebuilt from its config. Its "
+    "`get_config` must return all arguments of its constructor, and its "
+    "`build` must make what the layer has."
+)
+
+
+def copy_model(model: keras.Model) -> keras.Model:
+    """An equal model that shares nothing with `model`, not compiled."""
+    cloner = Cloner(model)
+    copy: keras.Model = cloner.clone(model)
+    cloner.copy_values(model)
+    return copy
+
+
+def _is_chain(operation: Any) -> bool:
+    is_sequential = isinstance(operation, keras.Sequential)
+    return is_sequential and type(operation).call is keras.Sequential.call
+
+
+def _config(layer: Any) -> Config:
+    if type(layer) is keras.layers.Lambda:
+        # Bytecode would lose the names that a function refers to.
+        base = keras.layers.Layer.get_config(layer)
+        return {**base, **arguments_of_lambda(layer)}
+    return dict(layer.get_config())
+
+
+def _from_config(cls: Any, config: Config) -> Any:
+    if cls is keras.layers.Lambda:
+        return keras.Operation.from_config.__func__(cls, config)
+    return cls.from_config(config)
+
+
+def _is_of_keras(item: Any) -> bool:
+    return bool(item.__module__.split(".")[0] == "keras")
+
+
+def _custom_objects(layer: keras.layers.Layer) -> list[Any]:
+    """Classes and functions in and below a layer that are not of Keras."""
+    found: list[Any] = []
+    for below in flatten_layers(layer):
+        found.append(type(below))
+        for value in vars(below).values():
+            if isinstance(value, _OBJECTS):
+                found.append(type(value))
+            elif inspect.isfunction(value):
+                found.append(value)
+    return [item for item in found if not _is_of_keras(item)]
+
+
+def _copy_variables(old: Any, new: Any, values: Mapping[int, Any]) -> None:
+    variables, copies = own_variables(old), own_variables(new)
+    shapes, others = ([tuple(v.shape) for v in x] for x in (variables, copies))
+    if shapes != others:
+        raise ValueError(_DIFFERS.format(name=old.name, what="weights"))
+    for variable, copy in zip(variables, copies, strict=True):
+        # Through NumPy: two JAX variables must not share one buffer.
+        value = values.get(id(variable), variable)
+        copy.assign(ops.convert_to_numpy(value))
+
+
+def _copy_trainable(pairs: list[tuple[Any, Any]]) -> None:
+    """Set what differs, until setting a parent changes no child any more."""
+    while differing := [(a, b) for a, b in pairs if a.trainable != b.trainable]:
+        for old, new in differing:
+            new.trainable = old.trainable
+
+
+def _posteriors(layers: list[Any]) -> list[WeightPosterior]:
+    return [x for x in layers if isinstance(x, WeightPosterior)]
