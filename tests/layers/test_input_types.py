@@ -67,10 +67,13 @@ CASES = {
 }
 
 
-def random_values(shape, dtype):
+def random_values(case, dtype):
     """Values that squares and sums of 8 bits have no room for."""
+    cls, _, shape = CASES[case]
     values = np.random.default_rng(3).integers(0, 120, (2, *shape))
-    return (values > 60 if dtype == "bool" else values).astype(dtype)
+    if issubclass(cls, keras.layers.RNN):
+        values %= 3  # Gates saturate.
+    return (values > values.mean() if dtype == "bool" else values).astype(dtype)
 
 
 def call(layer, inputs, **options):
@@ -89,7 +92,7 @@ def answer(layer, inputs):
 
 def make_pair(case, policy="float32", **options):
     """A variational layer and a plain one with its weights."""
-    cls, arguments, shape = CASES[case]
+    cls, arguments, _ = CASES[case]
     options = {
         "kl_weight": KL_WEIGHT,
         # No weight counts as zero.
@@ -99,7 +102,7 @@ def make_pair(case, policy="float32", **options):
     variational = cls(**arguments, **options, dtype=policy)
     plain = plain_class(cls)(**arguments, dtype=policy)
     # Keras casts floats, so these build the layers in any case.
-    example = random_values(shape, "float32")
+    example = random_values(case, "float32")
     call(variational, example)
     call(plain, example)
     means = [
@@ -107,14 +110,16 @@ def make_pair(case, policy="float32", **options):
     ]
     for mean, weight in zip(means, plain.trainable_variables, strict=True):
         weight.assign(to_numpy(mean))
-    return variational, plain, shape
+    return variational, plain
 
 
 def assert_same_answer(variational, plain, inputs, tolerance):
     expected, actual = answer(plain, inputs), answer(variational, inputs)
     if isinstance(expected, type):
-        assert isinstance(actual, type), "Keras has no answer, and this has"
-        return
+        # Keras has no answer: none, or the one for the same numbers.
+        if isinstance(actual, type):
+            return
+        expected = answer(plain, ops.cast(inputs, actual.dtype))
     assert actual.dtype == expected.dtype
     np.testing.assert_allclose(
         to_numpy(actual).astype("float64"),
@@ -127,16 +132,16 @@ def assert_same_answer(variational, plain, inputs, tolerance):
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("case", CASES)
 def test_inference_is_that_of_keras(case, dtype):
-    variational, plain, shape = make_pair(case)
-    inputs = ops.convert_to_tensor(random_values(shape, dtype))
+    variational, plain = make_pair(case)
+    inputs = ops.convert_to_tensor(random_values(case, dtype))
     assert_same_answer(variational, plain, inputs, 1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["int32", "float16"])
 @pytest.mark.parametrize("case", ["dense", "einsum_summing", "lstm"])
 def test_inference_in_mixed_precision(case, dtype):
-    variational, plain, shape = make_pair(case, "mixed_bfloat16")
-    inputs = ops.convert_to_tensor(random_values(shape, dtype))
+    variational, plain = make_pair(case, "mixed_bfloat16")
+    inputs = ops.convert_to_tensor(random_values(case, dtype))
     assert_same_answer(variational, plain, inputs, 1e-2)
 
 
@@ -154,13 +159,13 @@ def test_inference_in_mixed_precision(case, dtype):
     ids=lambda options: "-".join(options.values()) or "default",
 )
 def test_training_is_that_of_the_same_numbers_as_floats(case, dtype, options):
-    cls, _, shape = CASES[case]
+    cls, *_ = CASES[case]
     is_recurrent = issubclass(cls, keras.layers.RNN)
-    arguments = {}
+    arguments = {"posterior": posteriors.SparseVD(log_sigma2_init=-4.0)}
     if options.get("estimator") == "sequence":
         if not is_recurrent:
             pytest.skip("of recurrent layers alone")
-        arguments = dict(options)
+        arguments |= options
     elif "noise" in options:
         if is_recurrent or case == "embedding":
             pytest.skip("has no noise on its inputs")
@@ -172,8 +177,8 @@ def test_training_is_that_of_the_same_numbers_as_floats(case, dtype, options):
         arguments["posterior"] = posteriors.SparseVD(
             log_sigma2_init=-4.0, **options
         )
-    variational, plain, _ = make_pair(case, **arguments)
-    inputs = random_values(shape, dtype)
+    variational, plain = make_pair(case, **arguments)
+    inputs = random_values(case, dtype)
     if isinstance(answer(plain, ops.convert_to_tensor(inputs)), type):
         pytest.skip("Keras has no answer")
     states = [
