@@ -1,0 +1,372 @@
+"""What joins tensors or takes several layers: sums, operators, nested models.
+
+Each function returns a new tensor from a tensor `x` and the pool of those
+that there are, or None where there is nothing to make.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from tools.random_networks import attention as attentions
+from tools.random_networks import recurrent
+from tools.random_networks.net import LEFT_OUT, Certain, Net, centred
+from tools.random_networks.single import ANY, LAYERS
+
+Grow = Callable[[Net, keras.KerasTensor, list], Any]
+GRAPHS: dict[str, Graph] = {}
+
+
+@dataclasses.dataclass
+class Graph:
+    """A way to go on from a tensor.
+
+    Attributes:
+        ranks: Of the tensors that it starts from.
+        grow: Returns the new tensor.
+    """
+
+    ranks: tuple[int, ...]
+    grow: Grow
+
+
+def graph(name: str, *ranks: int) -> Callable[[Grow], Grow]:
+    def register(grow: Grow) -> Grow:
+        GRAPHS[name] = Graph(ranks or ANY, grow)
+        return grow
+
+    return register
+
+
+def fitting(net: Net, x: Any, pool: list) -> Any:
+    """Another tensor of the shape of `x`, made if need be."""
+    others = [y for y in pool if y.shape[:-1] == x.shape[:-1]]
+    y = net.pick(*others)
+    if y.shape[-1] != x.shape[-1]:
+        y = layers.Dense(x.shape[-1], use_bias=net.chance())(y)
+    return y
+
+
+def _merging(name: str, count: int) -> None:
+    @graph(name)
+    def merge(net, x, pool):
+        tensors = [fitting(net, x, pool) for _ in range(count - 1)]
+        return net.apply(getattr(layers, name)(), [x, *tensors])
+
+
+for _name in ("Add", "Average", "Maximum", "Minimum", "Multiply"):
+    _merging(_name, 3 if _name == "Add" else 2)
+_merging("Subtract", 2)
+
+
+@graph("residual")
+def residual(net, x, pool):
+    y = layers.Dense(net.width(), net.activation())(x)
+    y = layers.Dense(x.shape[-1])(y)
+    return net.pick(
+        lambda: layers.Add()([x, y]), lambda: x + y, lambda: y - x
+    )()
+
+
+@graph("Concatenate")
+def concatenate(net, x, pool):
+    others = [y for y in pool if y.shape[:-1] == x.shape[:-1]]
+    tensors = [x, *(net.pick(*others) for _ in range(net.number(1, 2)))]
+    if net.chance(5):
+        return ops.concatenate(tensors, axis=-1)
+    return layers.Concatenate(**net.common())(tensors)
+
+
+@graph("Concatenate, other axes", 3, 4)
+def concatenate_elsewhere(net, x, pool):
+    return layers.Concatenate(axis=1)([x, fitting(net, x, pool)])
+
+
+@graph("broadcast", 3, 4)
+def broadcast(net, x, pool):
+    """A sum or product with a tensor that has fewer positions."""
+    y = layers.Dense(x.shape[-1], "sigmoid")(ops.mean(x, axis=1, keepdims=True))
+    return net.pick(
+        lambda: layers.Multiply()([x, y]),
+        lambda: layers.Add()([y, x]),
+        lambda: x * y,
+        lambda: x - y,
+    )()
+
+
+_BINARY = {
+    "x + y": lambda x, y: x + y,
+    "x - y": lambda x, y: x - y,
+    "x * y": lambda x, y: x * y,
+    "ops.maximum": ops.maximum,
+    "ops.minimum": ops.minimum,
+}
+_UNARY = {
+    f"ops.{name}": getattr(ops, name)
+    for name in ("relu", "sigmoid", "silu", "gelu", "elu", "leaky_relu", "tanh")
+}
+
+
+def _operators() -> None:
+    for name, function in _BINARY.items():
+
+        @graph(name)
+        def binary(net, x, pool, function=function):
+            if net.chance(3):
+                number = net.pick(0.0, 1.0, -0.5, 2)
+                if net.chance(3):
+                    return function(number, x)
+                return function(x, number)
+            return function(x, fitting(net, x, pool))
+
+    for name, function in _UNARY.items():
+
+        @graph(name)
+        def unary(net, x, pool, function=function):
+            return function(x)
+
+
+_operators()
+
+
+@graph("unknown operations")
+def unknown(net, x, pool):
+    width = x.shape[-1]
+    return net.pick(
+        lambda: ops.sin(x),
+        lambda: x[..., : net.number(1, width)],
+        lambda: ops.flip(x, axis=-1),
+        lambda: x / 2.0,
+        lambda: -x,
+        lambda: ops.square(x),
+        lambda: ops.cast(ops.cast(x, "float16"), "float32"),
+        lambda: ops.expand_dims(ops.sum(x, axis=-1), -1),
+        lambda: ops.softmax(x),
+        lambda: ops.matmul(x, np.eye(width, dtype="float32")),
+        lambda: layers.Lambda(lambda y: y + 1.0)(x),
+    )()
+
+
+@graph("MultiHeadAttention", 3)
+def multi_head(net, x, pool):
+    return attentions.attention(net, x, _source(net, x, pool))
+
+
+@graph("GroupQueryAttention", 3)
+def grouped(net, x, pool):
+    source = _source(net, x, pool)
+    if source.shape[-1] != x.shape[-1]:
+        source = layers.Dense(x.shape[-1])(source)
+    return attentions.attention(net, x, source, grouped=True)
+
+
+def _source(net: Net, x: Any, pool: list) -> Any:
+    others = [y for y in pool if len(y.shape) == len(x.shape)]
+    return net.pick(x, net.pick(*others))
+
+
+@graph("Transformer block", 3)
+def block(net, x, pool):
+    return attentions.transformer_block(net, x)
+
+
+@graph("attention without projections", 3)
+def dot(net, x, pool):
+    return attentions.dot_attention(net, x)
+
+
+@graph("recurrent states", 3)
+def states(net, x, pool):
+    return recurrent.with_states(net, x)
+
+
+@graph("Embedding", 2, 3)
+def embedding(net, x, pool):
+    """Words beside what there is already."""
+    length = x.shape[1] if len(x.shape) == 3 else net.number(1, 3)
+    if net.is_inside:
+        return None
+    words = recurrent.embedded_input(net, length)
+    if len(x.shape) == 3:
+        return layers.Concatenate()([x, words])
+    words = layers.Flatten()(words)
+    return layers.Concatenate()([x, words])
+
+
+@graph("explicit mask", 3)
+def explicit_mask(net, x, pool):
+    if net.is_inside:
+        return None
+    mask = ops.cast(net.id_input(2, x.shape[1]), "bool")
+    kind = net.pick(*recurrent.KINDS)
+    layer = net.pick(
+        recurrent.one_direction(net, x, kind, True),
+        layers.GlobalAveragePooling1D(),
+        layers.Bidirectional(getattr(layers, kind)(net.width())),
+    )
+    return layer(x, mask=mask)
+
+
+@graph("pair")
+def pair(net, x, pool):
+    """Two layers, with units between them that certainly go."""
+    width = net.number(2, 6)
+    first = layers.Dense(width, net.activation(mixes=False))
+    y = first(x)
+    # Only what hands a channel on as it is.
+    for _ in range(net.number(0, 2)):
+        y = net.pick(
+            layers.ReLU(),
+            layers.Dropout(0.5),
+            layers.BatchNormalization(),
+            layers.Activation("tanh"),
+            layers.Rescaling(0.5),
+        )(y)
+    second = layers.Dense(net.width(), net.activation())
+    return _joined(net, first, y, second)
+
+
+@graph("pair of convolutions", 3, 4)
+def pair_of_convolutions(net, x, pool):
+    dims = len(x.shape) - 2
+    kind = getattr(layers, f"Conv{dims}D")
+    first = kind(net.number(2, 5), 2, padding="same", activation="relu")
+    y = first(x)
+    if net.chance():
+        y = getattr(layers, f"MaxPooling{dims}D")(2, 1, padding="same")(y)
+    # No constant but zero is the same at a padded border.
+    second = kind(net.width(), 1)
+    return _joined(net, first, y, second)
+
+
+@graph("pair with a recurrent layer", 3)
+def pair_with_recurrent(net, x, pool):
+    kind = net.pick(*recurrent.KINDS)
+    first = getattr(layers, kind)(
+        net.number(2, 5),
+        return_sequences=net.chance(),
+        **recurrent.recurrent_options(net, kind),
+    )
+    if first.activation is centred:
+        return None
+    return _joined(net, first, first(x), layers.Dense(net.width()))
+
+
+def _joined(net: Net, first: Any, y: Any, second: Any) -> Any:
+    width = y.shape[-1]
+    dead = net.generator.uniform(size=width) < net.pick(0.3, 0.6, 1.0)
+    is_unread = net.chance() or not isinstance(first, layers.Dense)
+    if not net.is_inside:
+        net.certain.append(Certain(first, second, dead, width, is_unread))
+    return second(y)
+
+
+@graph("nested model")
+def nested(net, x, pool):
+    """A model around some steps, Functional or Sequential."""
+
+    def functional() -> keras.Model:
+        inner = keras.Input(x.shape[1:], dtype=x.dtype)
+        tensors = grow(net, [inner], net.number(1, 3))
+        outputs = tensors[-1]
+        if net.chance(4):
+            outputs = [outputs, net.pick(*tensors[1:])]
+        return keras.Model(inner, outputs)
+
+    def make() -> keras.Model:
+        return net.pick(functional, lambda: chain(net, x))()
+
+    model = net.inside(make)
+    others = [y for y in pool if y.shape == x.shape and y.dtype == x.dtype]
+    made = model(x)
+    if net.chance(4) and others:
+        model(net.pick(*others))
+        if not isinstance(made, list):
+            again = model(net.pick(*others))
+            return layers.Concatenate()([made, again])
+    return net.pick(*made) if isinstance(made, list) else made
+
+
+@graph("nested model of two inputs")
+def nested_pair(net, x, pool):
+    def make() -> keras.Model:
+        inner = [keras.Input(y.shape[1:], dtype=y.dtype) for y in (x, other)]
+        joined = layers.Add()(inner) if net.chance() else inner[0] * inner[1]
+        return keras.Model(inner, grow(net, [*inner, joined], 2)[-1])
+
+    other = fitting(net, x, pool)
+    return net.inside(make)([x, other])
+
+
+def chain(net: Net, x: Any) -> keras.Sequential:
+    """A Sequential model for a tensor, with other models in it."""
+    model = keras.Sequential([keras.Input(x.shape[1:], dtype=x.dtype)])
+    used: list[keras.layers.Layer] = []
+    for _ in range(net.number(1, 4)):
+        y = model.outputs[0] if model.layers else x
+        if net.chance(8) and len(y.shape) in ANY:
+            inner = keras.Input(y.shape[1:], dtype=y.dtype)
+            model.add(
+                keras.Model(
+                    inner, net.inside(lambda i=inner: grow(net, [i], 2)[-1])
+                )
+            )
+            continue
+        if "repeated in Sequential" not in LEFT_OUT and used and net.chance(6):
+            layer = net.pick(*used)
+            if not layer.weights:
+                model.add(layer)
+            continue
+        layer = draw_layer(net, y)
+        if layer is not None:
+            model.add(layer)
+            used.append(layer)
+    if not model.layers:
+        model.add(layers.Activation("tanh"))
+    return model
+
+
+def draw_layer(net: Net, x: Any) -> keras.layers.Layer | None:
+    names = [n for n, one in LAYERS.items() if len(x.shape) in one.ranks]
+    return LAYERS[net.pick(*names)].make(net, x)
+
+
+def grow(net: Net, pool: list, steps: int) -> list:
+    """Append so many tensors to a pool, each made from a recent one."""
+    for _ in range(steps):
+        made = None
+        while made is None:
+            made = step(net, net.pick(*pool[-3:]), pool)
+        pool.append(made)
+    return pool
+
+
+def step(net: Net, x: Any, pool: list, name: str | None = None) -> Any:
+    """A new tensor from `x`, by this kind of layer or graph, or by any."""
+    if name is None:
+        table = LAYERS if net.chance(2) else GRAPHS
+        names = [n for n, one in table.items() if len(x.shape) in one.ranks]
+        name = net.pick(*names)
+    if name in GRAPHS:
+        made = GRAPHS[name].grow(net, x, pool)
+    else:
+        layer = LAYERS[name].make(net, x)
+        made = None if layer is None else net.apply(layer, x)
+    return made if is_usable(made) else None
+
+
+def is_usable(x: Any) -> bool:
+    """Whether more can be made from a tensor."""
+    return (
+        x is not None
+        and len(x.shape) in ANY
+        and x.shape[-1] is not None
+        and all(n is None or 0 < n <= 40 for n in x.shape[1:])
+        and int(np.prod([n or 8 for n in x.shape[1:]])) <= 1500
+    )
