@@ -146,6 +146,10 @@ class RoundTrip:
         self, model: keras.Model, generator: np.random.Generator, seed: int
     ) -> None:
         expected = self._predictions(model)
+        if not all(np.isfinite(x).all() for one in expected for x in one):
+            # Writers refuse what they cannot compare.
+            self.notes["left out: outputs that are not finite"] += 1
+            return
         variational = keras_vd.to_variational(
             model,
             random_posterior(generator),
@@ -167,7 +171,7 @@ class RoundTrip:
         self._compare("shrink", smaller, expected)
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder) / "model.keras"
-            keras_vd.save_compressed(smaller, path)
+            keras_vd.save_compressed(smaller, path, x=self.batches[-1])
             loaded = _load(path)
         self._compare("save_compressed", loaded, expected)
         is_tensorflow = keras.backend.backend() == "tensorflow"

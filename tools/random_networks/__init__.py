@@ -116,7 +116,7 @@ def _model(net: Net, feature: str) -> keras.Model:
     if net.chance(6) and feature in LAYERS:
         return _sequential(net, feature)
     pool = [_start(net, net.pick(*table[feature].ranks))]
-    if net.chance(5):
+    if not net.chance(4):
         pool = grow(net, pool, 1)
     made = None
     for _ in range(20):

@@ -19,6 +19,12 @@ from tools.random_networks import recurrent
 from tools.random_networks.net import LEFT_OUT, Certain, Net, centred
 from tools.random_networks.single import ANY, LAYERS
 
+# What has units of its own, which may be dead: half of what is drawn.
+WITH_UNITS = frozenset(
+    "Dense EinsumDense Conv1D Conv2D Conv3D Conv1DTranspose Conv2DTranspose "
+    "SeparableConv1D SeparableConv2D SimpleRNN LSTM GRU Bidirectional residual "
+    "pair MultiHeadAttention".split()
+)
 Grow = Callable[[Net, keras.KerasTensor, list], Any]
 GRAPHS: dict[str, Graph] = {}
 
@@ -352,6 +358,8 @@ def step(net: Net, x: Any, pool: list, name: str | None = None) -> Any:
     if name is None:
         table = LAYERS if net.chance(2) else GRAPHS
         names = [n for n, one in table.items() if len(x.shape) in one.ranks]
+        if net.chance():
+            names = [n for n in names if n in WITH_UNITS] or names
         name = net.pick(*names)
     if name in GRAPHS:
         made = GRAPHS[name].grow(net, x, pool)

@@ -113,7 +113,7 @@ class Net:
         return self.number(1, one_in) == 1
 
     def width(self) -> int:
-        return self.number(1, 6)
+        return 1 if self.chance(12) else self.number(2, 6)
 
     def activation(self, mixes: bool = True) -> Any:
         """An activation; none in a third of the cases."""

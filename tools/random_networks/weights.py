@@ -19,9 +19,9 @@ _GATES = {layers.SimpleRNNCell: 1, layers.LSTMCell: 4, layers.GRUCell: 3}
 def set_weights(model: keras.Model, net: Net) -> None:
     """Give a model weights, and parts that are dead by chance or for sure."""
     generator = net.generator
-    rate = net.pick(*(0.3, 0.3, 0.6, 0.6, 0.9, 0.9), 0.0)
+    rate = net.pick(*(0.4, 0.6, 0.8) * 2, 0.0)
     for layer in flatten_layers(model):
-        own_rate = net.pick(rate, rate, rate, 0.0)
+        own_rate = net.pick(*(rate,) * 5, 0.0)
         for variable in own_variables(layer):
             if keras.backend.is_float_dtype(variable.dtype):
                 variable.assign(_values(generator, variable, own_rate))
