@@ -25,6 +25,10 @@ _MIXING = {
     for name in ("softmax", "log_softmax", "sparsemax", "glu")
     if hasattr(keras.activations, name)
 }
+# By the very class: a subclass may compute anything.
+_ELEMENTWISE_LAYERS = {
+    getattr(keras.layers, name) for name in ("ReLU", "LeakyReLU", "ELU")
+}
 
 
 def is_elementwise(activation: Any) -> bool:
@@ -35,7 +39,11 @@ def is_elementwise(activation: Any) -> bool:
     """
     if activation is None or id(activation) in _ELEMENTWISE:
         return True
-    # A layer may have weights, such as one slope per channel.
+    if type(activation) in _ELEMENTWISE_LAYERS:
+        return True
+    if type(activation) is keras.layers.Activation:
+        return is_elementwise(activation.activation)
+    # Other layers may have weights, such as one slope per channel.
     is_layer = isinstance(activation, keras.layers.Layer)
     if id(activation) in _MIXING or is_layer:
         return False

@@ -414,3 +414,35 @@ def test_lora_and_subclasses_are_kept_whole():
         assert report.is_unchanged
         words = "unknown: Doubled" if cls is Doubled else "LoRA"
         assert words in report.kept_whole[model.layers[0].name]
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: layers.LeakyReLU(0.2),
+        lambda: layers.ReLU(1.0),
+        lambda: layers.ELU(),
+        lambda: layers.Activation("tanh"),
+    ],
+)
+def test_a_layer_as_activation_works_on_every_unit(make, recurrent):
+    kind = layers.SimpleRNN if recurrent else layers.Dense
+    model = sequential((3, 2), kind(4, activation=make()), layers.Dense(2))
+    change(model.layers[0].weights[0], np.s_[:, :2])
+    change(model.layers[1].kernel, np.s_[1:3])
+    if recurrent:
+        change(model.layers[0].weights[1], np.s_[1:3])
+    _, report = checked(model)
+    # Dense: two that are read by nobody, and one that is constant.
+    assert report.rows[0].kept_outputs == (2 if recurrent else 1)
+
+
+def test_a_layer_with_weights_as_activation_keeps_all_units():
+    model = sequential(
+        (4,), layers.Dense(4, activation=layers.PReLU()), layers.Dense(2)
+    )
+    change(model.layers[1].kernel, np.s_[1:3])
+    _, report = checked(model)
+    assert report.rows[0].kept_outputs == 4
+    assert "mixes channels" in report.kept_whole[model.layers[0].name]
