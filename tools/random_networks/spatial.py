@@ -167,7 +167,7 @@ def _up_sampling(net: Net, x: Any, dims: int) -> Any:
 
 
 def _spatial_dropout(net: Net, x: Any, dims: int) -> Any:
-    return getattr(layers, f"SpatialDropout{dims}D")(0.5, **net.common())
+    return getattr(layers, f"SpatialDropout{dims}D")(0.5)
 
 
 _FAMILIES = {
