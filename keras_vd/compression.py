@@ -22,6 +22,7 @@ from keras_vd._shrinking.rebuild import rebuild
 from keras_vd._shrinking.report import LayerRow, ShrinkReport
 from keras_vd._validation import NOT_BUILT, check_plain_model
 from keras_vd.conversion.cloning import copy_model
+from keras_vd.conversion.fine_tuning import refreeze_zeros
 
 __all__ = [
     "ArtifactRow",
@@ -82,6 +83,7 @@ def shrink(
         smaller, layers = copy_model(model), None
     else:
         smaller, layers = rebuild(plan, model)
+        refreeze_zeros(smaller)
     report = _report(plan, model, smaller, layers)
     if verbose:
         print(str(report))

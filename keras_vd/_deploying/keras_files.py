@@ -17,6 +17,7 @@ from keras_vd._deploying.interface import (
 )
 from keras_vd._deploying.readers import read_keras
 from keras_vd._deploying.writing import write_checked
+from keras_vd.conversion.fine_tuning import without_frozen_zeros
 
 
 def save_compressed(
@@ -70,8 +71,9 @@ def check_ending(path: str | os.PathLike[str], ending: str) -> None:
 
 
 def save_uncompiled(model: keras.Model, path: Path) -> None:
-    """Save a model as Keras does, without the state of an optimizer."""
-    model.save(path)
+    """Save a model as Keras does, without what only training needs."""
+    with without_frozen_zeros(model):
+        model.save(path)
     if model.compiled:
         keras.models.load_model(path, compile=False).save(path)
 

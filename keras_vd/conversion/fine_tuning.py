@@ -2,46 +2,326 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import math
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_vd._validation import check_model
+from keras_vd._keras_internals import (
+    flatten_layers,
+    functional_part,
+    own_trainable_variables,
+    running_average,
+)
+from keras_vd._validation import check_built, check_model
+
+# Start at zero without being pruned; those of attention and GRUs are matrices.
+_NO_WEIGHTS = ("bias", "alpha", "beta", "gamma")
+# Layers that build several others from one constraint.
+_SHARING = (
+    keras.layers.Bidirectional,
+    keras.layers.GroupQueryAttention,
+    keras.layers.MultiHeadAttention,
+)
+
+# A weight, and the layers that hold its constraint.
+_Member = tuple[keras.Variable, tuple[keras.layers.Layer, ...]]
 
 
 def freeze_zeros(model: keras.Model) -> None:
     """Keep the zeros of a plain model's weights at zero in later training.
 
-    For fine-tuning after `to_deterministic`: every zero entry of a trainable
-    weight of rank 2 or more gets a constraint that sets it back after each
-    update. Constraints already there are applied first. They live in this
-    object only and are not saved.
+    For fine-tuning after `to_deterministic`: every zero entry of a weight of
+    rank 2 or more gets a constraint that sets it back after each update, in
+    the optimizer's moving average (`use_ema`) too. It holds with every
+    optimizer, under weight decay, loss scaling and `SwapEMAWeights`.
+    Constraints already there are applied first. Biases are left alone.
+
+    The constraint is the layer's own, such as its `kernel_constraint`, and
+    holds which entries are zero: models that are saved and loaded or cloned
+    go on keeping them, and `shrink` keeps those that are left. Loading such a
+    file needs `import keras_vd`; `keras_vd.save_compressed` and exported models
+    are without. What is zero is read once: weights that become 0 later are
+    free, and a second call starts over.
+
+    A layer whose config has no place for the constraint, such as most custom
+    layers, keeps its zeros in this object alone; a warning names its weights.
 
     Args:
         model: A built Keras model; changed in place.
 
     Raises:
         TypeError: if `model` is no Keras model.
+        ValueError: if it is not built, or has LoRA or quantized weights, which
+            are added to the zeros or stored otherwise.
     """
     check_model(model)
-    for variable in model.trainable_variables:
-        nonzero = ops.convert_to_numpy(variable) != 0.0
-        if len(variable.shape) > 1 and not nonzero.all():
-            variable.constraint = _Masked(nonzero, variable.constraint)
+    check_built(model)
+    layers = flatten_layers(model)
+    _check_supported(layers)
+    weights = [
+        variable
+        for layer in layers
+        for variable in own_trainable_variables(layer)
+        if len(variable.shape) > 1 and variable.name not in _NO_WEIGHTS
+    ]
+    _freeze(model, weights)
+    lost = _lost_by_config(model)
+    if lost:
+        warnings.warn(
+            f"The zeros of {lost} stay zero in this model only: their layers' "
+            "`get_config` keeps no constraint for them. Call `freeze_zeros` "
+            "again on a model that was loaded or cloned.",
+            stacklevel=2,
+        )
 
 
-class _Masked:
-    """Constraint that keeps masked entries at zero."""
+def refreeze_zeros(model: keras.Model) -> None:
+    """As `freeze_zeros`, for weights that were frozen in another shape."""
+    frozen = [v for v in model.variables if _is_frozen(v)]
+    if frozen:
+        _freeze(model, frozen)
 
-    def __init__(self, nonzero: np.ndarray, constraint: Any) -> None:
-        self.nonzero = nonzero
-        self.constraint = constraint
+
+@contextlib.contextmanager
+def without_frozen_zeros(model: keras.Model) -> Iterator[None]:
+    """Constraints as they were before `freeze_zeros`, for a while."""
+    slots = [
+        (layer, name, value)
+        for layer in flatten_layers(model)
+        for name, value in vars(layer).items()
+        if isinstance(value, FrozenZeros)
+    ]
+    for layer, name, value in slots:
+        setattr(layer, name, value.constraint)
+    try:
+        yield
+    finally:
+        for layer, name, value in slots:
+            setattr(layer, name, value)
+
+
+def _is_frozen(variable: keras.Variable) -> bool:
+    return isinstance(getattr(variable, "constraint", None), FrozenZeros)
+
+
+def _check_supported(layers: Iterable[keras.layers.Layer]) -> None:
+    for layer in layers:
+        mode = getattr(layer, "quantization_mode", None)
+        if getattr(layer, "lora_enabled", False) or mode is not None:
+            raise ValueError(
+                "Argument `model` must have neither LoRA nor quantized layers: "
+                f"the zeros of '{layer.name}' are not those of a variable. "
+                "Call `freeze_zeros` before, or train the whole kernel."
+            )
+
+
+def _freeze(model: keras.Model, weights: list[keras.Variable]) -> None:
+    """Give weights, and the layers that own them, their constraints."""
+    wanted = {id(variable) for variable in weights}
+    groups: dict[tuple[int, str, int], dict[str, _Member]] = {}
+    for root, layer in _with_roots(model):
+        for variable in own_trainable_variables(layer):
+            if id(variable) not in wanted:
+                continue
+            wanted.remove(id(variable))
+            path, slots = _path_below(root, layer, variable), _slots(variable)
+            slot = next((x for x in slots if x in vars(layer)), "")
+            key = (id(root), slot, 0 if slot else id(variable))
+            if path in groups.get(key, {}):
+                # Two of one name, which no config could tell apart.
+                key = (id(root), "", id(variable))
+            groups.setdefault(key, {})[path] = (variable, (layer, root))
+    for (_, slot, _), members in groups.items():
+        _constrain(slot, members)
+
+
+def _constrain(slot: str, members: dict[str, _Member]) -> None:
+    """Freeze the zeros of weights that share one constraint."""
+    masks = {
+        path: ops.convert_to_numpy(variable) != 0.0
+        for path, (variable, _) in members.items()
+    }
+    constraint = next(iter(members.values()))[0].constraint
+    if isinstance(constraint, FrozenZeros):
+        constraint = constraint.constraint
+    if not all(nonzero.all() for nonzero in masks.values()):
+        constraint = FrozenZeros(masks, constraint)
+    for variable, owners in members.values():
+        variable.constraint = constraint
+        for owner in owners:
+            for name in (slot, f"_{slot}"):
+                if name in vars(owner):
+                    setattr(owner, name, constraint)
+
+
+def _with_roots(
+    model: keras.Model,
+) -> Iterator[tuple[keras.layers.Layer, keras.layers.Layer]]:
+    """Every layer, after the one from whose config its constraints come."""
+    layers = flatten_layers(model)
+    roots = {id(layer): layer for layer in layers}
+    for layer in layers:
+        if isinstance(layer, _SHARING):
+            for below in flatten_layers(layer):
+                roots[id(below)] = layer
+    return ((roots[id(layer)], layer) for layer in layers)
+
+
+def _slots(variable: keras.Variable) -> list[str]:
+    """Arguments of layers that may be the constraint of a variable."""
+    name = str(variable.name)
+    names = (name, name.removesuffix("_kernel"), "depthwise")
+    return [f"{candidate}_constraint" for candidate in names]
+
+
+def _path_below(
+    root: keras.layers.Layer,
+    layer: keras.layers.Layer,
+    variable: keras.Variable,
+) -> str:
+    """Name of a variable that is its own below `root`, and stays so."""
+    if root is layer:
+        return str(variable.name)
+    return str(f"/{variable.path}".split(f"/{root.name}/")[-1].strip("/"))
+
+
+def _lost_by_config(model: keras.Model) -> list[str]:
+    """Paths of weights whose frozen zeros a rebuilt model would not keep."""
+    lost = []
+    for layer in _restored_layers(model):
+        frozen = [v for v in layer.variables if _is_frozen(v)]
+        if frozen:
+            copies = _copied_variables(layer)
+            lost += [v.path for v in frozen if not _is_kept(v, copies)]
+    return sorted(set(lost))
+
+
+def _restored_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """The layers that a model's config restores, each from its own config."""
+    if functional_part(layer) is None:
+        return [layer]
+    return [x for below in layer.layers for x in _restored_layers(below)]
+
+
+def _copied_variables(
+    layer: keras.layers.Layer,
+) -> dict[int, keras.Variable]:
+    """Variables of a layer from the config of `layer`, by the ids of its."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            copy = type(layer).from_config(layer.get_config())
+            copy.build_from_config(layer.get_build_config())
+    # Whatever a constructor of somebody else's raises.
+    except Exception:
+        return {}
+    pairs = zip(layer.variables, copy.variables, strict=False)
+    return {id(old): new for old, new in pairs}
+
+
+def _is_kept(
+    variable: keras.Variable, copies: Mapping[int, keras.Variable]
+) -> bool:
+    copy = copies.get(id(variable))
+    if copy is None or not _is_frozen(copy):
+        return False
+    try:
+        found = copy.constraint.mask_of(copy)
+    except ValueError:
+        return False
+    return np.array_equal(found, variable.constraint.mask_of(variable))
+
+
+@keras.saving.register_keras_serializable(package="keras_vd")
+class FrozenZeros(keras.constraints.Constraint):
+    """Constraint that keeps given entries of weights at zero.
+
+    Args:
+        masks: Which entries are not zero, by the names of the weights: bool
+            arrays of the weights' shapes, or these packed as in a config.
+        constraint: Constraint that is applied first, as Keras takes it.
+    """
+
+    def __init__(self, masks: Mapping[str, Any], constraint: Any = None):
+        self.masks = {
+            name: _unpacked(mask) if isinstance(mask, dict) else mask
+            for name, mask in masks.items()
+        }
+        self.constraint = keras.constraints.get(constraint)
+
+    def mask_of(self, variable: Any) -> np.ndarray:
+        """Which entries of a variable are not zero.
+
+        Raises:
+            ValueError: if it is not one of those that were frozen.
+        """
+        path = getattr(variable, "path", "")
+        found = [x for x in self.masks if f"/{path}".endswith(f"/{x}")]
+        if not path and len(self.masks) == 1:
+            found = list(self.masks)
+        mask = self.masks[max(found, key=len)] if found else np.zeros(0)
+        if mask.shape != tuple(variable.shape):
+            known = {name: x.shape for name, x in self.masks.items()}
+            raise ValueError(
+                f"The frozen zeros are those of weights of shapes {known}. "
+                f"Received: '{path}' of shape {tuple(variable.shape)}. Call "
+                "`keras_vd.freeze_zeros` on the model."
+            )
+        return mask
 
     def __call__(self, value: Any) -> Any:
+        nonzero = self.mask_of(value)
+        # Before constraints are applied, Keras has averaged in the update.
+        average = running_average(value)
+        if average is not None:
+            average.assign(_masked(nonzero, average))
         if self.constraint is not None:
             value = self.constraint(value)
-        # An optimizer passes the variable itself, which JAX cannot trace here.
-        value = ops.convert_to_tensor(value)
-        return ops.where(self.nonzero, value, 0.0)
+        return _masked(nonzero, value)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "masks": {name: _packed(x) for name, x in self.masks.items()},
+            "constraint": keras.constraints.serialize(self.constraint)
+            if self.constraint is not None
+            else None,
+        }
+
+
+def _masked(nonzero: np.ndarray, value: Any) -> Any:
+    # An optimizer passes the variable itself, which JAX cannot trace here.
+    value = ops.convert_to_tensor(value)
+    return ops.where(nonzero, value, ops.zeros_like(value))
+
+
+def _packed(mask: np.ndarray) -> dict[str, Any]:
+    """A mask for a config: a bit an entry, compressed, as text."""
+    bits = zlib.compress(np.packbits(mask).tobytes(), 9)
+    return {
+        "shape": list(mask.shape),
+        "nonzero": base64.b64encode(bits).decode("ascii"),
+    }
+
+
+def _unpacked(config: Mapping[str, Any]) -> np.ndarray:
+    shape = tuple(config["shape"])
+    size = math.prod(shape)
+    # One byte more than announced tells, whatever the text expands to.
+    packed = zlib.decompressobj().decompress(
+        base64.b64decode(config["nonzero"]), (size + 7) // 8 + 1
+    )
+    if len(packed) != (size + 7) // 8:
+        raise ValueError(
+            "The frozen zeros of a config must be a bit for each weight. "
+            f"Received: another number of bits for a weight of shape {shape}."
+        )
+    bits = np.unpackbits(np.frombuffer(packed, "uint8"), count=size)
+    return bits.astype(bool).reshape(shape)
