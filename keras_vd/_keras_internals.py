@@ -24,6 +24,7 @@ from keras.src.models.functional import (
 )
 from keras.src.ops import nn as nn_operations
 from keras.src.ops import numpy as numpy_operations
+from keras.src.trainers.epoch_iterator import EpochIterator
 
 # What `x + y` and `keras.ops.relu(x)` are in the graph of a model, by name.
 BINARY_OPERATIONS: dict[str, type] = {
@@ -123,6 +124,13 @@ def attention_projections(
 def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
     """Variables that belong to `layer` itself and to none of its sublayers."""
     return [*layer._trainable_variables, *layer._non_trainable_variables]
+
+
+def own_trainable_variables(
+    layer: keras.layers.Layer,
+) -> list[keras.Variable]:
+    """As `own_variables`, those that train unless the layer is frozen."""
+    return list(layer._trainable_variables)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -340,6 +348,102 @@ def exclude_from_weight_decay(
 def start_at_epoch(model: keras.Model, epoch: int) -> None:
     """Have the `fit` that is about to begin start at an epoch."""
     model._initial_epoch = epoch
+
+
+def running_average(variable: Any) -> keras.Variable | None:
+    """The moving average of a variable in the optimizer that updates it now.
+
+    Constraints are not told who calls them, but an optimizer opens a name
+    scope before it does. None without `use_ema`.
+    """
+    scopes = global_state.get_global_attribute("name_scope_stack") or [None]
+    optimizer = getattr(scopes[-1], "caller", None)
+    if not getattr(optimizer, "use_ema", False):
+        return None
+    index = optimizer._get_variable_index(variable)
+    return optimizer._model_variables_moving_average[index]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fit:
+    """The call of `fit`, or of a loop like it, that has called a callback.
+
+    Attributes:
+        callbacks: All of its callbacks; None in a loop that keeps no list.
+        iterator: What draws its batches; None outside of `fit`.
+    """
+
+    callbacks: keras.callbacks.CallbackList | None
+    iterator: EpochIterator | None
+
+    @property
+    def is_one_pass(self) -> bool:
+        """Whether an epoch is one pass over the data, as far as is known."""
+        return self.iterator is not None and not self.iterator.steps_per_epoch
+
+    @property
+    def steps(self) -> int | None:
+        """Batches of an epoch, if known."""
+        return None if self.iterator is None else self.iterator.num_batches
+
+
+def running_fit() -> Fit:
+    """What is running above the callback that asks.
+
+    Keras tells a callback neither which other callbacks there are nor where
+    the batches come from; they are found among the local variables of the
+    functions that have led here. What is not found is None.
+    """
+    found: dict[type, Any] = {}
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None and EpochIterator not in found:
+        for value in list(frame.f_locals.values()):
+            for kind in (keras.callbacks.CallbackList, EpochIterator):
+                if isinstance(value, kind):
+                    found.setdefault(kind, value)
+        frame = frame.f_back
+    return Fit(
+        found.get(keras.callbacks.CallbackList), found.get(EpochIterator)
+    )
+
+
+def build_for_fit(model: keras.Model, fit: Fit) -> None:
+    """Create the variables of a model that `fit` is going to build.
+
+    JAX and torch do that before the first callback, TensorFlow within the
+    first step. Without a model's variables this does nothing there.
+    """
+    dataset = getattr(fit.iterator, "_distributed_dataset", None)
+    if dataset is not None:
+        model._symbolic_build(data_batch=dataset.element_spec)
+
+
+def counted_examples(model: keras.Model) -> float | None:
+    """Examples of the running epoch, by the metric of the loss.
+
+    Keras weighs it by batch sizes. None where that is not so: in a training
+    step that is not Keras' own, or on several devices.
+    """
+    tracker = getattr(model, "_loss_tracker", None)
+    is_keras = type(model).train_step is keras.Model.train_step
+    if tracker is None or not is_keras or _is_distributed(model):
+        return None
+    return float(backend.convert_to_numpy(tracker.count))
+
+
+def _is_distributed(model: keras.Model) -> bool:
+    if keras.distribution.distribution() is not None:
+        return True
+    if backend.backend() == "tensorflow":
+        return bool(model.distribute_strategy.num_replicas_in_sync > 1)
+    if backend.backend() == "torch":
+        import torch
+
+        return bool(
+            torch.distributed.is_available()
+            and torch.distributed.is_initialized()
+        )
+    return False
 
 
 @contextlib.contextmanager

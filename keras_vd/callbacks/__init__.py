@@ -1,0 +1,8 @@
+"""Callbacks for `fit`: the weight of the KL divergence, and what it does."""
+
+from __future__ import annotations
+
+from keras_vd.callbacks.annealing import KLAnnealing
+from keras_vd.callbacks.backup import BackupAndRestore
+
+__all__ = ["BackupAndRestore", "KLAnnealing"]

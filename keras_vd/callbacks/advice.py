@@ -1,0 +1,111 @@
+"""Warnings for ordinary habits that do not go with a KL in the loss."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import keras
+
+# Of the figures that KLAnnealing logs, none is better without the KL.
+_OWN_FIGURES = ("kl", "kl_weight", "sparsity", "nonzero_ratio", "n_active")
+# Reductions that do not divide by the number of examples.
+_SUMS = ("sum", "none", None)
+
+
+def warn(message: str) -> None:
+    """Issue a warning of KLAnnealing's."""
+    warnings.warn(f"KLAnnealing: {message}", stacklevel=2)
+
+
+def warn_about_reduction(model: keras.Model) -> None:
+    """Warn if a compiled loss is no mean over examples."""
+    for loss in _leaves(getattr(model, "loss", None)):
+        reduction = getattr(loss, "reduction", "mean")
+        if reduction in _SUMS:
+            warn(
+                f"the loss '{getattr(loss, 'name', loss)}' has "
+                f"reduction={reduction!r}. The KL weight belongs to a mean "
+                "over examples; with a sum over the batch the KL counts too "
+                "little, by a factor of the batch size. Use the default "
+                'reduction, "sum_over_batch_size".'
+            )
+
+
+def _leaves(loss: Any) -> Iterator[Any]:
+    """The losses of a compiled model, of one output or of several."""
+    if isinstance(loss, dict) and "class_name" in loss:
+        yield keras.losses.get(loss)
+    elif isinstance(loss, (dict, list, tuple)):
+        values = loss.values() if isinstance(loss, dict) else loss
+        for value in values:
+            yield from _leaves(value)
+    elif loss is not None:
+        yield loss
+
+
+def warn_about_callbacks(callbacks: Iterable[Any], full: int) -> None:
+    """Warn of callbacks that prefer epochs of the warm-up.
+
+    Args:
+        callbacks: All callbacks of the fit.
+        full: First epoch at full strength; epochs count from 0.
+    """
+    for callback in callbacks:
+        name = type(callback).__name__
+        monitor = str(getattr(callback, "monitor", "")).split("/")[0]
+        if monitor in _OWN_FIGURES:
+            continue
+        what = f"{name}(monitor={monitor!r}) compares epochs of the warm-up"
+        start = getattr(callback, "start_from_epoch", None)
+        if isinstance(callback, keras.callbacks.EarlyStopping):
+            if start < full:
+                warn(
+                    f"{what}, in which the KL counts less, with those after "
+                    "it, and may stop in the warm-up or restore an epoch of "
+                    f"it. Pass it start_from_epoch={full}, which is "
+                    "`annealing.full_strength_epoch(epochs)`."
+                )
+        elif isinstance(callback, keras.callbacks.ModelCheckpoint):
+            if callback.save_best_only and full > 0:
+                warn(
+                    f"{what}, in which the KL counts less, with those after "
+                    "it, and may save only one of those as the best. Give it "
+                    f"to a second `fit` with initial_epoch={full}, or save "
+                    "every epoch (save_best_only=False)."
+                )
+
+
+def warn_about_examples(
+    num_examples: int, seen: float, steps: int | None, is_whole: bool
+) -> None:
+    """Warn if an epoch has shown another number of examples.
+
+    Args:
+        num_examples: What the user passed.
+        seen: Examples of the epoch.
+        steps: Batches of the epoch, if known.
+        is_whole: Whether the epoch is one pass over the data. Otherwise it may
+            show any part of them, or all of them several times.
+    """
+    batch = seen / steps if steps else 1.0
+    if steps and abs(num_examples - steps) <= 1 and seen > 1.5 * num_examples:
+        warn(
+            f"num_examples={num_examples} is the number of batches: the first "
+            f"epoch showed {seen:.0f} examples in {steps} batches, so the KL "
+            f"counts {seen / num_examples:.3g} times too much. Pass the number "
+            "of training examples."
+        )
+    # A last batch that is dropped makes an epoch shorter.
+    elif is_whole and not (
+        0.99 * seen <= num_examples <= max(1.01 * seen, seen + batch - 1)
+    ):
+        warn(
+            f"num_examples={num_examples}, but the first epoch showed "
+            f"{seen:.0f} examples, so the KL counts "
+            f"{seen / num_examples:.3g} times as much as in the variational "
+            f"bound. Pass num_examples={seen:.0f}, without those of the "
+            "validation, unless an epoch shows copies of examples or only a "
+            "part of them on purpose."
+        )

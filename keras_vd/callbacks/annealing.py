@@ -1,0 +1,419 @@
+"""The callback that raises the weight of the KL divergence, and reports."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_vd._keras_internals import (
+    Fit,
+    build_for_fit,
+    counted_examples,
+    exclude_from_weight_decay,
+    flatten_layers,
+    running_fit,
+)
+from keras_vd._tensorboard import EventWriter, check_tensorboard
+from keras_vd._validation import check_integer, check_number
+from keras_vd.callbacks import advice
+from keras_vd.callbacks.figures import Figures, ShortBar
+from keras_vd.callbacks.schedules import Schedule
+from keras_vd.layers.structured import StructuredGate
+from keras_vd.posteriors import Posterior, WeightPosterior
+from keras_vd.report import named_posteriors, required_posteriors
+
+
+class KLAnnealing(keras.callbacks.Callback):
+    """Sets the KL weight of every posterior at the start of each epoch.
+
+    The loss of a variational model is the mean negative log likelihood per
+    example plus w(epoch) / num_examples times the KL divergence in nats. w is
+    0 before `start_epoch`, `max_weight` from `start_epoch + warmup_epochs` on,
+    and follows the schedule in between; epochs count from 0. By default 5
+    epochs at 0 and 15 of warm-up, or a twelfth and a quarter of the epochs of
+    `fit` where that is less, rounded down: a `fit` of up to 3 epochs has the
+    full weight from the first.
+
+    As w depends on the epoch alone, a resumed run continues where it was; pass
+    it the same `epochs`, or both `start_epoch` and `warmup_epochs`. A `fit`
+    with `initial_epoch` continues the schedule that this object began with.
+    After `fit` the KL weights are those of its last epoch, also where
+    `EarlyStopping` has restored another one.
+
+    The losses of warm-up epochs have less KL, so the best `val_loss` is often
+    among them. `EarlyStopping(start_from_epoch=annealing.full_strength_epoch(
+    epochs))` waits; `ModelCheckpoint(save_best_only=True)` belongs into a
+    second `fit` with that `initial_epoch`. `BackupAndRestore`, `CSVLogger`,
+    `TerminateOnNaN` and schedules of the learning rate go with this callback
+    as they are.
+
+    Each epoch ends, after the progress bar, with a line such as
+    `n_active: [374, 198, 159]`, the number of input units that each weight
+    still reads or that each gate lets through, and adds `kl` (nats),
+    `kl_weight` (w / num_examples), `sparsity`, `nonzero_ratio` and
+    `n_active/<layer>` to the logs. Callbacks listed after this one see them,
+    as does `History`; the progress bar shows `n_active_min` and `n_active_sum`
+    in place of the layers.
+
+    The noise parameters are kept out of the optimizer's weight decay, which
+    would pull log variances towards a variance of 1, and so are the variables
+    of groups and gates.
+
+    Warns, at most once each: if a `fit` ends before the full weight; if
+    callbacks prefer epochs of the warm-up; if the first epoch shows another
+    number of examples (with `steps_per_epoch`, only if `num_examples` is the
+    number of batches; not on several devices or with a `train_step` of your
+    own); if a loss is a sum over the batch.
+
+    Args:
+        num_examples: Int >= 1: number of training examples N.
+        start_epoch: Int >= 0 or None: first epoch of the warm-up.
+        warmup_epochs: Int >= 0 or None: length of the warm-up; 0 starts at
+            full weight.
+        max_weight: Float >= 0: final w. 1 is the variational bound; large
+            networks often need less (Gale et al. 2019, arXiv:1902.09574).
+        schedule: `"linear"` (as in Molchanov et al. 2017's released code),
+            `"cosine"`, `"step"` (all at once when the warm-up is over) or a
+            callable `epoch -> share of max_weight`, which replaces
+            `start_epoch` and `warmup_epochs`.
+        verbose: 0 or 1: whether to print.
+        tensorboard: Path or None: folder for TensorBoard, which gets the same
+            figures and a histogram of each weight's `log_alpha` and each
+            gate's mean, with the epoch as the step. It needs the package
+            tensorboard, and no TensorFlow.
+        log_layers: Bool: whether logs and TensorBoard get `n_active/<layer>`.
+
+    Raises:
+        TypeError: if an argument is of the wrong type.
+        ImportError: if `tensorboard` is given and not installed.
+        ValueError: if an argument is out of range; when training starts, if
+            the model has no variational layers or is not compiled; when an
+            epoch starts, if a callable schedule returns a negative or
+            non-finite number.
+
+    Example:
+    >>> annealing = keras_vd.callbacks.KLAnnealing(num_examples=60000)
+    >>> annealing.weight_at(10) * 60000
+    0.3333333333333333
+    >>> annealing.full_strength_epoch(epochs=12)
+    4
+    """
+
+    def __init__(
+        self,
+        num_examples: int,
+        start_epoch: int | None = None,
+        warmup_epochs: int | None = None,
+        max_weight: float = 1.0,
+        schedule: str | Callable[[int], float] = "linear",
+        verbose: int = 1,
+        tensorboard: str | os.PathLike[str] | None = None,
+        log_layers: bool = True,
+    ) -> None:
+        super().__init__()
+        self.num_examples = check_integer("num_examples", num_examples, 1)
+        self.schedule = Schedule(start_epoch, warmup_epochs, schedule)
+        self.max_weight = check_number("max_weight", max_weight, 0.0)
+        self.verbose = verbose
+        if tensorboard is not None:
+            check_tensorboard()
+            tensorboard = Path(tensorboard)
+        self.tensorboard = tensorboard
+        self.log_layers = bool(log_layers)
+        self._events: EventWriter | None = None
+        # Epochs of the run that the default schedule is made for.
+        self._run_epochs: int | None = None
+        self._told: set[str] = set()
+        self._forget_fit()
+
+    def _forget_fit(self) -> None:
+        self._fit = Fit(None, None)
+        self._first_epoch: int | None = None
+        self._last_epoch: int | None = None
+        self._figures: Figures | None = None
+        self._line: str | None = None
+        self._bars: list[ShortBar] = []
+        self._is_counted = False
+
+    def weight_at(self, epoch: int, epochs: int | None = None) -> float:
+        """KL weight w(epoch) / num_examples, epochs counted from 0.
+
+        Args:
+            epoch: Int >= 0.
+            epochs: Int >= 1: number of epochs of the run, on which the default
+                schedule depends. By default that of the last `fit` or, before
+                any, as many as the longest schedule takes.
+
+        Raises:
+            TypeError: if a callable schedule returns no number.
+            ValueError: if it returns a negative or non-finite one.
+        """
+        share = self.schedule.share(epoch, self._epochs(epochs))
+        return self.max_weight * share / self.num_examples
+
+    def full_strength_epoch(self, epochs: int | None = None) -> int:
+        """First epoch from which the KL weight stays as it is.
+
+        For `EarlyStopping(start_from_epoch=...)`; epochs count from 0.
+
+        Args:
+            epochs: Int >= 1: number of epochs of the run, see `weight_at`.
+
+        Raises:
+            ValueError: if the schedule is a callable and neither `epochs` is
+                given nor was there a `fit`.
+        """
+        return self.schedule.full_epoch(self._epochs(epochs))
+
+    def _epochs(self, epochs: int | None) -> int | None:
+        if epochs is None:
+            return self._run_epochs
+        return check_integer("epochs", epochs, 1)
+
+    def set_weight(
+        self, model: keras.layers.Layer, epoch: int, epochs: int | None = None
+    ) -> float:
+        """Set the KL weight of every posterior of a model, without `fit`.
+
+        For training loops of your own, before each epoch; no other method of
+        the callback is needed there. See `docs/custom_loops.md`.
+
+        Args:
+            model: A built Keras model or layer with variational layers.
+            epoch: Int >= 0: epoch that begins.
+            epochs: Int >= 1: number of epochs of the loop, see `weight_at`.
+
+        Returns:
+            The weight, w(epoch) / num_examples.
+
+        Raises:
+            TypeError: if `model` is no Keras layer or model.
+            ValueError: if it is not built or has no variational layers.
+        """
+        weight = self.weight_at(check_integer("epoch", epoch, 0), epochs)
+        is_unscaled = self._epochs(epochs) is None and self.schedule.is_scaled
+        if is_unscaled and weight == 0.0 and self.max_weight:
+            self._warn_once(
+                "end",
+                "the KL does not count before epoch "
+                f"{self.full_strength_epoch() // 4}, as the number of epochs "
+                "is not known. Pass `set_weight` the number of `epochs` of the "
+                "loop, or this callback `start_epoch` and `warmup_epochs`.",
+            )
+        self._assign(model, weight)
+        return weight
+
+    @staticmethod
+    def _assign(model: keras.layers.Layer, weight: float) -> None:
+        for posterior in required_posteriors(model):
+            posterior.kl_weight.assign(weight)
+
+    def _warn_once(self, subject: str, message: str) -> None:
+        if subject not in self._told:
+            self._told.add(subject)
+            advice.warn(message)
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self._forget_fit()
+        if getattr(self.model, "optimizer", None) is None:
+            raise ValueError(
+                "KLAnnealing found no optimizer: its model must be compiled "
+                "and trained by `fit`. In a loop of your own leave its other "
+                "methods alone and call `annealing.set_weight(model, epoch)` "
+                "before each epoch (docs/custom_loops.md). Received: "
+                f"model={self.model!r}."
+            )
+        self._fit = running_fit()
+        posteriors = [
+            x for x in flatten_layers(self.model) if isinstance(x, Posterior)
+        ]
+        if not self.model.built or not all(x.built for x in posteriors):
+            build_for_fit(self.model, self._fit)
+        noise_parameters = [
+            variable
+            for posterior in required_posteriors(self.model)
+            for variable in posterior.trainable_variables
+        ]
+        exclude_from_weight_decay(self.model.optimizer, noise_parameters)
+        if "reduction" not in self._told:
+            self._told.add("reduction")
+            advice.warn_about_reduction(self.model)
+        self._join_callbacks()
+        if self.tensorboard is not None:
+            self._events = EventWriter(self.tensorboard)
+
+    def _join_callbacks(self) -> None:
+        """Come after all other callbacks too, and shorten the bar."""
+        callbacks = self._fit.callbacks
+        if callbacks is None or self not in callbacks.callbacks:
+            return
+        if not self._is_joined():
+            callbacks.callbacks.append(_Afterwards(self))
+        self._bars = [
+            ShortBar(callback, lambda: self._figures)
+            for callback in callbacks.callbacks
+            if isinstance(callback, keras.callbacks.ProgbarLogger)
+        ]
+
+    def _is_joined(self) -> bool:
+        callbacks = self._fit.callbacks
+        return callbacks is not None and any(
+            isinstance(x, _Afterwards) and x.annealing is self
+            for x in callbacks.callbacks
+        )
+
+    def on_epoch_begin(
+        self, epoch: int, logs: dict[str, Any] | None = None
+    ) -> None:
+        if self._first_epoch is None:
+            self._begin_run(epoch)
+        self._last_epoch, self._figures = epoch, None
+        self._assign(self.model, self.weight_at(epoch))
+
+    def _begin_run(self, first: int) -> None:
+        """Settle the schedule, and say what does not go with it."""
+        self._first_epoch = first
+        epochs = (self.params or {}).get("epochs")
+        if not epochs:
+            return
+        # What is continued keeps the schedule that it began with.
+        is_new = self._run_epochs is None
+        if first == 0 or is_new:
+            self._run_epochs = epochs
+        full = self.full_strength_epoch()
+        if first > 0 and is_new and self.schedule.is_scaled:
+            self._warn_about_fall(first, epochs)
+        if full >= epochs:
+            self._warn_about_end(epochs - 1, "this fit ends")
+        if full > first and self._fit.callbacks is not None:
+            if "callbacks" not in self._told:
+                self._told.add("callbacks")
+                callbacks = self._fit.callbacks.callbacks
+                advice.warn_about_callbacks(callbacks, full)
+
+    def _warn_about_fall(self, first: int, epochs: int) -> None:
+        posteriors = required_posteriors(self.model)
+        before = max(
+            float(ops.convert_to_numpy(x.kl_weight)) for x in posteriors
+        )
+        if before > 1.001 * self.weight_at(first):
+            self._warn_once(
+                "fall",
+                f"the KL weight falls from {before:.3g} to "
+                f"{self.weight_at(first):.3g} in epoch {first}, as the "
+                f"schedule is that of a run of {epochs} epochs. Pass "
+                "`start_epoch` and `warmup_epochs` as they were in the run "
+                "that is continued.",
+            )
+
+    def _warn_about_end(self, last: int, event: str) -> None:
+        if not self.max_weight:
+            return
+        share = self.weight_at(last) * self.num_examples / self.max_weight
+        full = self.full_strength_epoch()
+        self._warn_once(
+            "end",
+            f"{event} with the KL at {share:.0%} of its full weight, which it "
+            f"has from epoch {full} on (counted from 0). Train for {full + 1} "
+            "epochs or more, or pass a smaller `start_epoch` and "
+            "`warmup_epochs`; left out, they are a twelfth and a quarter of "
+            "the epochs.",
+        )
+
+    def on_train_batch_end(
+        self, batch: int, logs: dict[str, Any] | None = None
+    ) -> None:
+        steps = self._fit.steps
+        # The last one: validation starts counting anew.
+        if not self._is_counted and steps and batch + 1 >= steps:
+            self._count_examples()
+
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        if self._first_epoch is not None:
+            self._count_examples()
+
+    def _count_examples(self) -> None:
+        """Compare the examples of the first epoch with what the user said."""
+        if self._is_counted:
+            return
+        self._is_counted = True
+        seen = counted_examples(self.model)
+        if seen and not self.model.stop_training:
+            steps, is_whole = self._fit.steps, self._fit.is_one_pass
+            advice.warn_about_examples(self.num_examples, seen, steps, is_whole)
+
+    def on_epoch_end(
+        self, epoch: int, logs: dict[str, Any] | None = None
+    ) -> None:
+        self._count_examples()
+        self._figures = Figures(self.model, self.weight_at(epoch))
+        figures = dict(self._figures.totals)
+        if self.log_layers:
+            figures |= self._figures.layers
+        if logs is not None:
+            logs.update(figures)
+        if self._events is not None:
+            self._events.write(epoch, figures, self._histograms())
+        if not self._is_joined():
+            self._end_epoch()
+
+    def _end_epoch(self) -> None:
+        """Print, once the progress bar has ended its line."""
+        if self.verbose and self._figures and self._last_epoch is not None:
+            print(self._figures.line(self._last_epoch))
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+        if not self._is_joined():
+            self._end_run()
+
+    def _end_run(self) -> None:
+        """Leave the weights of the last epoch, whatever was restored."""
+        last = self._last_epoch
+        if last is not None:
+            self._assign(self.model, self.weight_at(last))
+            if last < self.full_strength_epoch(self._run_epochs or last + 1):
+                self._warn_about_end(last, "training has stopped")
+            # Where the end has been reached once, nothing is to be told.
+            self._told.add("end")
+        for bar in self._bars:
+            bar.undo()
+        callbacks = self._fit.callbacks
+        if self._is_joined():
+            callbacks.callbacks = [
+                x for x in callbacks.callbacks if not isinstance(x, _Afterwards)
+            ]
+        self._forget_fit()
+
+    def _histograms(self) -> dict[str, Any]:
+        """What decides which weights and gates are kept, by tag."""
+        found = {}
+        for name, posterior in named_posteriors(self.model):
+            if isinstance(posterior, WeightPosterior):
+                found[f"log_alpha/{name}"] = posterior.log_alpha
+            elif isinstance(posterior, StructuredGate):
+                found[f"gate_mean/{name}"] = posterior.gate_mean()
+        return {tag: ops.convert_to_numpy(x) for tag, x in found.items()}
+
+
+class _Afterwards(keras.callbacks.Callback):
+    """What KLAnnealing does when all other callbacks are through."""
+
+    def __init__(self, annealing: KLAnnealing) -> None:
+        super().__init__()
+        self.annealing = annealing
+
+    def on_epoch_end(
+        self, epoch: int, logs: dict[str, Any] | None = None
+    ) -> None:
+        self.annealing._end_epoch()
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        self.annealing._end_run()

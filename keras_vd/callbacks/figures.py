@@ -1,0 +1,82 @@
+"""What an epoch has come to, for logs, for the progress bar and for people."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from keras_vd.report import kl_divergence, sparsity_report
+
+PER_LAYER = "n_active/"
+
+
+class Figures:
+    """Figures of a model at the end of an epoch.
+
+    Attributes:
+        totals: Of the whole model, by the names that logs have.
+        layers: `n_active` of each weight, group and gate.
+    """
+
+    def __init__(self, model: keras.Model, kl_weight: float) -> None:
+        report = sparsity_report(model)
+        self.totals: dict[str, Any] = {
+            "kl": kl_divergence(model),
+            "kl_weight": kl_weight,
+            "sparsity": report.sparsity,
+            "nonzero_ratio": report.nonzero_ratio,
+        }
+        counts = [(row.name, row.active_inputs) for row in report.rows]
+        counts += [(group.name, group.active) for group in report.groups]
+        counts += [(gate.name, gate.active) for gate in report.gates]
+        self.layers = {f"{PER_LAYER}{name}": count for name, count in counts}
+        self._n_active = report.n_active
+
+    def line(self, epoch: int) -> str:
+        """One line for people; epochs count from 1 there."""
+        totals = self.totals
+        return (
+            f"Epoch {epoch + 1}: n_active: {self._n_active}, "
+            f"nonzero_ratio: {totals['nonzero_ratio']:.1f}, "
+            f"kl: {totals['kl']:.1f} nats, "
+            f"kl_weight: {totals['kl_weight']:.3g}"
+        )
+
+    def summary(self) -> dict[str, int]:
+        """What the progress bar shows in place of `layers`."""
+        counts = self.layers.values()
+        return {"n_active_min": min(counts), "n_active_sum": sum(counts)}
+
+
+class ShortBar:
+    """Has a progress bar show a summary of what layers are active.
+
+    All callbacks share one dictionary of logs, so that nothing can be left
+    out of it for one of them. It is this bar that is told less.
+    """
+
+    def __init__(
+        self,
+        bar: keras.callbacks.ProgbarLogger,
+        figures: Callable[[], Figures | None],
+    ) -> None:
+        self._bar, self._figures = bar, figures
+        # On the instance: the bar of this fit and no other.
+        bar.on_epoch_end = self._on_epoch_end
+
+    def _on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        shown = {
+            name: value
+            for name, value in (logs or {}).items()
+            if not name.startswith(PER_LAYER)
+        }
+        figures = self._figures()
+        if figures is not None:
+            shown |= figures.summary()
+        type(self._bar).on_epoch_end(self._bar, epoch, shown)
+
+    def undo(self) -> None:
+        """Leave the bar as it was."""
+        vars(self._bar).pop("on_epoch_end", None)
