@@ -357,7 +357,7 @@ def running_average(variable: Any) -> keras.Variable | None:
     scope before it does. None without `use_ema`.
     """
     scopes = global_state.get_global_attribute("name_scope_stack") or [None]
-    optimizer = getattr(scopes[-1], "caller", None)
+    optimizer: Any = getattr(scopes[-1], "caller", None)
     if not getattr(optimizer, "use_ema", False):
         return None
     index = optimizer._get_variable_index(variable)

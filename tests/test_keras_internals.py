@@ -498,3 +498,94 @@ def test_classes_that_compute_the_same():
     assert internals.computed_class(Adapted) is keras.layers.Dense
     assert internals.computed_class(Changed) is Changed
     assert internals.computed_class(int) is int
+
+
+@pytest.mark.core
+def test_own_trainable_variables():
+    """Oracle: by hand; also of a layer that is frozen."""
+    layer = keras.layers.BatchNormalization(trainable=False)
+    layer.build((None, 2))
+    found = internals.own_trainable_variables(layer)
+    assert [v.name for v in found] == ["gamma", "beta"]
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("use_ema", [False, True])
+def test_running_average(use_ema):
+    """Oracle: the optimizer's own, whose name says of which variable.
+
+    A constraint is called for each variable, in the optimizer's name scope.
+    """
+    seen = {}
+
+    class Ask(keras.constraints.Constraint):
+        def __call__(self, value):
+            seen[value.path] = internals.running_average(value)
+            return ops.convert_to_tensor(value)
+
+    layer = keras.layers.Dense(2, kernel_constraint=Ask())
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3), layer])
+    optimizer = keras.optimizers.SGD(0.1, momentum=0.9, use_ema=use_ema)
+    model.compile(optimizer, "mse")
+    x = np.ones((4, 3), "float32")
+    model.fit(x, x[:, :2], verbose=0)
+    assert list(seen) == [layer.kernel.path]
+    average = seen[layer.kernel.path]
+    if use_ema:
+        assert any(average is x for x in optimizer.variables)
+        assert average.path.endswith("kernel_average")
+        assert layer.kernel.path.replace("/", "_") in average.path
+    else:
+        assert average is None
+    assert internals.running_average(layer.kernel) is None
+
+
+class FitLook(keras.callbacks.Callback):
+    """Notes what is known of the `fit` that calls it."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = []
+
+    def on_train_begin(self, logs=None):
+        self.fit = internals.running_fit()
+        internals.build_for_fit(self.model, self.fit)
+        self.was_built = all(layer.built for layer in self.model.layers)
+
+    def on_test_begin(self, logs=None):
+        self.counts.append(internals.counted_examples(self.model))
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.counts.append(internals.counted_examples(self.model))
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("steps_per_epoch", [None, 2])
+def test_running_fit(steps_per_epoch):
+    """Oracle: the arguments of `fit`.
+
+    Its model is built by then; validation starts the count of examples anew.
+    """
+    model = keras.Sequential([keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    look = FitLook()
+    x = np.ones((9, 3), "float32")
+    model.fit(
+        x,
+        x[:, :1],
+        batch_size=2,
+        steps_per_epoch=steps_per_epoch,
+        validation_data=(x[:3], x[:3, :1]),
+        verbose=0,
+        callbacks=[look],
+    )
+    assert look.was_built
+    assert look in look.fit.callbacks.callbacks
+    assert look.fit.is_one_pass is (steps_per_epoch is None)
+    assert look.fit.steps == (steps_per_epoch or 5)
+    assert look.counts == [4.0 if steps_per_epoch else 9.0, 3.0]
+    # Outside of `fit` nothing is known.
+    look.on_train_begin()
+    assert look.fit.callbacks is None
+    assert look.fit.steps is None
+    assert look.fit.is_one_pass is False

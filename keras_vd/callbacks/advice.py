@@ -35,14 +35,50 @@ def warn_about_reduction(model: keras.Model) -> None:
 
 def _leaves(loss: Any) -> Iterator[Any]:
     """The losses of a compiled model, of one output or of several."""
-    if isinstance(loss, dict) and "class_name" in loss:
-        yield keras.losses.get(loss)
-    elif isinstance(loss, (dict, list, tuple)):
+    if isinstance(loss, (dict, list, tuple)):
         values = loss.values() if isinstance(loss, dict) else loss
         for value in values:
             yield from _leaves(value)
     elif loss is not None:
         yield loss
+
+
+def warn_about_end(event: str, share: float, full: int) -> None:
+    """Warn that a run ends in the warm-up, or has none of the KL at all.
+
+    Args:
+        event: What has ended.
+        share: Share of the full weight in the last epoch.
+        full: First epoch at full strength; epochs count from 0.
+    """
+    warn(
+        f"{event} with the KL at {share:.0%} of its full weight, which the "
+        f"schedule has from epoch {full} on (counted from 0). Train longer or "
+        "pass a smaller `start_epoch` and `warmup_epochs`; left out, they are "
+        "a twelfth and a quarter of the epochs."
+    )
+
+
+def warn_about_unknown_end(full: int) -> None:
+    """Warn that the KL does not count in the first epochs of a loop."""
+    warn(
+        "the KL has no weight in this epoch, and its full weight from epoch "
+        f"{full} on (counted from 0), as for a long run. Pass `set_weight` the "
+        "number of `epochs` of the loop, or this callback `start_epoch` and "
+        "`warmup_epochs`."
+    )
+
+
+def warn_about_fall(
+    before: float, after: float, first: int, epochs: int
+) -> None:
+    """Warn that a run is continued with another schedule."""
+    warn(
+        f"the KL weight falls from {before:.3g} to {after:.3g} in epoch "
+        f"{first}, as the schedule is that of a run of {epochs} epochs. Pass "
+        "`start_epoch` and `warmup_epochs` as they were in the run that is "
+        "continued."
+    )
 
 
 def warn_about_callbacks(callbacks: Iterable[Any], full: int) -> None:
@@ -58,7 +94,7 @@ def warn_about_callbacks(callbacks: Iterable[Any], full: int) -> None:
         if monitor in _OWN_FIGURES:
             continue
         what = f"{name}(monitor={monitor!r}) compares epochs of the warm-up"
-        start = getattr(callback, "start_from_epoch", None)
+        start = getattr(callback, "start_from_epoch", 0)
         if isinstance(callback, keras.callbacks.EarlyStopping):
             if start < full:
                 warn(

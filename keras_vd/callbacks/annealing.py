@@ -45,12 +45,12 @@ class KLAnnealing(keras.callbacks.Callback):
     After `fit` the KL weights are those of its last epoch, also where
     `EarlyStopping` has restored another one.
 
-    The losses of warm-up epochs have less KL, so the best `val_loss` is often
-    among them. `EarlyStopping(start_from_epoch=annealing.full_strength_epoch(
-    epochs))` waits; `ModelCheckpoint(save_best_only=True)` belongs into a
-    second `fit` with that `initial_epoch`. `BackupAndRestore`, `CSVLogger`,
-    `TerminateOnNaN` and schedules of the learning rate go with this callback
-    as they are.
+    Epochs of the warm-up have less KL in the loss, so the best `val_loss` is
+    often among them. `EarlyStopping` waits with
+    `start_from_epoch=annealing.full_strength_epoch(epochs)`; a
+    `ModelCheckpoint(save_best_only=True)` belongs into a second `fit` with
+    that `initial_epoch`. `BackupAndRestore`, `CSVLogger`, `TensorBoard` and
+    schedules of the learning rate go with this callback as they are.
 
     Each epoch ends, after the progress bar, with a line such as
     `n_active: [374, 198, 159]`, the number of input units that each weight
@@ -196,15 +196,10 @@ class KLAnnealing(keras.callbacks.Callback):
             ValueError: if it is not built or has no variational layers.
         """
         weight = self.weight_at(check_integer("epoch", epoch, 0), epochs)
-        is_unscaled = self._epochs(epochs) is None and self.schedule.is_scaled
-        if is_unscaled and weight == 0.0 and self.max_weight:
-            self._warn_once(
-                "end",
-                "the KL does not count before epoch "
-                f"{self.full_strength_epoch() // 4}, as the number of epochs "
-                "is not known. Pass `set_weight` the number of `epochs` of the "
-                "loop, or this callback `start_epoch` and `warmup_epochs`.",
-            )
+        is_guess = self._epochs(epochs) is None and self.schedule.is_scaled
+        is_off = weight == 0.0 < self.max_weight
+        if is_guess and is_off and self._is_news("end"):
+            advice.warn_about_unknown_end(self.full_strength_epoch())
         self._assign(model, weight)
         return weight
 
@@ -213,10 +208,11 @@ class KLAnnealing(keras.callbacks.Callback):
         for posterior in required_posteriors(model):
             posterior.kl_weight.assign(weight)
 
-    def _warn_once(self, subject: str, message: str) -> None:
-        if subject not in self._told:
-            self._told.add(subject)
-            advice.warn(message)
+    def _is_news(self, subject: str) -> bool:
+        """Whether nothing has been said about it yet; now it is."""
+        is_news = subject not in self._told
+        self._told.add(subject)
+        return is_news
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._forget_fit()
@@ -240,8 +236,7 @@ class KLAnnealing(keras.callbacks.Callback):
             for variable in posterior.trainable_variables
         ]
         exclude_from_weight_decay(self.model.optimizer, noise_parameters)
-        if "reduction" not in self._told:
-            self._told.add("reduction")
+        if self._is_news("reduction"):
             advice.warn_about_reduction(self.model)
         self._join_callbacks()
         if self.tensorboard is not None:
@@ -263,9 +258,11 @@ class KLAnnealing(keras.callbacks.Callback):
     def _is_joined(self) -> bool:
         callbacks = self._fit.callbacks
         return callbacks is not None and any(
-            isinstance(x, _Afterwards) and x.annealing is self
-            for x in callbacks.callbacks
+            map(self._is_ours, callbacks.callbacks)
         )
+
+    def _is_ours(self, callback: keras.callbacks.Callback) -> bool:
+        return isinstance(callback, _Afterwards) and callback.annealing is self
 
     def on_epoch_begin(
         self, epoch: int, logs: dict[str, Any] | None = None
@@ -286,44 +283,25 @@ class KLAnnealing(keras.callbacks.Callback):
         if first == 0 or is_new:
             self._run_epochs = epochs
         full = self.full_strength_epoch()
+        if full >= epochs or not any(map(self.weight_at, range(first, epochs))):
+            self._warn_about_end(epochs - 1, full, "this fit ends")
         if first > 0 and is_new and self.schedule.is_scaled:
-            self._warn_about_fall(first, epochs)
-        if full >= epochs:
-            self._warn_about_end(epochs - 1, "this fit ends")
-        if full > first and self._fit.callbacks is not None:
-            if "callbacks" not in self._told:
-                self._told.add("callbacks")
-                callbacks = self._fit.callbacks.callbacks
-                advice.warn_about_callbacks(callbacks, full)
+            before, after = self._largest_weight(), self.weight_at(first)
+            if before > 1.001 * after and self._is_news("fall"):
+                advice.warn_about_fall(before, after, first, epochs)
+        callbacks = self._fit.callbacks
+        if full > first and callbacks is not None:
+            if self._is_news("callbacks"):
+                advice.warn_about_callbacks(callbacks.callbacks, full)
 
-    def _warn_about_fall(self, first: int, epochs: int) -> None:
+    def _largest_weight(self) -> float:
         posteriors = required_posteriors(self.model)
-        before = max(
-            float(ops.convert_to_numpy(x.kl_weight)) for x in posteriors
-        )
-        if before > 1.001 * self.weight_at(first):
-            self._warn_once(
-                "fall",
-                f"the KL weight falls from {before:.3g} to "
-                f"{self.weight_at(first):.3g} in epoch {first}, as the "
-                f"schedule is that of a run of {epochs} epochs. Pass "
-                "`start_epoch` and `warmup_epochs` as they were in the run "
-                "that is continued.",
-            )
+        return max(float(ops.convert_to_numpy(x.kl_weight)) for x in posteriors)
 
-    def _warn_about_end(self, last: int, event: str) -> None:
-        if not self.max_weight:
-            return
-        share = self.weight_at(last) * self.num_examples / self.max_weight
-        full = self.full_strength_epoch()
-        self._warn_once(
-            "end",
-            f"{event} with the KL at {share:.0%} of its full weight, which it "
-            f"has from epoch {full} on (counted from 0). Train for {full + 1} "
-            "epochs or more, or pass a smaller `start_epoch` and "
-            "`warmup_epochs`; left out, they are a twelfth and a quarter of "
-            "the epochs.",
-        )
+    def _warn_about_end(self, last: int, full: int, event: str) -> None:
+        if self.max_weight and self._is_news("end"):
+            share = self.weight_at(last) * self.num_examples / self.max_weight
+            advice.warn_about_end(event, share, full)
 
     def on_train_batch_end(
         self, batch: int, logs: dict[str, Any] | None = None
@@ -379,16 +357,18 @@ class KLAnnealing(keras.callbacks.Callback):
         last = self._last_epoch
         if last is not None:
             self._assign(self.model, self.weight_at(last))
-            if last < self.full_strength_epoch(self._run_epochs or last + 1):
-                self._warn_about_end(last, "training has stopped")
-            # Where the end has been reached once, nothing is to be told.
+            unknown = None if self.schedule.is_scaled else last + 1
+            full = self.schedule.full_epoch(self._run_epochs or unknown)
+            if last < full:
+                self._warn_about_end(last, full, "training has stopped")
+            # What has ended at full strength once needs no advice.
             self._told.add("end")
         for bar in self._bars:
             bar.undo()
         callbacks = self._fit.callbacks
-        if self._is_joined():
+        if callbacks is not None:
             callbacks.callbacks = [
-                x for x in callbacks.callbacks if not isinstance(x, _Afterwards)
+                x for x in callbacks.callbacks if not self._is_ours(x)
             ]
         self._forget_fit()
 

@@ -73,6 +73,8 @@ def freeze_zeros(model: keras.Model) -> None:
         if len(variable.shape) > 1 and variable.name not in _NO_WEIGHTS
     ]
     _freeze(model, weights)
+    # What was compiled for an earlier `fit` knows of no constraints.
+    model.train_function = None
     lost = _lost_by_config(model)
     if lost:
         warnings.warn(
