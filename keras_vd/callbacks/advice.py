@@ -145,3 +145,16 @@ def warn_about_examples(
             "validation, unless an epoch shows copies of examples or only a "
             "part of them on purpose."
         )
+
+
+def warn_about_nonfinite(paths: list[str]) -> None:
+    """Warn that a model has diverged, and where.
+
+    Args:
+        paths: Of the variables with values that are not finite.
+    """
+    warn(
+        f"training is stopped: not finite are {', '.join(paths)}. It has "
+        "diverged; go back to a checkpoint, or train again with a smaller "
+        "learning rate."
+    )

@@ -68,7 +68,8 @@ class KLAnnealing(keras.callbacks.Callback):
     callbacks prefer epochs of the warm-up; if the first epoch shows another
     number of examples (with `steps_per_epoch`, only if `num_examples` is the
     number of batches; not on several devices or with a `train_step` of your
-    own); if a loss is a sum over the batch.
+    own); if a loss is a sum over the batch. Stops the training, with a
+    warning, after an epoch with weights that are not finite.
 
     Args:
         num_examples: Int >= 1: number of training examples N.
@@ -92,8 +93,9 @@ class KLAnnealing(keras.callbacks.Callback):
         TypeError: if an argument is of the wrong type.
         ImportError: if `tensorboard` is given and not installed.
         ValueError: if an argument is out of range; when training starts, if
-            the model has no variational layers or is not compiled; when an
-            epoch starts, if a callable schedule returns a negative or
+            the model has no variational layers or is not compiled; after the
+            first batch, if no variational layer drew any noise; when an epoch
+            starts, if a callable schedule returns a negative or
             non-finite number.
 
     Example:
@@ -139,6 +141,7 @@ class KLAnnealing(keras.callbacks.Callback):
         self._line: str | None = None
         self._bars: list[ShortBar] = []
         self._is_counted = False
+        self._is_noise_checked = False
 
     def weight_at(self, epoch: int, epochs: int | None = None) -> float:
         """KL weight w(epoch) / num_examples, epochs counted from 0.
@@ -306,10 +309,26 @@ class KLAnnealing(keras.callbacks.Callback):
     def on_train_batch_end(
         self, batch: int, logs: dict[str, Any] | None = None
     ) -> None:
+        if not self._is_noise_checked:
+            self._check_noise()
         steps = self._fit.steps
         # The last one: validation starts counting anew.
         if not self._is_counted and steps and batch + 1 >= steps:
             self._count_examples()
+
+    def _check_noise(self) -> None:
+        """Raise a ValueError if nothing was drawn in the first batch."""
+        self._is_noise_checked = True
+        trained = [x for x in required_posteriors(self.model) if x.trainable]
+        if trained and not any(posterior.has_drawn for posterior in trained):
+            raise ValueError(
+                f"Training drew no noise: all variational layers of "
+                f"'{self.model.name}' were called as for inference, so that "
+                "nothing adds a KL divergence to the losses. Have the `call` "
+                "of the model take `training=None` and hand it on, and pass "
+                "no `training=False` to the layers inside; layers that shall "
+                "stay as they are need `trainable=False`."
+            )
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         if self._first_epoch is not None:
@@ -330,6 +349,9 @@ class KLAnnealing(keras.callbacks.Callback):
     ) -> None:
         self._count_examples()
         self._figures = Figures(self.model, self.weight_at(epoch))
+        if self._figures.nonfinite:
+            advice.warn_about_nonfinite(self._figures.nonfinite)
+            self.model.stop_training = True
         figures = dict(self._figures.totals)
         if self.log_layers:
             figures |= self._figures.layers

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from keras_vd.report import kl_divergence, sparsity_report
+from keras_vd.report import current_kl_divergence, sparsity_report
 
 PER_LAYER = "n_active/"
 
@@ -18,12 +18,13 @@ class Figures:
     Attributes:
         totals: Of the whole model, by the names that logs have.
         layers: `n_active` of each weight, group and gate.
+        nonfinite: Paths of variables with values that are not finite.
     """
 
     def __init__(self, model: keras.Model, kl_weight: float) -> None:
         report = sparsity_report(model)
         self.totals: dict[str, Any] = {
-            "kl": kl_divergence(model),
+            "kl": current_kl_divergence(model),
             "kl_weight": kl_weight,
             "sparsity": report.sparsity,
             "nonzero_ratio": report.nonzero_ratio,
@@ -33,15 +34,18 @@ class Figures:
         counts += [(gate.name, gate.active) for gate in report.gates]
         self.layers = {f"{PER_LAYER}{name}": count for name, count in counts}
         self._n_active = report.n_active
+        self.nonfinite = list(report.nonfinite)
 
     def line(self, epoch: int) -> str:
         """One line for people; epochs count from 1 there."""
         totals = self.totals
+        end = f", not finite: {', '.join(self.nonfinite)}"
         return (
             f"Epoch {epoch + 1}: n_active: {self._n_active}, "
             f"nonzero_ratio: {totals['nonzero_ratio']:.1f}, "
             f"kl: {totals['kl']:.1f} nats, "
             f"kl_weight: {totals['kl_weight']:.3g}"
+            f"{end if self.nonfinite else ''}"
         )
 
     def summary(self) -> dict[str, int]:
