@@ -278,6 +278,38 @@ def test_a_subclassed_model_inside_a_functional_one():
     assert copy.count_params() == model.count_params()
 
 
+def test_layers_that_have_adapted_to_data():
+    data = np.float32([[1, 5, 9], [2, 7, 4], [8, 6, 3]])
+    normalization, bins = K.Normalization(), K.Discretization(num_bins=3)
+    for layer in (normalization, bins):
+        layer.adapt(data)
+    model = chain(normalization, K.Dense(4), bins, shape=(3,))
+    fill_kernel = np.random.default_rng(2).normal(size=(3, 4))
+    model.layers[1].kernel.assign(fill_kernel)
+    for verb in ("copy", "to_variational", "shrink"):
+        assert_equal_predictions(model, VERBS[verb](model))
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="Strings are TensorFlow's."
+)
+@pytest.mark.parametrize("mode", ["int", "tf_idf"])
+def test_vocabularies(mode):
+    texts = np.array(["the cat", "the dog sat", "a cat"])
+    words = K.TextVectorization(output_mode=mode)
+    words.adapt(texts)
+    inputs = keras.Input((), dtype="string")
+    hidden = words(inputs)
+    if mode == "int":
+        hidden = K.GlobalMaxPooling1D()(K.Embedding(9, 4)(hidden))
+    model = keras.Model(inputs, K.Dense(2)(hidden))
+    expected = predict(model, ops.convert_to_tensor(texts))
+    assert np.ptp(expected[0], axis=0).all()
+    for verb in ("copy", "to_variational", "shrink"):
+        found = predict(VERBS[verb](model), ops.convert_to_tensor(texts))
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 # Subclasses of Keras' layers.
 
 

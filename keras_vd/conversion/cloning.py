@@ -8,6 +8,7 @@ another of the same name.
 from __future__ import annotations
 
 import inspect
+import tempfile
 import warnings
 from collections.abc import Callable, Container, Mapping
 from typing import Any, TypeAlias
@@ -267,6 +268,8 @@ class Cloner:
                 old.copy_to(new)
                 continue
             _copy_variables(old, new, values or {})
+            if type(old) is type(new):
+                _copy_what_was_adapted(old, new)
             pending += self._pairs_below(old, new)
         _copy_trainable(pairs)
 
@@ -351,6 +354,20 @@ def _copy_variables(old: Any, new: Any, values: Mapping[int, Any]) -> None:
         # Through NumPy: two JAX variables must not share one buffer.
         value = values.get(id(variable), variable)
         copy.assign(ops.convert_to_numpy(value))
+
+
+def _copy_what_was_adapted(old: Any, new: Any) -> None:
+    """Statistics and vocabularies that are no variables, as files hold them."""
+    if hasattr(old, "finalize_state"):
+        store: dict[str, Any] = {}
+        old.save_own_variables(store)
+        new.load_own_variables(
+            {key: ops.convert_to_numpy(value) for key, value in store.items()}
+        )
+    if hasattr(old, "save_assets"):
+        with tempfile.TemporaryDirectory() as folder:
+            old.save_assets(folder)
+            new.load_assets(folder)
 
 
 def _copy_trainable(pairs: list[tuple[Any, Any]]) -> None:
