@@ -25,7 +25,7 @@ import numpy as np
 
 import keras_vd
 from keras_vd import posteriors
-from keras_vd._keras_internals import flatten_layers, functional_part
+from keras_vd._keras_internals import flatten_layers
 from tools.checking import Case, finish, run_cases
 from tools.random_networks import make_network
 from tools.shrink_networks import (
@@ -35,9 +35,6 @@ from tools.shrink_networks import (
     predict,
 )
 
-# What conversions do not know yet: layers and operations whose classes have
-# one name, and variational layers in float64.
-LEFT_OUT = frozenset({"classes of one name", "float64"})
 WRITERS: dict[str, tuple[str, Callable[..., Any]]] = {
     "saved_model": ("saved", keras_vd.export_saved_model),
     "litert": ("model.tflite", keras_vd.export_litert),
@@ -61,10 +58,6 @@ APPLICATIONS = {
     "EfficientNetV2B0": 32,
     "ConvNeXtTiny": 32,
 }
-
-
-class LeftOut(Exception):
-    """Raised for a network that is not tried; says why."""
 
 
 def random_posterior(generator: np.random.Generator) -> Any:
@@ -127,11 +120,6 @@ class RoundTrip:
         self.batches = batches
         layers = flatten_layers(model)
         dtypes = {str(getattr(x, "compute_dtype", "")) for x in layers}
-        try:
-            _check_left_out(model, layers, dtypes)
-        except LeftOut as reason:
-            self.notes[f"left out: {reason}"] += 1
-            return
         is_short = any("16" in dtype for dtype in dtypes)
         self.rtol = RTOL_16_BITS if is_short else RTOL
         try:
@@ -230,24 +218,6 @@ class RoundTrip:
                 except Exception:
                     failures.append(f"{name}:\n{traceback.format_exc()}")
         assert not failures, "\n".join(failures)
-
-
-def _check_left_out(
-    model: keras.Model, layers: list[keras.layers.Layer], dtypes: set[str]
-) -> None:
-    if "classes of one name" in LEFT_OUT:
-        classes = {type(x).__name__ for x in layers}
-        operations = {
-            type(x).__name__
-            for one in layers
-            if (part := functional_part(one)) is not None
-            for x in part.operations
-            if not isinstance(x, keras.layers.Layer)
-        }
-        if classes & operations:
-            raise LeftOut("classes of one name")
-    if "float64" in LEFT_OUT and "float64" in dtypes:
-        raise LeftOut("float64")
 
 
 def _is_refusal(error: Exception) -> bool:

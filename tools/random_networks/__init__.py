@@ -18,7 +18,6 @@ from tools.random_networks import recurrent, spatial  # noqa: F401, layers
 from tools.random_networks.graphs import GRAPHS, chain, grow, is_usable, step
 from tools.random_networks.net import (
     BATCH_SIZES,
-    LEFT_OUT,
     LENGTHS,
     Certain,
     Net,
@@ -27,7 +26,7 @@ from tools.random_networks.net import (
 from tools.random_networks.single import LAYERS
 from tools.random_networks.weights import set_weights
 
-__all__ = ["FEATURES", "LEFT_OUT", "Certain", "Network", "make_network"]
+__all__ = ["FEATURES", "Certain", "Network", "make_network"]
 
 # One of them is in a network for sure, by the network's seed.
 FEATURES = (*LAYERS, *GRAPHS)

@@ -16,7 +16,7 @@ from keras import layers, ops
 
 from tools.random_networks import attention as attentions
 from tools.random_networks import recurrent
-from tools.random_networks.net import LEFT_OUT, Certain, Net, centred
+from tools.random_networks.net import Certain, Net, centred
 from tools.random_networks.single import ANY, LAYERS
 
 # What has units of its own, which may be dead: half of what is drawn.
@@ -313,7 +313,7 @@ def nested_pair(net, x, pool):
 def chain(net: Net, x: Any) -> keras.Sequential:
     """A Sequential model for a tensor, with other models in it."""
     model = keras.Sequential([keras.Input(x.shape[1:], dtype=x.dtype)])
-    used: list[keras.layers.Layer] = []
+    used: list[tuple[keras.layers.Layer, Any]] = []
     for _ in range(net.number(1, 4)):
         y = model.outputs[0] if model.layers else x
         if net.chance(8) and len(y.shape) in ANY:
@@ -324,15 +324,18 @@ def chain(net: Net, x: Any) -> keras.Sequential:
                 )
             )
             continue
-        if "repeated in Sequential" not in LEFT_OUT and used and net.chance(6):
-            layer = net.pick(*used)
-            if not layer.weights:
-                model.add(layer)
+        fitting = [
+            layer
+            for layer, shape in used
+            if not layer.weights or shape == tuple(y.shape)
+        ]
+        if fitting and net.chance(6):
+            model.add(net.pick(*fitting))
             continue
         layer = draw_layer(net, y)
         if layer is not None:
             model.add(layer)
-            used.append(layer)
+            used.append((layer, tuple(y.shape)))
     if not model.layers:
         model.add(layers.Activation("tanh"))
     return model

@@ -10,10 +10,6 @@ import keras
 import numpy as np
 from keras import layers
 
-# What the networks do without, as the library does not know it yet: a layer
-# object twice in one Sequential, and one in several nested models.
-LEFT_OUT = frozenset({"repeated in Sequential", "shared by nested models"})
-
 ELEMENTWISE = tuple(
     "relu relu6 leaky_relu elu selu celu gelu silu mish softplus softsign tanh "
     "sigmoid hard_sigmoid hard_silu hard_tanh log_sigmoid sparse_plus "
@@ -163,14 +159,11 @@ class Net:
 
     def inside(self, function: Callable[[], Any]) -> Any:
         """What a function returns that makes a nested model."""
-        outer = self._earlier, self.is_inside
-        if "shared by nested models" in LEFT_OUT:
-            self._earlier = {}
-        self.is_inside = True
+        outer, self.is_inside = self.is_inside, True
         try:
             return function()
         finally:
-            self._earlier, self.is_inside = outer
+            self.is_inside = outer
 
     def real_input(self, *shape: int | None) -> keras.KerasTensor:
         """A new input of real numbers."""
