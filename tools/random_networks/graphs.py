@@ -310,6 +310,13 @@ def nested_pair(net, x, pool):
     return net.inside(make)([x, other])
 
 
+# May be used again on a tensor of another shape.
+ANY_SHAPE = (
+    *(layers.Activation, layers.ReLU, layers.LeakyReLU, layers.ELU),
+    layers.Dropout,
+)
+
+
 def chain(net: Net, x: Any) -> keras.Sequential:
     """A Sequential model for a tensor, with other models in it."""
     model = keras.Sequential([keras.Input(x.shape[1:], dtype=x.dtype)])
@@ -327,7 +334,7 @@ def chain(net: Net, x: Any) -> keras.Sequential:
         fitting = [
             layer
             for layer, shape in used
-            if not layer.weights or shape == tuple(y.shape)
+            if isinstance(layer, ANY_SHAPE) or shape == tuple(y.shape)
         ]
         if fitting and net.chance(6):
             model.add(net.pick(*fitting))
