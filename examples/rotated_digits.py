@@ -161,7 +161,7 @@ def compare(
     """One row for each angle."""
     angles = range(0, 181, arguments.step)
     rows: list[dict[str, Any]] = [{"angle": angle} for angle in angles]
-    # All angles at once: each call of `predict_mc` compiles anew.
+    # All angles at once: they meet the same draws of the weights.
     rotated = np.concatenate([rotate(inputs, angle) for angle in angles])
     for name, model in models.items():
         prediction = predict(

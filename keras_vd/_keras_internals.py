@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
@@ -22,8 +23,10 @@ from keras.src.models.functional import (
     Functional,
     functional_like_constructor,
 )
+from keras.src.ops import core as core_operations
 from keras.src.ops import nn as nn_operations
 from keras.src.ops import numpy as numpy_operations
+from keras.src.trainers import data_adapters
 from keras.src.trainers.epoch_iterator import EpochIterator
 
 # What `x + y` and `keras.ops.relu(x)` are in the graph of a model, by name.
@@ -35,6 +38,15 @@ UNARY_OPERATIONS: dict[str, type] = {
     name: getattr(nn_operations, name)
     for name in ("Relu", "Sigmoid", "Silu", "Gelu", "Elu", "LeakyRelu")
 } | {"Tanh": numpy_operations.Tanh}
+SOFTMAX_OPERATIONS: dict[str, type] = {
+    name: getattr(nn_operations, name) for name in ("Softmax", "LogSoftmax")
+}
+# They move values and change none.
+RESHAPING_OPERATIONS: tuple[type, ...] = (
+    core_operations.Cast,
+    numpy_operations.Reshape,
+    numpy_operations.Squeeze,
+)
 
 
 def full_precision_value(variable: keras.Variable) -> Any:
@@ -511,3 +523,83 @@ def with_other_ops(method: Any, **functions: Callable[..., Any]) -> Any:
     return with_other_globals(
         method, ops=types.SimpleNamespace(**{**known, **functions})
     )
+
+
+def compilation(model: keras.Model) -> Any:
+    """An object that `compile` replaces each time; None before the first."""
+    return getattr(model, "_compile_config", None)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Batches:
+    """What `predict` would go through.
+
+    Attributes:
+        adapter: Keras' own.
+        steps: How many batches at most; None: all.
+    """
+
+    adapter: Any
+    steps: int | None
+
+    @property
+    def is_array(self) -> bool:
+        """Whether batches are cut out of arrays."""
+        return isinstance(self.adapter, data_adapters.ArrayDataAdapter)
+
+    @property
+    def num_batches(self) -> int | None:
+        """How many there are; None if that is not known."""
+        known = (self.adapter.num_batches, self.steps)
+        found: list[int] = [x for x in known if x is not None]
+        return min(found, default=None)
+
+    @property
+    def num_examples(self) -> int | None:
+        """How many rows arrays have; None for all else."""
+        if not self.is_array:
+            return None
+        count: int = self.adapter._num_samples
+        return count
+
+    @property
+    def is_endless(self) -> bool:
+        """Whether there are more batches than can be counted."""
+        if self.adapter.num_batches is not None:
+            return False
+        if isinstance(self.adapter, data_adapters.TFDatasetAdapter):
+            return int(self.adapter._dataset.cardinality()) == -1
+        return isinstance(self.adapter, data_adapters.PyDatasetAdapter)
+
+    def __iter__(self) -> Iterator[Any]:
+        """The inputs of every batch, as NumPy arrays."""
+        self.adapter.on_epoch_begin()
+        try:
+            iterator = iter(self.adapter.get_numpy_iterator())
+            for batch in itertools.islice(iterator, self.num_batches):
+                yield keras.utils.unpack_x_y_sample_weight(batch)[0]
+        finally:
+            self.adapter.on_epoch_end()
+
+
+def input_batches(x: Any, batch_size: int | None, steps: int | None) -> Any:
+    """`Batches` of anything that `predict` takes; None for all else.
+
+    Args:
+        x: Arrays, a data set, a generator and so on.
+        batch_size: Of arrays; None is for Keras to choose.
+        steps: Number of batches; None: all.
+    """
+    leaves = [leaf for leaf in keras.tree.flatten(x) if leaf is not None]
+    # Keras would look for the examples along an axis that is not there.
+    if not leaves or any(getattr(x, "shape", None) == () for x in leaves):
+        return None
+    try:
+        adapter = data_adapters.get_data_adapter(
+            x, batch_size=batch_size, steps_per_epoch=steps
+        )
+    except ValueError as error:
+        if str(error).startswith("Unrecognized data type"):
+            return None
+        raise
+    return Batches(adapter, steps)

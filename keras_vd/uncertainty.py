@@ -1,26 +1,36 @@
-"""What a variational model does not know: Monte Carlo predictions."""
+"""What a variational model does not know: Monte Carlo predictions.
+
+A draw is one sample of all weights and gates, the same for all examples, time
+steps and positions, whatever the `estimator` in training: a function, so that
+what it says of several examples goes together, and no batch size changes it.
+With `noise="input"` a draw has one factor per input unit.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import random
-from collections.abc import Iterator
+import warnings
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_vd._validation import check_integer, check_model
-from keras_vd.calibration import (
-    CalibrationReport,
-    are_probabilities,
-    both_classes,
-    calibration_report,
-    check_labels,
+from keras_vd._keras_internals import (
+    Batches,
+    flatten_layers,
+    functional_part,
+    input_batches,
 )
-from keras_vd.posteriors.sampling import sampling_at_inference
+from keras_vd._sampler import Padding, Progress, sampler_of
+from keras_vd._summaries import Summary
+from keras_vd._tasks import Meaning, by_output, meanings
+from keras_vd._validation import (
+    check_finite_model,
+    check_integer,
+    check_model,
+)
+from keras_vd.calibration import CalibrationReport
 from keras_vd.report import required_posteriors
 
 
@@ -28,18 +38,23 @@ from keras_vd.report import required_posteriors
 class MonteCarloPrediction:
     """Predictions of many draws of a model's weights, summed up.
 
-    The two entropies are None where the outputs are no class probabilities.
+    What is about classes is None where `task` is `"regression"`. Entropies
+    have the shape of the outputs without the axis of the classes: that of
+    `"multi-label"` outputs has none, each label is a prediction of its own.
 
     Attributes:
-        mean: Mean prediction, of the shape of the model's outputs.
+        mean: Mean prediction, of the shape of the model's outputs;
+            probabilities but for a regression.
         standard_deviation: Standard deviation over the draws, of that shape.
-        predictive_entropy: Nats, shape `(examples, ...)` without the classes:
-            entropy of the mean class probabilities, all that is uncertain.
+        predictive_entropy: Nats: entropy of the mean class probabilities, all
+            that is uncertain.
         mutual_information: Nats, of that shape: the part of it that comes
             from not knowing the weights, `predictive_entropy` minus the mean
             entropy of the draws (BALD, Houlsby et al. 2011, arXiv:1112.5745).
         calibration: Confidence and accuracy of `mean`; None without labels.
         num_samples: Number of draws.
+        task: `"classification"`, `"binary"`, `"multi-label"` or
+            `"regression"`.
     """
 
     mean: np.ndarray
@@ -48,6 +63,7 @@ class MonteCarloPrediction:
     mutual_information: np.ndarray | None
     calibration: CalibrationReport | None
     num_samples: int
+    task: str
 
     @property
     def expected_calibration_error(self) -> float | None:
@@ -61,184 +77,191 @@ def predict_mc(
     model: keras.Model,
     x: Any,
     num_samples: int = 50,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     labels: Any = None,
-    from_logits: Any = False,
+    from_logits: Any = None,
     seed: int | None = None,
+    task: Any = None,
+    steps: int | None = None,
+    verbose: Any = "auto",
 ) -> Any:
     """Predict with many draws of the weights instead of their means.
 
-    Weights and gates are drawn as in training, anew for every batch and draw.
-    All else is as in `predict`: no dropout, moving statistics in batch
-    normalization. What `prune` has removed is 0. Weights that `predict` leaves
-    out by their threshold alone keep their noise: for the uncertainty of the
-    sparse model call `prune` first.
-
-    The model stays as it was, seeds included. Memory does not grow with the
-    number of draws.
+    A draw is one sample of all weights and gates for all examples; all else is
+    as in `predict`. What `prune` has removed is 0; what a threshold alone
+    leaves out keeps its noise: to know a sparse model's uncertainty, prune it.
+    The model stays as it was and keeps the compiled function for next time.
 
     Args:
         model: A built model with variational layers.
-        x: Array, or list, tuple or dict of arrays for several inputs.
-        num_samples: Int >= 1: number of draws.
-        batch_size: Int >= 1: examples per step.
-        labels: Class numbers of shape `(examples, ...)`, for the calibration.
-            For several outputs a structure like theirs, with None for others.
-        from_logits: Bool: whether to turn outputs into probabilities by a
-            softmax (one column: a sigmoid). A structure for several outputs.
+        x: All that `predict` takes. Targets in its batches are left alone.
+        num_samples: Int >= 1: number of draws; memory does not grow with it.
+        batch_size: Int >= 1 or None (32), for arrays only: a matter of speed.
+        labels: For the calibration, one per prediction: class numbers of shape
+            `(examples, ...)`, for `"multi-label"` 0 and 1 of the outputs'.
+        from_logits: Bool: whether to make probabilities of the outputs. None:
+            what the last activation or the compiled loss says.
         seed: Int >= 0 of the draws. None: one from Python's `random`.
+        task: `"classification"` (classes along the last axis), `"binary"` (one
+            column: class 1), `"multi-label"` (columns that need not sum to 1)
+            or `"regression"`. None: a last softmax, else the compiled loss,
+            else a last sigmoid tells.
+        steps: Int >= 1 or None (all): number of batches.
+        verbose: `"auto"` (a bar after 10 s), 1 (at once) or 0 (none).
 
     Returns:
-        A `MonteCarloPrediction`; for several outputs a structure of them.
-        Outputs count as class probabilities where they are within [0, 1] and
-        sum to 1, or have one column within [0, 1], that of class 1 of two.
+        A `MonteCarloPrediction`; for several outputs a structure of them, and
+        `labels`, `from_logits` and `task` may be such structures, too.
 
     Raises:
         TypeError: if an argument is of the wrong type.
-        ValueError: if the model is plain or not built, a number is too small,
-            `x` has no examples, or `labels` do not go with the outputs.
-
-    Example:
-    >>> layer = keras_vd.layers.VDDense(3)
-    >>> model = keras.Sequential([keras.Input((4,)), layer])
-    >>> keras_vd.predict_mc(model, np.zeros((2, 4)), 10).mean.shape
-    (2, 3)
+        ValueError: if a value is not allowed, arguments and model contradict
+            each other, or `task` or `from_logits` cannot be told.
     """
     check_model(model)
     required_posteriors(model)  # or an error
+    check_finite_model(model)
+    _refuse_states(model)
+    seed = None if seed is None else check_integer("seed", seed, 0)
     num_samples = check_integer("num_samples", num_samples, 1)
-    batch_size = check_integer("batch_size", batch_size, 1)
-    if seed is not None:
-        check_integer("seed", seed, 0)
-    x = keras.tree.map_structure(_to_array, x)
-    with _seeded(model, seed):
-        draws = _Sampler(model).all_draws(x, num_samples, batch_size)
-        return _summarize(draws, _count_examples(x), labels, from_logits)
+    batches = _batches(x, batch_size, steps)
+    progress = Progress(verbose, batches, num_samples)
+    reader = _Reader(model, task, from_logits, labels)
+    _read_all(model, batches, reader, num_samples, seed, progress)
+    return reader.result()
 
 
-class _Sampler(keras.Model):
-    """A model whose predictions are draws, with a compiled function of its own.
-
-    What the model itself has compiled for `predict` draws nothing.
-    """
-
-    def __init__(self, model: keras.Model) -> None:
-        # The model itself casts its inputs.
-        super().__init__(autocast=False, name="sampler")
-        self.model = model
-        self.run_eagerly = model.run_eagerly
-        self.jit_compile = model.jit_compile
-        self.built = True
-
-    def call(self, inputs: Any) -> Any:
-        with sampling_at_inference():
-            return self.model(inputs, training=False)
-
-    def all_draws(
-        self, x: Any, num_samples: int, batch_size: int
-    ) -> Iterator[tuple[slice, Iterator[Any]]]:
-        """Batch by batch: which examples they are, and draws for them."""
-        for start in range(0, _count_examples(x), batch_size):
-            rows = slice(start, start + batch_size)
-            yield rows, self._draws(x, rows, num_samples)
-
-    def _draws(self, x: Any, rows: slice, num_samples: int) -> Iterator[Any]:
-        batch = keras.tree.map_structure(lambda array: array[rows], x)
-        for _ in range(num_samples):
-            yield self.predict_on_batch(batch)
+def _read_all(
+    model: keras.Model,
+    batches: Batches,
+    reader: _Reader,
+    num_samples: int,
+    seed: int | None,
+    progress: Progress,
+) -> None:
+    """Have all draws for all batches read."""
+    reader.read_graph(batches.num_examples)
+    sampler, padding = sampler_of(model), Padding(model)
+    with sampler.seeded(seed) as seeds:
+        for batch in batches:
+            size = _count_examples(batch)
+            tensors = keras.tree.map_structure(_to_tensor, padding.fill(batch))
+            states = (seeds.of_draw(i) for i in range(num_samples))
+            reader.start_batch(size)
+            for outputs in sampler.draws(tensors, states):
+                reader.add(outputs)
+                progress.step()
+    progress.close()
+    count = len(reader.batches)
+    if batches.steps is not None and count < batches.steps:
+        warnings.warn(
+            f"Argument `steps` is {batches.steps}, and `x` has ended after "
+            f"{count} batches.",
+            stacklevel=3,
+        )
 
 
-class _Summary:
-    """Statistics of one output for one batch, updated draw by draw.
-
-    Welford's algorithm (1962) for mean and variance.
-    """
-
-    def __init__(self, labels: np.ndarray | None, from_logits: bool) -> None:
-        self.labels = labels
-        self.from_logits = from_logits
-        self.num_samples = 0
-        self.mean: Any = 0.0
-        self.squares: Any = 0.0
-        self.entropy: Any = 0.0
-        self.is_classification = True
-
-    def add(self, outputs: np.ndarray) -> None:
-        """Take in one more draw, of shape `(batch, ...)`."""
-        values = np.asarray(outputs, "float64")
-        if self.from_logits:
-            values = _probabilities(values)
-        self.is_classification &= are_probabilities(values)
-        if self.labels is not None:
-            self._check_labels(values)
-        self.num_samples += 1
-        deviation = values - self.mean
-        self.mean = self.mean + deviation / self.num_samples
-        self.squares = self.squares + deviation * (values - self.mean)
-        if self.is_classification:
-            self.entropy = self.entropy + _entropy(values)
-
-    def _check_labels(self, values: np.ndarray) -> None:
-        if not self.is_classification:
-            raise ValueError(
-                "Argument `labels` is for class probabilities, and these "
-                "outputs are none. If they are logits, pass "
-                f"`from_logits=True`. Received outputs of shape {values.shape} "
-                f"from {values.min():g} to {values.max():g}."
-            )
-        if self.num_samples == 0:
-            check_labels(self.labels, both_classes(values))
-
-    @property
-    def standard_deviation(self) -> np.ndarray:
-        return np.sqrt(self.squares / self.num_samples)
-
-    @property
-    def predictive_entropy(self) -> np.ndarray:
-        return _entropy(self.mean)
-
-    @property
-    def mutual_information(self) -> np.ndarray:
-        # Never negative but for rounding.
-        difference = self.predictive_entropy - self.entropy / self.num_samples
-        return np.maximum(difference, 0.0)
-
-
-def _summarize(
-    batches: Iterator[tuple[slice, Iterator[Any]]],
-    examples: int,
-    labels: Any,
-    from_logits: Any,
-) -> Any:
-    """A `MonteCarloPrediction` for each output, in the outputs' structure.
+class _Reader:
+    """Reads outputs batch by batch, draw by draw.
 
     Args:
-        batches: Which examples, and draws of their predictions.
-        examples: Number of all examples.
-        labels: As the user passed them.
+        model: Where the outputs come from.
+        task: As the user passed it.
         from_logits: As the user passed it.
+        labels: As the user passed them.
     """
-    finished: list[list[_Summary]] = []
-    for rows, draws in batches:
-        summaries: list[_Summary] = []
-        for outputs in draws:
-            if not summaries:
-                logits = _by_output("from_logits", from_logits, outputs)
-                classes = _by_output("labels", labels, outputs)
-                summaries = [
-                    _Summary(_label_rows(y, rows, examples), is_logits)
-                    for y, is_logits in zip(classes, logits, strict=True)
-                ]
-            leaves = keras.tree.flatten(outputs)
-            for summary, leaf in zip(summaries, leaves, strict=True):
-                summary.add(leaf)
-        finished.append(summaries)
-    predictions = map(_joined, zip(*finished, strict=True), classes)
-    return keras.tree.pack_sequence_as(outputs, list(predictions))
+
+    def __init__(
+        self, model: keras.Model, task: Any, from_logits: Any, labels: Any
+    ) -> None:
+        self.model = model
+        self.task, self.from_logits = task, from_logits
+        self.labels = labels
+        self.meanings: list[Meaning] | None = None
+        self.examples = 0
+        self.batches: list[list[Summary]] = []
+
+    def read_graph(self, examples: int | None) -> None:
+        """Find out what the outputs are before anything is computed.
+
+        Args:
+            examples: Their number, where it is known.
+        """
+        functional = functional_part(self.model)
+        if functional is None:
+            return
+        if all(x.shape[-1] is not None for x in functional.outputs):
+            self._read_structure(functional.output)
+            if examples is not None:
+                self._check_labels(examples)
+
+    def _read_structure(self, outputs: Any) -> None:
+        self.meanings = meanings(
+            self.model, outputs, self.task, self.from_logits
+        )
+        self.labels = [
+            None if y is None else np.asarray(_on_host(y))
+            for y in by_output("labels", self.labels, outputs)
+        ]
+        for meaning, y in zip(self.meanings, self.labels, strict=True):
+            if y is not None and meaning.task == "regression":
+                raise ValueError(
+                    "Argument `labels` is for the calibration of class "
+                    "probabilities, and these outputs are a regression: "
+                    "compare the targets with `mean` and `standard_deviation` "
+                    "of the prediction. If they are not, pass `task=`."
+                )
+
+    def _check_labels(self, examples: int) -> None:
+        for labels in self.labels:
+            if labels is not None and labels.shape[:1] != (examples,):
+                raise ValueError(
+                    "Argument `labels` must have one entry for each of the "
+                    f"{examples} examples. Received: shape {labels.shape}."
+                )
+
+    def start_batch(self, size: int) -> None:
+        self.examples += size
+        self.size = size
+        self.batches.append([])
+
+    def add(self, outputs: Any) -> None:
+        """Take in one more draw of the last batch."""
+        if self.meanings is None:
+            self._read_structure(outputs)
+        self.structure = outputs
+        summaries = self.batches[-1]
+        if not summaries:
+            summaries += [Summary(meaning) for meaning in self.meanings or ()]
+        leaves = keras.tree.flatten(outputs)
+        for summary, leaf, labels in zip(
+            summaries, leaves, self.labels, strict=True
+        ):
+            array = np.asarray(leaf)
+            if array.shape[:1] < (self.size,):
+                raise ValueError(
+                    "Argument `model` must return one row for each of "
+                    f"{self.size} examples. Received: shape {array.shape}."
+                )
+            summary.add(array[: self.size])
+            if summary.num_samples == 1 and labels is not None:
+                rows = slice(self.examples - self.size, self.examples)
+                summary.check_labels(labels[rows])
+
+    def result(self) -> Any:
+        """A `MonteCarloPrediction` for each output, in their structure."""
+        if not self.examples:
+            raise ValueError(
+                "Argument `x` must have at least one example. Received none."
+            )
+        self._check_labels(self.examples)
+        parts = zip(*self.batches, strict=True)
+        predictions = list(map(_joined, parts, self.labels))
+        return keras.tree.pack_sequence_as(self.structure, predictions)
 
 
 def _joined(
-    summaries: tuple[_Summary, ...], labels: Any
+    summaries: tuple[Summary, ...], labels: Any
 ) -> MonteCarloPrediction:
     """All batches of one output."""
 
@@ -246,120 +269,75 @@ def _joined(
         parts = [getattr(summary, name) for summary in summaries]
         return np.concatenate(parts).astype("float32")
 
-    mean = joined("mean")
-    is_classification = all(x.is_classification for x in summaries)
+    first, mean = summaries[0], joined("mean")
+    entropies = {
+        name: None if first.is_regression else joined(name)
+        for name in ("predictive_entropy", "mutual_information")
+    }
     return MonteCarloPrediction(
         mean=mean,
         standard_deviation=joined("standard_deviation"),
-        predictive_entropy=(
-            joined("predictive_entropy") if is_classification else None
-        ),
-        mutual_information=(
-            joined("mutual_information") if is_classification else None
-        ),
+        **entropies,
         calibration=(
-            None if labels is None else calibration_report(mean, labels)
+            None if labels is None else first.calibration(mean, labels)
         ),
-        num_samples=summaries[0].num_samples,
+        num_samples=first.num_samples,
+        task=first.meaning.task,
     )
 
 
-def _by_output(argument: str, value: Any, outputs: Any) -> list[Any]:
-    """One entry for each output of a model, in the order of its leaves."""
-    leaves = keras.tree.flatten(outputs)
-    if not keras.tree.is_nested(outputs):
-        return [value]
-    if value is None or isinstance(value, bool):
-        return [value] * len(leaves)
-    try:
-        entries: list[Any] = []
-        keras.tree.map_structure_up_to(
-            outputs, lambda _, entry: entries.append(entry), outputs, value
+def _batches(x: Any, batch_size: int | None, steps: int | None) -> Batches:
+    if batch_size is not None:
+        batch_size = check_integer("batch_size", batch_size, 1)
+    if steps is not None:
+        steps = check_integer("steps", steps, 1)
+    batches = input_batches(x, batch_size, steps)
+    if batches is None:
+        raise TypeError(
+            "Argument `x` must be what `predict` takes: an array, or a list, "
+            "tuple or dict of arrays, with the examples along the first axis; "
+            "a data frame; a data set; a generator. Received: "
+            f"{x!r} (of type {type(x).__name__})."
         )
-    except (ValueError, TypeError) as error:
+    if batch_size is not None and not batches.is_array:
         raise ValueError(
-            f"Argument `{argument}` must have one entry for each output of the "
-            f"model, structured like these. Received: {argument}={value!r}."
-        ) from error
-    return entries
-
-
-def _label_rows(labels: Any, rows: slice, examples: int) -> np.ndarray | None:
-    if labels is None:
-        return None
-    array = np.asarray(labels)
-    if array.shape[:1] != (examples,):
-        raise ValueError(
-            f"Argument `labels` must have one entry for each of the {examples} "
-            f"examples. Received: shape {array.shape}."
+            "Argument `batch_size` is for arrays, and `x` comes in batches of "
+            f"its own. Received: batch_size={batch_size} with `x` of type "
+            f"{type(x).__name__}."
         )
-    return array[rows]
+    if batches.is_endless and steps is None:
+        raise ValueError(
+            "Argument `steps` must be given, as `x` has no end. Received: "
+            f"steps=None with `x` of type {type(x).__name__}."
+        )
+    return batches
 
 
-def _to_array(value: Any) -> np.ndarray:
-    if isinstance(value, np.ndarray) or ops.is_tensor(value):
-        array = np.asarray(ops.convert_to_numpy(value))
-        if array.ndim:
-            return array
-    raise TypeError(
-        "Argument `x` must be an array, or a list, tuple or dict of arrays, "
-        "with the examples along the first axis. Received: "
-        f"{value!r} (of type {type(value).__name__})."
-    )
+def _refuse_states(model: keras.Model) -> None:
+    for layer in flatten_layers(model):
+        if isinstance(layer, keras.layers.RNN) and layer.stateful:
+            raise ValueError(
+                "Argument `model` must not carry states from one batch to the "
+                f"next, which would pass from draw to draw. Layer "
+                f"'{layer.name}' has `stateful=True`."
+            )
 
 
-def _count_examples(x: Any) -> int:
-    sizes = {len(array) for array in keras.tree.flatten(x)}
-    if len(sizes) != 1 or 0 in sizes:
+def _on_host(value: Any) -> Any:
+    return ops.convert_to_numpy(value) if ops.is_tensor(value) else value
+
+
+def _to_tensor(value: Any) -> Any:
+    return None if value is None else ops.convert_to_tensor(value)
+
+
+def _count_examples(batch: Any) -> int:
+    leaves = [x for x in keras.tree.flatten(batch) if x is not None]
+    sizes = {len(leaf) if leaf.ndim else None for leaf in leaves}
+    if len(sizes) != 1 or sizes & {0, None}:
         raise ValueError(
             "Argument `x` must have at least one example, and as many in each "
-            f"of its arrays. Received arrays of {sorted(sizes)} examples."
+            "of its arrays. Received arrays of shapes "
+            f"{[leaf.shape for leaf in leaves]}."
         )
-    return sizes.pop()
-
-
-@contextlib.contextmanager
-def _seeded(model: keras.Model, seed: int | None) -> Iterator[None]:
-    """Context in which posteriors draw from a seed, and not from their own.
-
-    All seeds of the model have their old states afterwards: Keras' recurrent
-    layers, too, advance theirs at inference.
-    """
-    seed = random.randrange(2**31) if seed is None else seed
-    weights = {id(variable) for variable in model.weights}
-    others = [x for x in model.variables if id(x) not in weights]
-    # Copies: a compiled step may free what it was given.
-    kept = [np.array(ops.convert_to_numpy(variable)) for variable in others]
-    posteriors = required_posteriors(model)
-    # Below 2^31, so that every backend's type of seed holds them.
-    new = np.random.SeedSequence(seed).generate_state(2 * len(posteriors)) >> 1
-    try:
-        for posterior, value in zip(
-            posteriors, new.reshape(-1, 2), strict=True
-        ):
-            state = posterior.seed_generator.state
-            state.assign(ops.cast(value, state.dtype))
-        yield
-    finally:
-        for variable, value in zip(others, kept, strict=True):
-            variable.assign(value)
-
-
-def _entropy(probabilities: np.ndarray) -> np.ndarray:
-    """Entropy in nats along the last axis, with 0 log 0 = 0."""
-    values = np.clip(both_classes(probabilities), 0.0, 1.0)
-    logs = np.log(np.where(values > 0.0, values, 1.0))
-    return -np.sum(values * logs, axis=-1)
-
-
-def _probabilities(logits: np.ndarray) -> np.ndarray:
-    """Softmax along the last axis, or the sigmoid of a single column."""
-    if logits.ndim < 2:
-        raise ValueError(
-            "Argument `from_logits` is for outputs of shape (examples, ..., "
-            f"classes). Received outputs of shape {logits.shape}."
-        )
-    if logits.shape[-1] == 1:
-        return 0.5 + 0.5 * np.tanh(0.5 * logits)
-    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+    return len(leaves[0])

@@ -589,3 +589,89 @@ def test_running_fit(steps_per_epoch):
     assert look.fit.callbacks is None
     assert look.fit.steps is None
     assert look.fit.is_one_pass is False
+
+
+@pytest.mark.core
+def test_compilation():
+    """Oracle: `compile` makes a new one each time, nothing else does."""
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    assert internals.compilation(model) is None
+    found = []
+    for _ in range(2):
+        model.compile("sgd", "mse")
+        model.predict(np.ones((1, 2)), verbose=0)
+        found.append(internals.compilation(model))
+        assert internals.compilation(model) is found[-1]
+    assert found[0] is not found[1]
+
+
+class _Rows(keras.utils.PyDataset):
+    epochs = 0
+
+    @property
+    def num_batches(self):
+        return 3
+
+    def __getitem__(self, index):
+        return np.full((2, 1), index), np.zeros(2)
+
+    def on_epoch_end(self):
+        self.epochs += 1
+
+
+@pytest.mark.core
+def test_input_batches():
+    """Oracle: by hand, for arrays, data sets, generators and others."""
+    arrays = internals.input_batches({"a": np.arange(5)[:, None]}, 2, None)
+    assert arrays.is_array
+    assert not arrays.is_endless
+    assert (arrays.num_batches, arrays.num_examples) == (3, 5)
+    assert [batch["a"].ravel().tolist() for batch in arrays] == [
+        *([0, 1], [2, 3], [4])
+    ]
+    rows = _Rows()
+    found = internals.input_batches(rows, None, 2)
+    assert not found.is_array
+    assert (found.num_batches, found.num_examples) == (2, None)
+    assert [batch[0, 0] for batch in found] == [0, 1]
+    assert rows.epochs == 1
+    generator = internals.input_batches(
+        ((np.ones((2, 1)),) for _ in range(2)), None, None
+    )
+    assert not generator.is_endless
+    assert generator.num_batches is None
+    assert [batch.shape for batch in generator] == [(2, 1)] * 2
+    for other in ("x", [1.0], None, np.float32(1.0), iter([1])):
+        assert internals.input_batches(other, None, None) is None
+
+
+def test_a_data_set_without_an_end():
+    """Oracle: `repeat` of TensorFlow."""
+    tf = pytest.importorskip("tensorflow")
+    once = tf.data.Dataset.from_tensor_slices(np.ones((3, 1))).batch(2)
+    assert not internals.input_batches(once, None, None).is_endless
+    filtered = once.filter(lambda x: True)
+    assert not internals.input_batches(filtered, None, None).is_endless
+    endless = internals.input_batches(once.repeat(), None, 4)
+    assert endless.is_endless
+    assert len(list(endless)) == 4
+
+
+@pytest.mark.core
+def test_operations_at_the_end_of_a_graph():
+    """Oracle: by their names, the last one to be called."""
+    inputs = keras.Input((2, 3))
+    for name, kind in internals.SOFTMAX_OPERATIONS.items():
+        function = {"Softmax": ops.softmax, "LogSoftmax": ops.log_softmax}[name]
+        model = keras.Model(inputs, function(inputs, axis=1))
+        operation = internals.graph_calls(model)[-1].operation
+        assert isinstance(operation, kind)
+        assert operation.axis == 1
+    for function in (
+        lambda x: ops.cast(x, "float16"),
+        lambda x: ops.reshape(x, (-1, 6)),
+        lambda x: ops.squeeze(x[:, :1], 1),
+    ):
+        model = keras.Model(inputs, function(inputs))
+        operation = internals.graph_calls(model)[-1].operation
+        assert isinstance(operation, internals.RESHAPING_OPERATIONS)

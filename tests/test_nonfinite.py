@@ -57,7 +57,11 @@ def test_every_verb_says_which_weight(posterior, value):
         text = str(report)
         assert "not finite" in text
         assert path in text
-        for verb in (keras_vd.prune, keras_vd.to_deterministic):
+        for verb in (
+            keras_vd.prune,
+            keras_vd.to_deterministic,
+            lambda m: keras_vd.predict_mc(m, X, 2, task="regression"),
+        ):
             with pytest.raises(ValueError, match=path):
                 verb(model)
 

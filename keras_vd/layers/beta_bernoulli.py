@@ -12,6 +12,7 @@ from keras_vd import beta_bernoulli
 from keras_vd._noise import standard_normal
 from keras_vd._validation import check_number
 from keras_vd.layers.structured import MIN_UNIFORM, Clipped, StructuredGate
+from keras_vd.posteriors.sampling import is_sampling_at_inference
 
 
 @keras.saving.register_keras_serializable(package="keras_vd")
@@ -97,6 +98,8 @@ class BetaBernoulliDropout(StructuredGate):
         return self._relaxed_bernoulli(log_pi, ops.shape(inputs)[0])
 
     def _relaxed_bernoulli(self, log_probability: Any, batch_size: Any) -> Any:
+        if is_sampling_at_inference():
+            batch_size = 1
         return beta_bernoulli.sample_relaxed_bernoulli(
             log_probability,
             self.temperature,

@@ -1,8 +1,8 @@
 """Variational convolutions.
 
-All of them treat the noise of neighbouring output positions as independent,
-although a kernel is one and the same at every position. That is the usual
-local reparameterization of convolutions (Molchanov et al. 2017,
+In training all of them treat the noise of neighbouring output positions as
+independent, although a kernel is one and the same at every position. That is
+the usual local reparameterization of convolutions (Molchanov et al. 2017,
 arXiv:1701.05369); `estimator="weight"` draws one kernel per call instead.
 
 Input and output shapes, arguments, errors and the meaning of strides, padding,

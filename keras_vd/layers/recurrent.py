@@ -29,6 +29,7 @@ from keras_vd.layers.base import (
     along_axes,
     keras_class,
 )
+from keras_vd.posteriors.sampling import is_sampling_at_inference
 
 _register = keras.saving.register_keras_serializable(package="keras_vd")
 
@@ -120,7 +121,7 @@ class _Recurrent(VariationalLayer):
         use_cudnn = self._use_cudnn
         if not self._template().is_sampling(training):
             attributes = self._cast(self._inference_weights())
-        elif self.estimator == "batch":
+        elif self.estimator == "batch" or is_sampling_at_inference():
             attributes = self._batch_sample()
         else:
             attributes = self._sequence_samples(ops.shape(sequences)[0])

@@ -94,7 +94,8 @@ class StructuredGate(Posterior):
     def _draw(self, inputs: Any, training: bool) -> Any:
         """Random gates, float32, shape `(units,)` or `(batch, units)`.
 
-        `training` is False for draws at inference.
+        `training` is False for draws at inference, whose noise is the same for
+        all examples.
         """
         raise NotImplementedError
 
@@ -160,7 +161,8 @@ class StructuredGate(Posterior):
             self._note_draw()
             if self._is_kl_due():
                 self._add_kl_loss(self.kl_divergence())
-            gates = self._masked(self._draw(inputs, bool(training)))
+            with self._one_draw():
+                gates = self._masked(self._draw(inputs, bool(training)))
         else:
             gates = self._inference_gates(inputs)
         gates = ops.reshape(gates, self._broadcast_shape)

@@ -50,7 +50,7 @@ class WeightPosterior(Projection, Posterior):
         train_clip: Bool. Whether such a weight's mean counts as zero in
             training too, its noise staying.
         estimator: `"local"` (noise on the outputs, independent for each
-            example) or `"weight"` (one weight sample per call).
+            example) or `"weight"` (one weight sample per call), in training.
         variance_dtype: None or `"bfloat16"`: type of the product of squared
             inputs and variances, for hardware that gains from it; None is the
             layer's. Only noise of the `"local"` estimator is rounded by it.
@@ -351,7 +351,10 @@ class WeightPosterior(Projection, Posterior):
 
     def _noise(self) -> Any:
         dtype = full_precision_value(self._theta).dtype
-        return standard_normal(self._theta.shape, dtype, self.seed_generator)
+        with self._one_draw():
+            return standard_normal(
+                self._theta.shape, dtype, self.seed_generator
+            )
 
     def _deviate(self, moments: Moments, noise: Any) -> tuple[Any, Any]:
         """Mean, and a deviation from it."""

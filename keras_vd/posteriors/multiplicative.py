@@ -9,10 +9,12 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_vd._keras_internals import full_precision_value
 from keras_vd._noise import standard_normal
 from keras_vd._validation import check_choice, check_number
 from keras_vd.posteriors.base import WeightPosterior
 from keras_vd.posteriors.moments import THETA2_FLOOR
+from keras_vd.posteriors.sampling import is_sampling_at_inference
 
 
 @keras.saving.register_keras_serializable(package="keras_vd.posteriors")
@@ -28,7 +30,8 @@ class VD(WeightPosterior):
 
     `noise="weight"` (the paper's section 3.2) draws independent noise for
     every weight. `noise="input"` (section 3.1) draws one factor per input unit
-    and example, shared by the outgoing weights of that unit. Caveat: the
+    and example (at inference: and draw), shared by the outgoing weights of that
+    unit. Caveat: the
     posterior that this correlation implies is singular, its divergence to a
     prior with a density is infinite, and the KL used here, that of independent
     weights, makes a sensible penalty but no variational bound (Hron et al.
@@ -139,13 +142,33 @@ class VD(WeightPosterior):
         (mean,) = self._start_pass(
             lambda moments: (moments.mean(self._training_threshold),)
         )
+        weight = self._scaled(mean, scales)
+        if is_sampling_at_inference():
+            weight = weight * self._unit_factors()
+            return linear_op(inputs, ops.cast(weight, dtype))
         noise = standard_normal(
             ops.shape(inputs), inputs.dtype, self.seed_generator
         )
         stddev = ops.cast(self._input_stddev(inputs), inputs.dtype)
         noisy_inputs = inputs * (1.0 + stddev * noise)
-        weight = self._scaled(mean, scales)
         return linear_op(noisy_inputs, ops.cast(weight, dtype))
+
+    def _unit_factors(self) -> Any:
+        """A noisy factor for each input unit, broadcastable to the weight."""
+        sizes = tuple(self._theta.shape)
+        shape = [n if i in self.input_axes else 1 for i, n in enumerate(sizes)]
+        filters = self.output_axes[-1]
+        repeats = 1
+        if self.conv_groups > 1:  # the filters of a group read units of its own
+            shape[filters] = self.conv_groups
+            repeats = sizes[filters] // self.conv_groups
+        log_alpha = full_precision_value(self.shared_log_alpha)
+        with self._one_draw():
+            noise = standard_normal(
+                tuple(shape), log_alpha.dtype, self.seed_generator
+            )
+        factors = ops.repeat(noise, repeats, axis=filters)
+        return 1.0 + ops.exp(0.5 * log_alpha) * factors
 
     def _input_stddev(self, inputs: Any) -> Any:
         """sqrt(alpha), broadcastable to `inputs`."""

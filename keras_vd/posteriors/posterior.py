@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -128,6 +130,21 @@ class Posterior(keras.layers.Layer):
         if not self.kl_weight.is_set:
             raise ValueError(NO_KL_WEIGHT.format(name=self.label))
         return True
+
+    @contextlib.contextmanager
+    def _one_draw(self) -> Iterator[None]:
+        """Context of the noise of one call.
+
+        At inference its noise is the same every time: a draw of the weights is
+        one for all uses of a layer. In training each use has noise of its own.
+        """
+        if not is_sampling_at_inference():
+            yield
+            return
+        state = self.seed_generator.state
+        start = ops.convert_to_tensor(state) * 1  # a copy
+        yield
+        state.assign(start)
 
     def _add_kl_loss(self, divergence: Any) -> None:
         weight = ops.convert_to_tensor(self.kl_weight)

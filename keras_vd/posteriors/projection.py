@@ -35,7 +35,8 @@ class Projection(_Mixin):
         """Apply `linear_op` with this posterior's weight.
 
         Training adds noise, and the KL divergence to the losses; inference
-        uses `mean()` and is deterministic.
+        uses `mean()` and is deterministic, or one weight sample where draws
+        are asked for.
 
         Args:
             linear_op: `(inputs, weight) -> outputs`, linear in both, without
@@ -55,7 +56,9 @@ class Projection(_Mixin):
         if not self.is_sampling(training):
             return linear_op(inputs, ops.cast(self.mean(), dtype))
         scales = self.draw_groups()
-        if self.estimator == "weight" or self.is_frozen:
+        # A draw at inference is a function: one weight for all examples.
+        is_weight = self.estimator == "weight" or is_sampling_at_inference()
+        if is_weight or self.is_frozen:
             return linear_op(inputs, ops.cast(self.draw(scales), dtype))
 
         def parts(moments: Moments) -> tuple[Any, Any]:
@@ -93,8 +96,6 @@ class Projection(_Mixin):
         # of a fast convolution may also leave a variance slightly negative.
         is_half = keras.backend.standardize_dtype(outputs.dtype) == "float16"
         floor = 1e-6 if is_half else 1e-8
-        if is_sampling_at_inference():
-            floor = 0.0  # no gradients there, and what is pruned has no noise
 
         def add_noise(tensors: Sequence[Any], noise: Any) -> tuple[Any]:
             outputs, variances = tensors

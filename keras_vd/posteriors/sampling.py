@@ -4,6 +4,8 @@ Monte Carlo predictions draw weights at inference: `training` is False there,
 so that dropout stays off and batch normalization uses its moving statistics.
 Every layer and gate of this package asks `Posterior.is_sampling` instead of
 `training`.
+Such a draw is about the weights: one sample of them, and of the gates, for all
+examples, positions and uses of a layer.
 """
 
 from __future__ import annotations
