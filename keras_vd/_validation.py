@@ -11,11 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vd._keras_internals import (
-    flatten_layers,
-    own_variables,
-    sublayers,
-)
+from keras_vd._keras_internals import flatten_layers, sublayers
 
 T = TypeVar("T")
 
@@ -237,10 +233,5 @@ def weights_refusal(layer: Any) -> str | None:
         return "it is quantized"
     if getattr(layer, "lora_enabled", False):
         return "it has LoRA weights"
-    for variable in own_variables(layer):
-        if keras.backend.is_float_dtype(variable.dtype):
-            value = np.array(ops.convert_to_numpy(variable), np.float64)
-            if not np.isfinite(value).all():
-                return "it has weights that are not finite"
     reasons = (weights_refusal(x) for x in sublayers(layer))
     return next((reason for reason in reasons if reason), None)

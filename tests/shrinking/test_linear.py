@@ -12,7 +12,6 @@ from tests.shrinking.comparing import (
     checked,
     fill,
     sequential,
-    shrink,
     weights_of,
 )
 
@@ -207,15 +206,6 @@ def test_activations_of_the_user():
         smaller, report = checked(model)
         assert report.rows[0].kept_outputs == kept
         assert smaller.layers[0].activation is activation or kept == 4
-
-
-def test_weights_that_are_not_finite_are_left_alone():
-    model = sequential((3,), layers.Dense(4), layers.Dense(2))
-    change(model.layers[0].kernel, np.s_[:, 1])
-    change(model.layers[1].kernel, (0, 0), value=np.nan)
-    _, report = shrink(model)
-    assert report.is_unchanged
-    assert "not finite" in report.kept_whole[model.layers[1].name]
 
 
 @pytest.mark.parametrize("equation", ["abc,cd->abd", "...c,cd->...d"])
