@@ -350,8 +350,8 @@ def test_a_model_that_fit_builds(name):
     """Oracles: the KL in the first step's loss; a step that only decays."""
     keras.utils.set_random_seed(0)
     model = UNBUILT[name]()
-    # No learning: all that moves is what decays.
-    optimizer = keras.optimizers.AdamW(1e-9, weight_decay=1e8)
+    # No learning; what decays is gone after one step.
+    optimizer = keras.optimizers.AdamW(1e-9, weight_decay=1e9)
     model.compile(optimizer, "mse", metrics=["mse"])
     annealing = KLAnnealing(EXAMPLES, verbose=0)
     history = fit(model, annealing, batch_size=EXAMPLES).history
@@ -366,7 +366,7 @@ def test_a_model_that_fit_builds(name):
     }
     for variable in model.trainable_variables:
         if id(variable) not in noise and len(variable.shape) > 1:
-            assert np.abs(to_numpy(variable)).max() < 0.9
+            assert np.abs(to_numpy(variable)).max() < 1e-6
         elif variable.name == "log_sigma2":
             assert to_numpy(variable).max() < -5.0
 
