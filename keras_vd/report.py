@@ -155,27 +155,7 @@ def sparsity_report(model: keras.layers.Layer) -> SparsityReport:
         ValueError: if it is not built or has no variational layers.
     """
     named = named_posteriors(model)
-    weights = {id(posterior.weight) for posterior in variational_weights(model)}
-    # A gate may have layers of its own, which are as little the model's.
-    inner = {id(x) for _, p in named for x in flatten_layers(p)}
-    # Biases of what is pruned may be zero at inference.
-    values = {
-        id(variable): value
-        for layer in flatten_layers(model)
-        if isinstance(layer, VariationalLayer)
-        for variable, value in layer.inference_biases()
-    }
-    biases: list[np.ndarray] = []
-    others: list[np.ndarray] = []
-    for layer in flatten_layers(model):
-        if id(layer) in inner:
-            continue
-        variables = own_variables(layer)
-        rest = [x for x in variables if id(x) not in weights]
-        is_variational = len(rest) < len(variables)
-        (biases if is_variational else others).extend(
-            ops.convert_to_numpy(values.get(id(x), x)) for x in rest
-        )
+    biases, others = _other_values(model, named)
     return SparsityReport(
         rows=tuple(
             _row(name, posterior)
@@ -202,6 +182,37 @@ def sparsity_report(model: keras.layers.Layer) -> SparsityReport:
             if (number := count_nonfinite(variable))
         },
     )
+
+
+def _other_values(
+    model: keras.layers.Layer, named: list[tuple[str, Posterior]]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """What inference uses besides variational weights and gates.
+
+    Of the variational layers, their biases, and of all others.
+    """
+    weights = {id(posterior.weight) for posterior in variational_weights(model)}
+    # A gate may have layers of its own, which are as little the model's.
+    inner = {id(x) for _, p in named for x in flatten_layers(p)}
+    # Biases of what is pruned may be zero at inference.
+    values = {
+        id(variable): value
+        for layer in flatten_layers(model)
+        if isinstance(layer, VariationalLayer)
+        for variable, value in layer.inference_biases()
+    }
+    biases: list[np.ndarray] = []
+    others: list[np.ndarray] = []
+    for layer in flatten_layers(model):
+        if id(layer) in inner:
+            continue
+        variables = own_variables(layer)
+        rest = [x for x in variables if id(x) not in weights]
+        is_variational = len(rest) < len(variables)
+        (biases if is_variational else others).extend(
+            ops.convert_to_numpy(values.get(id(x), x)) for x in rest
+        )
+    return biases, others
 
 
 def named_posteriors(model: keras.layers.Layer) -> list[tuple[str, Posterior]]:

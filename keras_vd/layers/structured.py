@@ -225,13 +225,3 @@ class StructuredGate(Posterior):
             "kl_scale": self.kl_scale,
             "kl_weight": self.initial_kl_weight,
         }
-
-
-class Clipped:
-    """Constraint that keeps a variable within an interval."""
-
-    def __init__(self, low: float, high: float) -> None:
-        self.low, self.high = low, high
-
-    def __call__(self, value: Any) -> Any:
-        return ops.clip(value, self.low, self.high)

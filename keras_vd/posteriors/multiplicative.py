@@ -13,6 +13,7 @@ from keras_vd._keras_internals import full_precision_value
 from keras_vd._noise import standard_normal
 from keras_vd._validation import check_choice, check_number
 from keras_vd.posteriors.base import WeightPosterior
+from keras_vd.posteriors.clipping import Clipped
 from keras_vd.posteriors.moments import THETA2_FLOOR
 from keras_vd.posteriors.sampling import is_sampling_at_inference
 
@@ -108,11 +109,12 @@ class VD(WeightPosterior):
             trainable=self.learn_alpha,
             dtype="float32",
             autocast=False,
-            constraint=None if self.max_alpha is None else self._bound,
+            constraint=(
+                None
+                if self.max_alpha is None
+                else Clipped(-math.inf, math.log(self.max_alpha))
+            ),
         )
-
-    def _bound(self, log_alpha: Any) -> Any:
-        return ops.minimum(log_alpha, ops.log(self.max_alpha))
 
     def _noise_parameters(self) -> tuple[keras.Variable, ...]:
         return (self.shared_log_alpha,)
