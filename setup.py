@@ -66,6 +66,7 @@ setup(
             "hypothesis>=6.100",
             "mpmath>=1.3",
             "mypy>=1.10",
+            "pandas>=2.2",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.8",
