@@ -45,6 +45,8 @@ def run_cases(
 ) -> Tally:
     """Run cases one by one, and print every failure when it happens.
 
+    An interrupt (Ctrl-C) ends the run with what was tried until then.
+
     Args:
         check: What is checked, in a few words.
         cases: The cases, made one at a time.
@@ -55,6 +57,8 @@ def run_cases(
     for label, case in cases:
         try:
             case()
+        except KeyboardInterrupt:
+            break
         except Exception:
             tally.failures.append(label)
             print(f"FAILED {label}\n{traceback.format_exc()}", flush=True)
