@@ -142,6 +142,9 @@ class Run:
         def at(pair: tuple[float, float], epoch: float) -> float:
             return pair[0] + (pair[1] - pair[0]) * epoch / stage.epochs
 
+        def kl_weight(epoch: int) -> float:
+            return at(stage.kl_weight, epoch)
+
         x, y = self.texts.x_train, self.texts.y_train
         steps = -(-len(x) // self.batch_size)
         compile_model(
@@ -156,7 +159,9 @@ class Run:
         if self.network.method in imdb_models.SPARSE:
             callbacks.append(
                 keras_vd.callbacks.KLAnnealing(
-                    len(x), schedule=lambda e: at(stage.kl_weight, e)
+                    len(x),
+                    max_weight=float(any(map(kl_weight, range(start, end)))),
+                    schedule=kl_weight,
                 )
             )
         length = stage.length or x.shape[1]

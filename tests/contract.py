@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -153,14 +153,30 @@ def parametrize(cases: Iterable[Case]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(
         "case",
         [
-            pytest.param(
-                case,
-                id=case.name,
-                marks=[pytest.mark.core] if case.core else [],
-            )
+            pytest.param(case, id=case.name, marks=list(_marks(case)))
             for case in cases
         ],
     )
+
+
+def _marks(case: Case) -> Iterator[pytest.MarkDecorator]:
+    if case.core:
+        yield pytest.mark.core
+    if not is_possible_here(case):
+        yield pytest.mark.skip(reason="Keras' layer does not run here, either")
+
+
+def is_possible_here(case: Case) -> bool:
+    """Whether TensorFlow has the convolution: CPUs without oneDNN lack some."""
+    if case.arguments.get("data_format") != "channels_first":
+        return True
+    try:
+        plain_class(case.layer)(**case.arguments)(case.inputs())
+    except Exception as error:
+        if type(error).__module__.startswith("tensorflow."):
+            return False
+        raise
+    return True
 
 
 def assert_close(actual: Any, expected: Any, tolerance: float = 1e-6) -> None:

@@ -82,8 +82,7 @@ def _separable_moments(
     <= 3 a^2 + 6 sqrt(3 a^2 3 b^2) + 9 b^2 <= 9 (a + b)^2.
     """
     rank = np.ndim(inputs) - 2
-    shared = {"data_format": arguments.get("data_format")}
-    depthwise = shared | {
+    depthwise = {
         name: arguments[name]
         for name in (
             "kernel_size",
@@ -91,16 +90,23 @@ def _separable_moments(
             "padding",
             "depth_multiplier",
             "dilation_rate",
+            "data_format",
         )
         if name in arguments
     }
-    pointwise = shared | {"filters": arguments["filters"], "kernel_size": 1}
+    is_first = arguments.get("data_format") == "channels_first"
     first = getattr(keras.layers, f"DepthwiseConv{rank}D")
-    second = getattr(keras.layers, f"Conv{rank}D")
+
+    def pointwise(hidden: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+        kernel = np.reshape(kernel, np.shape(kernel)[-2:])
+        if is_first:
+            return np.einsum("bc...,cf->bf...", hidden, kernel)
+        return hidden @ kernel
+
     hidden = plain_linear(first, depthwise, inputs, thetas[0])
     spread = plain_linear(first, depthwise, inputs**2, sigma2s[0])
-    mean = plain_linear(second, pointwise, hidden, thetas[1])
-    variance = plain_linear(
-        second, pointwise, spread, thetas[1] ** 2
-    ) + plain_linear(second, pointwise, hidden**2 + spread, sigma2s[1])
+    mean = pointwise(hidden, thetas[1])
+    variance = pointwise(spread, thetas[1] ** 2) + pointwise(
+        hidden**2 + spread, sigma2s[1]
+    )
     return mean, variance, 9.0

@@ -266,7 +266,7 @@ def test_traces(name):
         object.__setattr__(weight, "_start_pass", count)
 
     def fit(initial_epoch):
-        annealing = keras_vd.callbacks.KLAnnealing(BATCH, 1, 4, verbose=0)
+        annealing = keras_vd.callbacks.KLAnnealing(BATCH, 1, 1, verbose=0)
         model.fit(
             inputs,
             targets,

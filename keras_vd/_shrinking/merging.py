@@ -72,16 +72,40 @@ FUNCTIONS |= {
 rule_for(*FUNCTIONS)(Merge)
 
 
+@rule_for(keras.layers.Multiply, keras.layers.Maximum, keras.layers.Minimum)
+class MaskedMerge(Merge):
+    """A function that leaves out the steps that an input's mask leaves out.
+
+    Which steps these are is not known, so the result is constant only where
+    it is whatever is left out.
+    """
+
+    def find_constants(self, node: Node) -> None:
+        super().find_constants(node)
+        if not any(x.may_be_masked for x in node.inputs):
+            return
+        constants = np.stack([self.constants_of(x) for x in node.inputs])
+        is_certain = (constants == constants[0]).all(axis=0)
+        if isinstance(self.layer, keras.layers.Multiply):
+            # Ones stand for what is left out, zeros where nothing is left.
+            is_certain &= constants[0] == 0.0
+            for tensor, values in zip(node.inputs, constants, strict=True):
+                if not tensor.may_be_masked:
+                    is_certain |= values == 0.0
+        found = node.outputs[0].constant
+        node.outputs[0].constant = np.where(is_certain, found, np.nan)
+
+
 @rule_for(keras.layers.Add)
 class Add(Merge):
     """A sum, which does without a branch that is all zero."""
 
     def _skipped(self, node: Node) -> list[Tensor]:
-        """Inputs of zeros, unless they give the output its shape."""
+        """Inputs of zeros, unless they give the output its shape or mask."""
         zero = [x for x in node.inputs if (self.constants_of(x) == 0.0).all()]
         rest = [x for x in node.inputs if x not in zero]
         is_shaped = any(x.shape == node.outputs[0].shape for x in rest)
-        return zero if is_shaped else []
+        return zero if is_shaped and not _unmasks(node, zero, rest) else []
 
     def require(self, node: Node) -> None:
         skipped = self._skipped(node)
@@ -92,6 +116,17 @@ class Add(Merge):
 
     def can_do_without(self, node: Node, tensor: Tensor) -> bool:
         return node.is_gone or tensor in self._skipped(node)
+
+
+def _unmasks(node: Node, gone: list[Tensor], rest: list[Tensor]) -> bool:
+    """Whether a sum's mask may go with some of its inputs.
+
+    A sum has one only if all of its inputs do, and then its readers get it as
+    an argument. Which inputs of a nested model's layers do is not certain.
+    """
+    if not all(x.may_be_masked for x in rest):
+        return False
+    return bool(node.path) or not all(x.may_be_masked for x in gone)
 
 
 @rule_for(keras.layers.Concatenate)

@@ -43,7 +43,7 @@ def rebuild(
 
 
 def _as_sequential(functional: keras.Model) -> keras.Model:
-    """The same as a Sequential model, where each layer reads the last one.
+    """The same as a Sequential model, where each layer reads the last alone.
 
     Unless a layer does so twice: Keras saves no such Sequential model.
     """
@@ -53,9 +53,10 @@ def _as_sequential(functional: keras.Model) -> keras.Model:
     previous = calls[0].outputs
     for call in calls[1:]:
         is_layer = isinstance(call.operation, keras.layers.Layer)
-        tensors = keras.tree.flatten((call.args, call.kwargs))
-        tensors = [x for x in tensors if isinstance(x, keras.KerasTensor)]
-        if not is_layer or [id(x) for x in tensors] != [id(previous[0])]:
+        # A list of one tensor is another argument, to a layer that merges.
+        reads_last = len(call.args) == 1 and call.args[0] is previous[0]
+        options = [x for x in call.kwargs.values() if x is not None]
+        if not is_layer or not reads_last or options:
             return functional
         previous = call.outputs
     chain = keras.Sequential(name=functional.name)

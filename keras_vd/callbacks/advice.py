@@ -44,7 +44,7 @@ def _leaves(loss: Any) -> Iterator[Any]:
 
 
 def warn_about_end(event: str, share: float, full: int) -> None:
-    """Warn that a run ends in the warm-up, or has none of the KL at all.
+    """Warn that a run ends in the warm-up.
 
     Args:
         event: What has ended.
@@ -56,6 +56,15 @@ def warn_about_end(event: str, share: float, full: int) -> None:
         f"schedule has from epoch {full} on (counted from 0). Train longer or "
         "pass a smaller `start_epoch` and `warmup_epochs`; left out, they are "
         "a twelfth and a quarter of the epochs."
+    )
+
+
+def warn_about_zeros(epochs: int) -> None:
+    """Warn that a schedule of the user's own has nothing for the KL."""
+    warn(
+        "this fit ends with the KL at 0% of its full weight: `schedule` is 0 "
+        f"in each of the {epochs} epochs. Pass max_weight=0 to train without "
+        "the KL on purpose."
     )
 
 

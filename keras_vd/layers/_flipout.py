@@ -66,7 +66,9 @@ class FlippedKernel:
 def _matmul(inputs: Any, kernel: Any) -> Any:
     if not isinstance(kernel, FlippedKernel):
         return ops.matmul(inputs, kernel)
-    noise = ops.matmul(inputs * kernel.input_signs, kernel.deviation)
+    # `ops.multiply` takes integers, too.
+    flipped = ops.multiply(inputs, kernel.input_signs)
+    noise = ops.matmul(flipped, kernel.deviation)
     return ops.matmul(inputs, kernel.mean) + noise * kernel.output_signs
 
 

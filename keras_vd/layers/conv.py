@@ -105,7 +105,12 @@ class _SeparableConvolution(_DepthwiseConvolution):
         return {name: found[name] for name in found if name == group}
 
     def _pointwise_op(self, inputs: Any, kernel: Any) -> Any:
-        return ops.conv(inputs, kernel, data_format=self.data_format)
+        # TensorFlow has only convolutions with channels last on some CPUs.
+        is_first = self.data_format == "channels_first"
+        if is_first:
+            inputs = ops.moveaxis(inputs, 1, -1)
+        outputs = ops.conv(inputs, kernel, data_format="channels_last")
+        return ops.moveaxis(outputs, -1, 1) if is_first else outputs
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         outputs = self.depthwise_kernel_posterior.project(

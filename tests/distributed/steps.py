@@ -111,7 +111,7 @@ def run_and_save(model, directory, killed_in=-1):
         shuffle=False,
         verbose=0,
         callbacks=[
-            KLAnnealing(EXAMPLES, 0, 4, verbose=0),
+            KLAnnealing(EXAMPLES, 0, 3, verbose=0),
             keras.callbacks.BackupAndRestore(str(directory / "backup")),
             Kill(killed_in),
         ],

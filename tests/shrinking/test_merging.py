@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 from keras import layers
 
-from tests.shrinking.comparing import change, checked, fill, sequential
+from tests.models import to_numpy
+from tests.shrinking.comparing import (
+    change,
+    checked,
+    fill,
+    sequential,
+    shrink,
+)
 
 
 def branches(merge, units=(4, 4), activation="sigmoid", rest=()):
@@ -90,6 +97,77 @@ def test_a_zero_branch_of_a_sum_goes():
     kill(model, "a", 0, 1, 2, 3)
     change(model.get_layer("a").bias, np.s_[:])
     assert kept(checked(model)[1]) == {"a": 1, "b": 1, "last": 2}
+
+
+def words(name):
+    """A masked branch."""
+    inputs = keras.Input((4,), dtype="int32")
+    x = layers.Embedding(9, 3, mask_zero=True)(inputs)
+    return inputs, layers.Dense(5, name=name)(x)
+
+
+def numbers(name):
+    inputs = keras.Input((4, 3))
+    return inputs, layers.Dense(5, name=name)(inputs)
+
+
+@pytest.mark.core
+@pytest.mark.filterwarnings("ignore:.*with a mask attached")
+@pytest.mark.parametrize("is_nested", [False, True])
+@pytest.mark.parametrize("dead", ["a", "b"])
+@pytest.mark.parametrize("second", [words, numbers])
+@pytest.mark.parametrize("name", [*MERGES, "Concatenate"])
+def test_masked_branches(name, second, dead, is_nested):
+    """Keras leaves masked steps out of some sums, and their mean."""
+    (one, a), (two, b) = words("a"), second("b")
+
+    def merged(tensors):
+        x = getattr(layers, name)()(tensors)
+        return layers.GlobalAveragePooling1D()(x)
+
+    if is_nested:
+        parts = [keras.Input(x.shape[1:]) for x in (a, b)]
+        x = keras.Model(parts, merged(parts))([a, b])
+    else:
+        x = merged([a, b])
+    model = keras.Model([one, two], layers.Dense(2)(x))
+    fill(model)
+    for variable in model.get_layer(dead).weights:
+        variable.assign(np.zeros(variable.shape))
+    generator = np.random.default_rng(0)
+    inputs = [
+        generator.integers(0, 3, (6, 4))
+        if x.shape == (None, 4)
+        else generator.normal(size=(6, 4, 3)).astype("float32")
+        for x in model.inputs
+    ]
+    checked(model, inputs)
+
+
+def with_part(make, width=3):
+    """A Sequential model with a nested one, and a unit that nothing reads."""
+    inputs = keras.Input((width,))
+    part = keras.Model(inputs, make(inputs))
+    first, second = layers.Dense(4, name="first"), layers.Dense(width)
+    model = sequential((2,), first, second, part, layers.Dense(1))
+    change(second.kernel, np.s_[0])
+    return model
+
+
+@pytest.mark.core
+def test_a_sum_of_one_tensor_in_a_sequential_model():
+    """Keras takes no tensor for its list of one."""
+    model = with_part(lambda x: layers.Add()([x]))
+    assert kept(checked(model)[1])["first"] == 3
+
+
+@pytest.mark.core
+def test_dropout_that_is_always_on_in_a_sequential_model():
+    model = with_part(lambda x: layers.Dropout(0.5)(x, training=True), 400)
+    smaller, report = shrink(model)
+    assert kept(report)["first"] == 3
+    first, second = (to_numpy(smaller(np.ones((1, 2)))) for _ in range(2))
+    assert first != second
 
 
 def test_a_zero_branch_that_gives_the_shape_stays():

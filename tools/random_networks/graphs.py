@@ -376,6 +376,8 @@ def step(net: Net, x: Any, pool: list, name: str | None = None) -> Any:
     else:
         layer = LAYERS[name].make(net, x)
         made = None if layer is None else net.apply(layer, x)
+        if isinstance(made, (list, tuple)):
+            made = made[0]  # The rest is an earlier recurrent layer's state.
     return made if is_usable(made) else None
 
 

@@ -207,6 +207,9 @@ class Shift(layers.Layer):
     def build(self, input_shape):
         self.offset = self.add_weight(shape=input_shape[-1:], name="offset")
 
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
     def call(self, inputs):
         return inputs + self.offset
 
