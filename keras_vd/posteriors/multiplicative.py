@@ -146,7 +146,7 @@ class VD(WeightPosterior):
         )
         weight = self._scaled(mean, scales)
         if is_sampling_at_inference():
-            weight = weight * self._unit_factors()
+            weight = weight * ops.cast(self._unit_factors(), weight.dtype)
             return linear_op(inputs, ops.cast(weight, dtype))
         noise = standard_normal(
             ops.shape(inputs), inputs.dtype, self.seed_generator

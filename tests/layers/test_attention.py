@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -430,6 +431,19 @@ def test_annealing_reaches_every_projection():
     for posterior in weights:
         assert to_numpy(posterior.kl_weight) == pytest.approx(1 / 3)
     assert history.history["kl"][-1] > 0.0
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("case", BOTH, ids=lambda case: case.name)
+def test_files_have_the_parts_of_keras_own(case, tmp_path):
+    """A seed that only the config used was one part more."""
+    plain, parts = plain_class(case.layer)(**case.arguments), []
+    for name, one in (("plain", plain), ("vd", case.make())):
+        case.model(one).save_weights(path := tmp_path / f"{name}.weights.h5")
+        with h5py.File(path) as file:
+            (content,) = (x for x in file["layers"].values() if len(x) > 1)
+            parts.append(set(content) - {"vars"})
+    assert parts[1] - {"heads_group"} == parts[0]
 
 
 @pytest.mark.parametrize(
