@@ -159,7 +159,14 @@ class RoundTrip:
         self._compare("shrink", smaller, expected)
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder) / "model.keras"
-            keras_vd.save_compressed(smaller, path, x=self.batches[-1])
+            try:
+                keras_vd.save_compressed(smaller, path, x=self.batches[-1])
+            except OSError as error:
+                if "Python lambda" not in str(error):
+                    raise
+                # It is checked in Keras' safe mode, and says so.
+                self.notes["refused: save_compressed: a Python lambda"] += 1
+                return
             loaded = _load(path)
         self._compare("save_compressed", loaded, expected)
         is_tensorflow = keras.backend.backend() == "tensorflow"
