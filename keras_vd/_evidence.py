@@ -15,6 +15,7 @@ from keras_vd._keras_internals import (
     Call,
     functional_part,
     graph_calls,
+    loss_options,
 )
 
 # One probability for each of these losses' outputs: binary or multi-label.
@@ -104,12 +105,14 @@ class Evidence:
         activation: "linear", "sigmoid", "softmax" or "log_softmax".
         loss_task: A task, or `PER_OUTPUT`.
         loss_logits: Whether the loss takes logits.
+        loss_axis: The axis of the classes that the loss reads.
         loss: What was compiled, for messages.
     """
 
     activation: str | None
     loss_task: str | None
     loss_logits: bool | None
+    loss_axis: int | None
     loss: Any
 
 
@@ -121,8 +124,8 @@ def read_evidence(model: keras.Model, index: int, loss: Any) -> Evidence:
         index: Of the output, among the leaves.
         loss: What was compiled for it.
     """
-    task, is_logits = _read_loss(loss)
-    return Evidence(_last_activation(model, index), task, is_logits, loss)
+    activation = _last_activation(model, index)
+    return Evidence(activation, *_read_loss(loss), loss)
 
 
 def losses_of(model: keras.Model, outputs: Any) -> list[Any]:
@@ -148,8 +151,11 @@ def _entry(losses: Any, key: Any) -> Any:
         return None
 
 
-def _read_loss(loss: Any) -> tuple[str | None, bool | None]:
-    """The task of a loss, and whether it takes logits; None: it tells not."""
+def _read_loss(loss: Any) -> tuple[str | None, bool | None, int | None]:
+    """The task of a loss, whether it takes logits, and its axis of classes.
+
+    None: it tells not.
+    """
     options: dict[str, Any] = {}
     if isinstance(loss, str):
         loss = _known_loss(loss)
@@ -163,7 +169,7 @@ def _read_loss(loss: Any) -> tuple[str | None, bool | None]:
         ]
         tasks = [_TASK_OF_LOSS[name] for name in names if name in _TASK_OF_LOSS]
         task = tasks[0] if tasks else None
-        options = {"from_logits": getattr(loss, "from_logits", False)}
+        options = loss_options(loss)
     else:
         task = next(
             (
@@ -174,8 +180,9 @@ def _read_loss(loss: Any) -> tuple[str | None, bool | None]:
             None,
         )
     if task is None:
-        return None, None
-    return task, bool(options.get("from_logits", False))
+        return None, None, None
+    is_logits = bool(options.get("from_logits", False))
+    return task, is_logits, options.get("axis")
 
 
 def _known_loss(name: str) -> Any:

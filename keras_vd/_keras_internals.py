@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import math
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
@@ -62,31 +63,28 @@ def full_precision_value(variable: keras.Variable) -> Any:
     return ops.cast(value, "float64" if is_double else "float32")
 
 
-def model_in_training_step(is_told: bool) -> keras.Model | None:
+def model_in_training_step() -> keras.Model | None:
     """The model whose training step calls the current layer by mistake.
 
-    By mistake: the model cannot hand on, or was not given, `training=True`.
-    Keras has no other trace of it: such a call is the same in `fit` and in
-    `predict`. So this looks for `train_step` on the stack, but only where the
-    outermost call leaves open which one it is.
-
-    Args:
-        is_told: Whether the current layer was given a value of `training`.
-            Layers before it may have set the one that Keras hands on, if the
-            outermost call did not.
+    By mistake: the outermost call takes, or was given, no `training`. Keras has
+    no other trace of it: such a call is the same in `fit` and in `predict`. So
+    this looks on the stack for that call, and then for a `train_step`.
     """
     context = global_state.get_global_attribute("current_call_ctx")
-    model = getattr(context, "entry_layer", None)
-    if not isinstance(model, keras.Model):
-        return None
-    if model._call_has_training_arg and is_told:
-        return None
+    entry = getattr(context, "entry_layer", None)
     frame: types.FrameType | None = sys._getframe(1)
-    while frame is not None:
+    while entry is not None and frame is not None:
         # TensorFlow's autograph prefixes the names of what it rewrites.
-        is_step = frame.f_code.co_name.removeprefix("tf__") == "train_step"
-        if is_step and frame.f_locals.get("self") is model:
-            return model
+        name = frame.f_code.co_name.removeprefix("tf__")
+        if name == "__call__" and frame.f_locals.get("self") is entry:
+            spec = frame.f_locals.get("call_spec")
+            given = getattr(spec, "user_arguments_dict", {})
+            if given.get("training") is not None:
+                return None
+        elif name == "train_step":
+            model = frame.f_locals.get("self")
+            if isinstance(model, keras.Model):
+                return model
         frame = frame.f_back
     return None
 
@@ -111,13 +109,13 @@ def flatten_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     return list(found.values())
 
 
-def has_mask(tensor: keras.KerasTensor) -> bool:
-    """Whether Keras hands a mask on with a symbolic tensor.
+def mask_of(tensor: keras.KerasTensor) -> Any:
+    """The mask that Keras hands on with a symbolic tensor, or None.
 
     It reaches layers of one argument as a keyword in the graph, but those of
     several, such as attention, without a trace.
     """
-    return backend.get_keras_mask(tensor) is not None
+    return backend.get_keras_mask(tensor)
 
 
 def attention_projections(
@@ -440,6 +438,26 @@ def counted_examples(model: keras.Model) -> float | None:
     if tracker is None or not is_keras or _is_distributed(model):
         return None
     return float(backend.convert_to_numpy(tracker.count))
+
+
+def loss_options(loss: keras.losses.Loss) -> dict[str, Any]:
+    """What a loss object was given, such as `from_logits` and `axis`."""
+    found = dict(getattr(loss, "_fn_kwargs", {}))
+    if hasattr(loss, "from_logits"):
+        found["from_logits"] = loss.from_logits
+    return found
+
+
+def labels_per_example(model: keras.Model) -> int | None:
+    """Positions of a model's one output, such as words; None: not known."""
+    try:
+        outputs = model.outputs
+    except AttributeError:  # a model without symbolic tensors
+        return None
+    (positions, *others) = (tuple(x.shape[1:-1]) for x in outputs)
+    if others or None in positions:
+        return None
+    return math.prod(positions)
 
 
 def _is_distributed(model: keras.Model) -> bool:

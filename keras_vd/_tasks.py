@@ -105,6 +105,15 @@ def _meaning(
     check_choice("task", task, TASKS)
     _check_task(task, evidence, columns)
     _check_shape(task, shape, columns)
+    if task == "classification" and evidence.loss_axis is not None:
+        if evidence.loss_axis % len(shape) != len(shape) - 1:
+            raise ValueError(
+                "Classes must be on the last axis of the outputs, which have "
+                f"the shape {shape}. The compiled loss, "
+                f"{_named(evidence.loss)}, has them on axis "
+                f"{evidence.loss_axis}: move it to the end, as by "
+                "`keras.layers.Permute`."
+            )
     if task != "regression":
         return Meaning(task, _are_logits(task, from_logits, evidence))
     if from_logits:

@@ -232,6 +232,22 @@ def test_a_number_of_examples_that_cannot_be_right(name):
 
 
 @pytest.mark.core
+def test_examples_with_many_labels():
+    """Keras' loss is a mean over all labels: N is the number of these."""
+    x = random_inputs(EXAMPLES, 5, 3)
+    model = keras.Sequential([keras.Input((5, 3)), layers.VDDense(1)])
+    compile_quickly(model, loss="mse")
+    for num_examples in (EXAMPLES, 5 * EXAMPLES, 7):
+        annealing = KLAnnealing(num_examples, 0, 0, verbose=0)
+        options = {"callbacks": [annealing], "verbose": 0}
+        if num_examples != 7:
+            model.fit(x, x[..., :1], **options)
+            continue
+        with pytest.warns(UserWarning, match="showed 16 examples"):
+            model.fit(x, x[..., :1], **options)
+
+
+@pytest.mark.core
 @pytest.mark.parametrize("repeats", [1, 2])
 def test_examples_of_a_dataset_are_counted(repeats):
     data, model = batches(4, repeats), tiny()
@@ -276,7 +292,7 @@ def test_a_training_step_of_ones_own_is_not_judged():
 )
 def test_what_is_near_enough(num_examples, seen, steps, recwarn):
     # A dropped last batch, a rounded number, batches of one, one batch.
-    warn_about_examples(num_examples, seen, steps, True)
+    warn_about_examples(num_examples, seen, steps, True, 1)
     assert not recwarn
 
 

@@ -341,14 +341,14 @@ def test_with_other_globals(kind):
 
 
 @pytest.mark.core
-def test_has_mask():
+def test_mask_of():
     """Oracle: by hand; attention shows no mask in the graph."""
     ids = keras.Input((4,), dtype="int32")
     words = keras.layers.Embedding(5, 3, mask_zero=True)(ids)
     outputs = keras.layers.MultiHeadAttention(1, 2)(words, words)
-    assert [internals.has_mask(x) for x in (ids, words, outputs)] == [
-        *(False, True, True)
-    ]
+    assert [
+        internals.mask_of(x) is not None for x in (ids, words, outputs)
+    ] == [*(False, True, True)]
     calls = internals.graph_calls(keras.Model(ids, outputs))
     assert not any("mask" in name for x in calls for name in x.kwargs)
 
@@ -675,3 +675,25 @@ def test_operations_at_the_end_of_a_graph():
         model = keras.Model(inputs, function(inputs))
         operation = internals.graph_calls(model)[-1].operation
         assert isinstance(operation, internals.RESHAPING_OPERATIONS)
+
+
+def test_loss_options():
+    losses = (
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True, axis=1),
+        keras.losses.CategoricalCrossentropy(axis=2),
+        keras.losses.Dice(),
+    )
+    found = [internals.loss_options(x) for x in losses]
+    assert [x.get("from_logits", False) for x in found] == [True, False, False]
+    assert [x.get("axis") for x in found] == [1, 2, None]
+
+
+def test_labels_per_example():
+    def model(*shape):
+        inputs = keras.Input(shape)
+        return keras.Model(inputs, keras.layers.Activation("relu")(inputs))
+
+    shapes = [(3,), (5, 3), (4, 5, 3), (None, 3)]
+    found = [internals.labels_per_example(model(*x)) for x in shapes]
+    assert found == [1, 5, 20, None]
+    assert internals.labels_per_example(keras.Model()) is None

@@ -230,6 +230,23 @@ def test_a_loss_of_ones_own():
         assert meaning(model, "binary") == ("binary", False)
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [
+        keras.losses.CategoricalCrossentropy(axis=1),
+        keras.losses.SparseCategoricalCrossentropy(axis=1, from_logits=True),
+        functools.partial(keras.losses.categorical_crossentropy, axis=-2),
+    ],
+    ids=["object", "sparse", "function"],
+)
+def test_classes_on_another_axis_are_refused(loss):
+    model = keras.Sequential([keras.Input((6, 4)), dense(5)])
+    model.compile(loss=loss)
+    for task in (None, "classification"):
+        with pytest.raises(ValueError, match="on the last axis"):
+            meaning(model, task)
+
+
 def test_a_model_from_a_file_tells_the_same(tmp_path):
     loss = keras.losses.CategoricalCrossentropy(from_logits=True)
     model = model_of(dense(3), loss=loss)

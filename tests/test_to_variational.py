@@ -368,6 +368,48 @@ def test_posteriors_that_are_there_stay_as_they_are():
         np.testing.assert_array_equal(to_numpy(one), to_numpy(other))
 
 
+@keras.saving.register_keras_serializable(package="tests")
+class Tied(keras.layers.Layer):
+    """Reads the weights of another layer."""
+
+    def __init__(self, dense, **options):
+        super().__init__(**options)
+        self.dense = dense
+
+    def call(self, inputs):
+        return keras.ops.matmul(inputs, keras.ops.transpose(self.dense.kernel))
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "dense": keras.saving.serialize_keras_object(self.dense),
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        dense = keras.saving.deserialize_keras_object(config.pop("dense"))
+        return cls(dense, **config)
+
+
+@pytest.mark.core
+def test_weights_that_code_of_the_user_shares_stay():
+    """What it reads would have no noise, and no zeros."""
+    dense, inputs = keras.layers.Dense(4, name="dense"), keras.Input((3,))
+    outputs = Tied(dense, name="tied")(dense(inputs))
+    outputs = keras.layers.Dense(2, name="last")(outputs)
+    model = keras.Model(inputs, outputs)
+    converted, report = keras_vd.to_variational(
+        model, return_report=True, verbose=0
+    )
+    assert "'tied' has it too" in str(report.skipped)
+    assert type(converted.get_layer("last")) is keras_vd.layers.VDDense
+    assert type(converted.get_layer("dense")) is keras.layers.Dense
+    x = random_inputs(4, 3)
+    np.testing.assert_allclose(
+        to_numpy(converted(x)), to_numpy(model(x)), rtol=1e-6, atol=1e-6
+    )
+
+
 def test_a_layer_called_twice_stays_one_layer():
     shared = keras.layers.Dense(6, name="shared")
     inputs = keras.Input((6,))

@@ -50,6 +50,48 @@ class Forgetful(keras.Model):
         return super().train_step(*arguments)
 
 
+class Steps(keras.Model):
+    """Another training step of one's own."""
+
+    def __init__(self, *parts):
+        super().__init__()
+        self.net = keras.Sequential(
+            [keras.Input((5,)), *parts, layers.VDDense(2, kl_weight=1e-3)]
+        )
+
+    def call(self, x, training=None):
+        return self.net(x)
+
+    def outputs_of(self, x):
+        return self(x)
+
+    def train_step(self, *arguments):
+        self.outputs_of(arguments[-1][0])
+        return super().train_step(*arguments)
+
+
+class ForgetfulBehindDropout(Steps):
+    def __init__(self):
+        super().__init__(keras.layers.Dropout(0.1))
+
+
+class ForgetfulByDefault(Steps):
+    def call(self, x, training=False):
+        return self.net(x, training=training)
+
+
+class ForgetfulOfAPart(Steps):
+    """As for a generator, or a teacher."""
+
+    def outputs_of(self, x):
+        return self.net(x)
+
+
+class InferenceOnPurpose(Steps):
+    def outputs_of(self, x):
+        return self(x, training=False), self.net(x, training=False)
+
+
 def plain_output():
     """A frozen layer, and one to train."""
     part = keras.Sequential(
@@ -102,7 +144,10 @@ def recurrent():
 
 @pytest.mark.parametrize(
     "make",
-    [Deaf, DeafBehindDropout, Forgetful, nested, gated, recurrent],
+    [
+        *(Deaf, DeafBehindDropout, Forgetful, ForgetfulBehindDropout),
+        *(ForgetfulByDefault, ForgetfulOfAPart, nested, gated, recurrent),
+    ],
     ids=lambda make: make.__name__,
 )
 @pytest.mark.parametrize("run_eagerly", [False, True])
@@ -128,6 +173,13 @@ def test_inference_is_not_refused():
     model.predict(X, verbose=0)
     model.test_on_batch(X, Y)
     model(X)
+
+
+def test_a_part_that_is_not_trained_on_purpose():
+    model = InferenceOnPurpose()
+    model(X)
+    model.compile("sgd", "mse")
+    model.train_on_batch(X, Y)
 
 
 def test_frozen_layers_need_not_know():

@@ -216,7 +216,8 @@ class RoundTrip:
                 try:
                     write(model, pathlib.Path(folder) / file, x=x)
                     self.notes[f"right: export_{name}"] += 1
-                except (ValueError, TypeError) as error:
+                # Of the runtimes' own faults, and of what they lack.
+                except (ValueError, TypeError, RuntimeError, OSError) as error:
                     if not _is_refusal(error):
                         failures.append(f"{name}:\n{traceback.format_exc()}")
                         continue

@@ -51,12 +51,12 @@ def is_elementwise(activation: Any) -> bool:
     inputs = inputs.astype("float32")
     try:
         whole = evaluate(activation, inputs)
-        single = evaluate(activation, inputs.reshape(-1, 1))
+        single = np.array(
+            [evaluate(activation, x.reshape(1, 1))[0, 0] for x in inputs.flat]
+        )
     except Exception:  # Whatever a user's function raises on such shapes.
         return False
-    return whole.shape == inputs.shape and np.array_equal(
-        whole.reshape(-1, 1), single
-    )
+    return whole.shape == inputs.shape and np.array_equal(whole.flat, single)
 
 
 def evaluate(

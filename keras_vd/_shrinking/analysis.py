@@ -175,7 +175,8 @@ def _repeat(plan: Plan) -> None:
         before = count
         _require(plan)
         for rule in plan.rules.values():
-            if rule.ties_uses and len(rule.uses) > 1:
+            # What is kept whole has nothing to agree on.
+            if rule.ties_uses and not rule.reason and len(rule.uses) > 1:
                 _tie(rule)
         if _count(plan) == before:
             for rule in plan.rules.values():

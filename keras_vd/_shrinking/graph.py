@@ -14,7 +14,7 @@ from keras_vd._keras_internals import (
     Call,
     functional_part,
     graph_calls,
-    has_mask,
+    mask_of,
 )
 
 ATTENTION = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
@@ -32,6 +32,8 @@ class Tensor:
         shape: Its shape, the batch axis first.
         dtype: Name of its type.
         may_be_masked: Whether a mask may come with it.
+        mask: The symbolic mask that comes with it, None if there is none or,
+            inside a nested model, where it is not seen.
         constant: `(width,)`, float64: the value that a channel has everywhere,
             whatever the model's inputs are, or NaN.
         keep: `(width,)`: which channels the shrunk model still has.
@@ -40,6 +42,7 @@ class Tensor:
     shape: tuple[int | None, ...]
     dtype: str
     may_be_masked: bool = False
+    mask: Any = None
     constant: np.ndarray = dataclasses.field(init=False)
     keep: np.ndarray = dataclasses.field(init=False)
 
@@ -152,7 +155,8 @@ def read_graph(functional: keras.Model) -> Graph:
 
 def _tensor(symbolic: keras.KerasTensor) -> Tensor:
     dtype = keras.backend.standardize_dtype(symbolic.dtype)
-    return Tensor(tuple(symbolic.shape), dtype, has_mask(symbolic))
+    mask = mask_of(symbolic)
+    return Tensor(tuple(symbolic.shape), dtype, mask is not None, mask)
 
 
 def _append_calls(
@@ -216,7 +220,8 @@ def _can_be_written_out(
     if functional is None or len(args) != 1:
         return False
     # A mask that comes with the data reaches the layers inside by no argument.
-    if any(v is not None for k, v in kwargs.items() if k != "training"):
+    options = {k: v for k, v in kwargs.items() if k != "training"}
+    if any(x is not None for x in keras.tree.flatten(options)):
         return False
     tensors = tensors_in(args)
     wanted = functional.inputs

@@ -105,7 +105,7 @@ class Add(Merge):
         zero = [x for x in node.inputs if (self.constants_of(x) == 0.0).all()]
         rest = [x for x in node.inputs if x not in zero]
         is_shaped = any(x.shape == node.outputs[0].shape for x in rest)
-        return zero if is_shaped and not _unmasks(node, zero, rest) else []
+        return zero if is_shaped and _keeps_mask(node, rest) else []
 
     def require(self, node: Node) -> None:
         skipped = self._skipped(node)
@@ -118,15 +118,20 @@ class Add(Merge):
         return node.is_gone or tensor in self._skipped(node)
 
 
-def _unmasks(node: Node, gone: list[Tensor], rest: list[Tensor]) -> bool:
-    """Whether a sum's mask may go with some of its inputs.
+def _keeps_mask(node: Node, rest: list[Tensor]) -> bool:
+    """Whether some of a merge's inputs make the same mask as all of them.
 
-    A sum has one only if all of its inputs do, and then its readers get it as
-    an argument. Which inputs of a nested model's layers do is not certain.
+    Sums and concatenations leave out no step that an input without a mask has,
+    or that any input's mask has.
     """
-    if not all(x.may_be_masked for x in rest):
+    if not any(x.may_be_masked for x in node.inputs):
+        return True
+    # Which layers in a nested model get a mask is not certain.
+    if node.path:
         return False
-    return bool(node.path) or not all(x.may_be_masked for x in gone)
+    if not all(x.may_be_masked for x in rest):
+        return True
+    return all(x.mask is node.inputs[0].mask for x in node.inputs)
 
 
 @rule_for(keras.layers.Concatenate)
@@ -156,7 +161,10 @@ class Concatenate(Merge):
         return np.where(is_same, constants[0], np.nan)
 
     def can_do_without(self, node: Node, tensor: Tensor) -> bool:
-        return node.is_gone or self._joins_channels(node)
+        if node.is_gone:
+            return True
+        rest = [x for x in node.inputs if x.keep.any()]
+        return self._joins_channels(node) and _keeps_mask(node, rest)
 
     def require(self, node: Node) -> None:
         if not self._joins_channels(node):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -123,7 +124,11 @@ def warn_about_callbacks(callbacks: Iterable[Any], full: int) -> None:
 
 
 def warn_about_examples(
-    num_examples: int, seen: float, steps: int | None, is_whole: bool
+    num_examples: int,
+    seen: float,
+    steps: int | None,
+    is_whole: bool,
+    positions: int | None,
 ) -> None:
     """Warn if an epoch has shown another number of examples.
 
@@ -133,8 +138,13 @@ def warn_about_examples(
         steps: Batches of the epoch, if known.
         is_whole: Whether the epoch is one pass over the data. Otherwise it may
             show any part of them, or all of them several times.
+        positions: Labels of an example, such as one for each word or pixel;
+            None if that is not known.
     """
     batch = seen / steps if steps else 1.0
+    most = max(1.01 * seen, seen + batch - 1)
+    if positions != 1:
+        most = math.inf  # The loss may be a mean over all labels.
     if steps and abs(num_examples - steps) <= 1 and seen > 1.5 * num_examples:
         warn(
             f"num_examples={num_examples} is the number of batches: the first "
@@ -143,9 +153,7 @@ def warn_about_examples(
             "of training examples."
         )
     # A last batch that is dropped makes an epoch shorter.
-    elif is_whole and not (
-        0.99 * seen <= num_examples <= max(1.01 * seen, seen + batch - 1)
-    ):
+    elif is_whole and not 0.99 * seen <= num_examples <= most:
         warn(
             f"num_examples={num_examples}, but the first epoch showed "
             f"{seen:.0f} examples, so the KL counts "

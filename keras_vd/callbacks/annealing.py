@@ -16,6 +16,7 @@ from keras_vd._keras_internals import (
     counted_examples,
     exclude_from_weight_decay,
     flatten_layers,
+    labels_per_example,
     running_fit,
 )
 from keras_vd._tensorboard import EventWriter, check_tensorboard
@@ -72,7 +73,9 @@ class KLAnnealing(keras.callbacks.Callback):
     warning, after an epoch with weights that are not finite.
 
     Args:
-        num_examples: Int >= 1: number of training examples N.
+        num_examples: Int >= 1: number N of what the loss is the mean of: the
+            training examples, times the labels of one (words of a text, pixels
+            of an image) where the loss is a mean over these too.
         start_epoch: Int >= 0 or None: first epoch of the warm-up.
         warmup_epochs: Int >= 0 or None: length of the warm-up; 0 starts at
             full weight.
@@ -344,8 +347,13 @@ class KLAnnealing(keras.callbacks.Callback):
         self._is_counted = True
         seen = counted_examples(self.model)
         if seen and not self.model.stop_training:
-            steps, is_whole = self._fit.steps, self._fit.is_one_pass
-            advice.warn_about_examples(self.num_examples, seen, steps, is_whole)
+            advice.warn_about_examples(
+                self.num_examples,
+                seen,
+                self._fit.steps,
+                self._fit.is_one_pass,
+                labels_per_example(self.model),
+            )
 
     def on_epoch_end(
         self, epoch: int, logs: dict[str, Any] | None = None

@@ -9,6 +9,7 @@ import keras
 from keras_vd import layers, posteriors
 from keras_vd._keras_internals import (
     computed_class,
+    flatten_layers,
     overridden,
     own_variables,
     sublayers,
@@ -86,7 +87,11 @@ def to_variational(
     check_built(model)
     check_finite_model(model)
     places = _places(model)
-    reasons = {id(layer): _refusal(layer) for layer in places.values()}
+    tied = _tied(model)
+    reasons = {
+        id(layer): _refusal(layer) or tied.get(id(layer))
+        for layer in places.values()
+    }
     for key in _left_out(places, include, exclude):
         reasons[key] = reasons[key] or "not chosen"
     result = _convert(model, places, reasons, posterior, kl_weight)
@@ -177,6 +182,23 @@ def _refusal(layer: keras.layers.Layer) -> str | None:
     if layer.variable_dtype == "float16":
         return "pure float16, in which variances underflow"
     return weights_refusal(layer)
+
+
+def _tied(model: keras.layers.Layer) -> dict[int, str]:
+    """Layers that code of the user's shares with others, and what to say.
+
+    It may read their weights, as tied embeddings do, instead of calling them.
+    """
+    owners: dict[int, list[keras.layers.Layer]] = {}
+    for owner in flatten_layers(model):
+        for layer in sublayers(owner):
+            owners.setdefault(id(layer), []).append(owner)
+    return {
+        key: f"'{owner.name}' has it too, and may read its weights"
+        for key, sharing in owners.items()
+        for owner in sharing
+        if len(sharing) > 1 and not type(owner).__module__.startswith("keras.")
+    }
 
 
 def _left_out(

@@ -21,8 +21,9 @@ NO_NOISE = (
     "{type}), and adds no KL divergence to its losses: the layers inside were "
     "not told that this is training. Give the `call` of '{model}' an argument "
     "`training=None`, and pass `training=True` where a `train_step` of your "
-    "own calls it; Keras hands it on to all layers inside. A layer that "
-    "shall stay as it is needs `trainable=False`."
+    "own calls it or a part of it; Keras hands it on to all layers inside. "
+    "Pass `training=False` there if it shall stay as it is, or give the layer "
+    "`trainable=False`."
 )
 
 
@@ -74,7 +75,7 @@ class Posterior(keras.layers.Layer):
         if training or is_sampling_at_inference():
             return True
         if self.trainable:
-            model = model_in_training_step(is_told=training is not None)
+            model = model_in_training_step()
             if model is not None:
                 raise ValueError(
                     NO_NOISE.format(

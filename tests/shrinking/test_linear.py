@@ -200,7 +200,10 @@ def test_activations_of_the_user():
     def centred(x):
         return x - keras.ops.mean(x, axis=-1, keepdims=True)
 
-    for activation, kept in ((shifted, 3), (centred, 4)):
+    def scaled(x):
+        return x / (0.1 + keras.ops.max(keras.ops.abs(x)))
+
+    for activation, kept in ((shifted, 3), (centred, 4), (scaled, 4)):
         model = sequential((3,), layers.Dense(4, activation), layers.Dense(2))
         change(model.layers[0].kernel, np.s_[:, 1])
         smaller, report = checked(model)

@@ -144,6 +144,36 @@ def test_masked_branches(name, second, dead, is_nested):
     checked(model, inputs)
 
 
+@pytest.mark.core
+@pytest.mark.parametrize("dead", ["a", "b"])
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("name", ["Add", "Concatenate"])
+def test_masks_that_only_attention_sees(name, both, dead):
+    """Keras hands them on by no argument, and to losses by none at all."""
+    (one, a), (two, b) = words("a"), words("b") if both else numbers("b")
+    x = getattr(layers, name)()([a, b])
+    model = keras.Model([one, two], [layers.MultiHeadAttention(2, 3)(x, x), x])
+    attended = keras.Model(model.inputs, model.outputs[0])
+    fill(attended)
+    for variable in model.get_layer(dead).weights:
+        variable.assign(np.zeros(variable.shape))
+    generator = np.random.default_rng(0)
+    inputs = [generator.integers(0, 3, (6, 4)) for _ in range(2)]
+    if not both:
+        inputs[1] = generator.normal(size=(6, 4, 3)).astype("float32")
+    checked(attended, inputs)
+    # A branch of the same mask may go.
+    c = layers.Dense(5, name="c")(a)
+    residual = layers.Add()([a, c])
+    model = keras.Model(
+        one, layers.MultiHeadAttention(2, 3)(residual, residual)
+    )
+    fill(model)
+    for variable in model.get_layer("c").weights:
+        variable.assign(np.zeros(variable.shape))
+    assert kept(checked(model, inputs[0])[1])["c"] == 0
+
+
 def with_part(make, width=3):
     """A Sequential model with a nested one, and a unit that nothing reads."""
     inputs = keras.Input((width,))

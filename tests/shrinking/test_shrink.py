@@ -225,6 +225,41 @@ def test_shared_layers_and_models():
     assert len(smaller.layers) == len(set(smaller.layers)) == 6
 
 
+@pytest.mark.core
+@pytest.mark.parametrize(
+    "shared",
+    [
+        layers.Activation("softmax"),
+        layers.UnitNormalization(),
+        layers.Lambda(keras.ops.flip),
+        layers.Reshape((-1,)),
+        layers.Dot(1),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_what_is_unknown_is_used_on_tensors_of_several_widths(shared):
+    inputs = keras.Input((3,))
+    read = [layers.Dense(n, name=f"read_{n}")(inputs) for n in (4, 2)]
+    if isinstance(shared, layers.Dot):
+        read = [[x, x] for x in read]
+    model = keras.Model(inputs, [layers.Dense(2)(shared(x)) for x in read])
+    fill(model)
+    checked(model)
+
+
+@pytest.mark.core
+def test_a_nested_model_of_several_inputs_is_written_out():
+    pair = [keras.Input((3,)), keras.Input((3,))]
+    hidden = layers.Dense(4, "relu", name="hidden")
+    inner = keras.Model(pair, hidden(layers.Add()(pair)))
+    pair = [keras.Input((3,)), keras.Input((3,))]
+    model = keras.Model(pair, layers.Dense(2)(inner(pair)))
+    fill(model)
+    change(hidden.kernel, np.s_[:, :2])
+    rows = checked(model)[1].rows
+    assert [row.kept_outputs for row in rows] == [2, 2]
+
+
 @pytest.mark.parametrize("other", [0.5, -0.5])
 def test_constants_of_a_shared_layer(other):
     """Both of its uses see a constant: one bias takes up only the same."""
