@@ -89,6 +89,33 @@ def concatenate(net, x, pool):
     return layers.Concatenate(**net.common())(tensors)
 
 
+@graph("masked branches", 3)
+def masked_branches(net, x, pool):
+    """Branches with masks or without, and what heeds their common one."""
+    if net.is_inside:
+        return None  # It has no inputs of its own.
+    words, width = net.number(3, 6), net.number(1, 4)
+    ids, more = (net.id_input(words, x.shape[1]) for _ in range(2))
+    masked = layers.Embedding(words, net.width(), mask_zero=not net.chance(4))
+    other = net.pick(x, masked(more), layers.Embedding(words, 2)(more))
+    parts = [layers.Dense(width), layers.Dense(width)]
+    a, b = (
+        part(y) for part, y in zip(parts, (masked(ids), other), strict=True)
+    )
+    if net.chance():
+        net.silent.append(net.pick(*parts))
+    names = (*("Add", "Concatenate") * 2, "Average", "Maximum", "Multiply")
+    y = getattr(layers, net.pick(*names))()([a, b] if net.chance() else [b, a])
+    return net.pick(
+        lambda: layers.MultiHeadAttention(2, 2)(y, y),
+        # Nothing after it takes the mask as an argument.
+        lambda: ops.max(layers.MultiHeadAttention(2, 2)(y, y), axis=1),
+        lambda: layers.GlobalAveragePooling1D()(y),
+        lambda: layers.LSTM(net.number(1, 3))(y),
+        lambda: y,
+    )()
+
+
 @graph("Concatenate, other axes", 3, 4)
 def concatenate_elsewhere(net, x, pool):
     return layers.Concatenate(axis=1)([x, fitting(net, x, pool)])

@@ -87,6 +87,7 @@ class Net:
         dtype: Name of the dtype policy of the network.
         sources: Inputs so far.
         certain: What has to go, whatever else is dead.
+        silent: Layers whose weights are all zero.
         is_inside: Whether a nested model is being made.
     """
 
@@ -95,6 +96,7 @@ class Net:
         self.dtype = dtype
         self.sources: list[Source] = []
         self.certain: list[Certain] = []
+        self.silent: list[keras.layers.Layer] = []
         self.is_inside = False
         self._earlier: dict[Any, list[keras.layers.Layer]] = {}
 

@@ -28,6 +28,9 @@ def set_weights(model: keras.Model, net: Net) -> None:
         _kill_parts(net, layer, own_rate)
     for certain in net.certain:
         _kill_for_sure(net, certain)
+    for layer in net.silent:
+        for variable in own_variables(layer):
+            variable.assign(np.zeros(variable.shape))
 
 
 def _values(
