@@ -56,11 +56,13 @@ def full_precision_value(variable: keras.Variable) -> Any:
     Inside the call of a layer with a mixed policy Keras hands out variables
     cast to 16 bits; a KL divergence has to be computed from all their bits.
     """
+    # In that scope it would be None, which stands for floatx.
+    is_double = backend.standardize_dtype(variable.dtype) == "float64"
     with backend.AutocastScope(None):
-        # The variable's own `dtype` would be None, which stands for floatx.
-        value = ops.convert_to_tensor(variable)
-    is_double = backend.standardize_dtype(value.dtype) == "float64"
-    return ops.cast(value, "float64" if is_double else "float32")
+        return ops.cast(
+            ops.convert_to_tensor(variable),
+            "float64" if is_double else "float32",
+        )
 
 
 def model_in_training_step() -> keras.Model | None:
