@@ -11,9 +11,11 @@ from keras_vd import layers, posteriors
 from tests.contract import KL_WEIGHT
 from tests.plain import plain_class, to_numpy
 
-pytestmark = pytest.mark.core
-
-TYPES = ("bool", "int8", "uint8", "int32", "int64", "float16", "float64")
+TYPES = (
+    *("bool", "int8", "uint8", "int64", "float16", "float64"),
+    # Everything is compiled anew for every type, which takes JAX long.
+    pytest.param("int32", marks=pytest.mark.core),
+)
 IMAGES = (5, 6, 4)
 SEQUENCES = (5, 4)
 CASES = {

@@ -111,7 +111,6 @@ def numbers(name):
     return inputs, layers.Dense(5, name=name)(inputs)
 
 
-@pytest.mark.core
 @pytest.mark.filterwarnings("ignore:.*with a mask attached")
 @pytest.mark.parametrize("is_nested", [False, True])
 @pytest.mark.parametrize("dead", ["a", "b"])
