@@ -20,9 +20,9 @@ NO_NOISE = (
     "'{name}' draws no noise in the training step of '{model}' (of type "
     "{type}), and adds no KL divergence to its losses: the layers inside were "
     "not told that this is training. Give the `call` of '{model}' an argument "
-    "`training=None`, and pass `training=True` where a `train_step` of your "
-    "own calls it or a part of it; Keras hands it on to all layers inside. "
-    "Pass `training=False` there if it shall stay as it is, or give the layer "
+    "`training=None` and hand it on to the layers inside, and pass "
+    "`training=True` where a `train_step` of your own calls it or a part of "
+    "it. Pass `training=False` there if it shall stay as it is, or give the layer "
     "`trainable=False`."
 )
 
