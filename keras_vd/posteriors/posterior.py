@@ -22,8 +22,8 @@ NO_NOISE = (
     "not told that this is training. Give the `call` of '{model}' an argument "
     "`training=None` and hand it on to the layers inside, and pass "
     "`training=True` where a `train_step` of your own calls it or a part of "
-    "it. Pass `training=False` there if it shall stay as it is, or give the layer "
-    "`trainable=False`."
+    "it. Pass `training=False` there if it shall stay as it is, or give the "
+    "layer `trainable=False`."
 )
 
 
