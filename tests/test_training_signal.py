@@ -173,6 +173,7 @@ def test_inference_is_not_refused():
     model.predict(X, verbose=0)
     model.test_on_batch(X, Y)
     model(X)
+    assert not model.inner.kernel_posterior.has_drawn
 
 
 def test_a_part_that_is_not_trained_on_purpose():
@@ -180,6 +181,7 @@ def test_a_part_that_is_not_trained_on_purpose():
     model(X)
     model.compile("sgd", "mse")
     model.train_on_batch(X, Y)
+    assert model.net.layers[-1].kernel_posterior.has_drawn
 
 
 def test_frozen_layers_need_not_know():
@@ -230,3 +232,4 @@ def test_a_second_fit_is_not_refused():
     model.compile("sgd", "mse")
     for _ in range(2):
         model.fit(X, Y, verbose=0, callbacks=[KLAnnealing(8, verbose=0)])
+    assert model.layers[0].kernel_posterior.has_drawn

@@ -60,12 +60,12 @@ def warn_about_end(event: str, share: float, full: int) -> None:
     )
 
 
-def warn_about_zeros(epochs: int) -> None:
+def warn_about_zeros(first: int, epochs: int) -> None:
     """Warn that a schedule of the user's own has nothing for the KL."""
     warn(
         "this fit ends with the KL at 0% of its full weight: `schedule` is 0 "
-        f"in each of the {epochs} epochs. Pass max_weight=0 to train without "
-        "the KL on purpose."
+        f"from epoch {first} to {epochs - 1}. Pass max_weight=0 to train "
+        "without the KL on purpose."
     )
 
 

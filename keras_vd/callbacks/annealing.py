@@ -291,9 +291,9 @@ class KLAnnealing(keras.callbacks.Callback):
         full = self.full_strength_epoch()
         if full >= epochs:
             self._warn_about_end(epochs - 1, full, "this fit ends")
-        elif self.max_weight and not any(map(self.weight_at, range(epochs))):
-            if self._is_news("end"):
-                advice.warn_about_zeros(epochs)
+        elif not any(map(self.weight_at, range(first, epochs))):
+            if self.max_weight and self._is_news("end"):
+                advice.warn_about_zeros(first, epochs)
         if first > 0 and is_new and self.schedule.is_scaled:
             before, after = self._largest_weight(), self.weight_at(first)
             if before > 1.001 * after and self._is_news("fall"):
