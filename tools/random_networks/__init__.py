@@ -183,7 +183,9 @@ def _finished(net: Net, pool: list) -> keras.Model:
     kind = net.number(0, 3)
     if kind == 0 and len(last.shape) > 2:
         last = of_rank(net, last, 2)
-    outputs: Any = [layers.Dense(2, name="last")(last)]
+    # Most of what is wrong before it reaches the output.
+    net.lively.append(layers.Dense(2, name="last"))
+    outputs: Any = [net.lively[-1](last)]
     inputs = [x.tensor for x in net.sources]
     if net.chance(3):
         outputs.append(net.pick(*pool))

@@ -96,22 +96,25 @@ def masked_branches(net, x, pool):
         return None  # It has no inputs of its own.
     words, width = net.number(3, 6), net.number(1, 4)
     ids, more = (net.id_input(words, x.shape[1]) for _ in range(2))
-    masked = layers.Embedding(words, net.width(), mask_zero=not net.chance(4))
+    masked = layers.Embedding(words, net.width(), mask_zero=not net.chance(8))
     other = net.pick(x, masked(more), layers.Embedding(words, 2)(more))
     parts = [layers.Dense(width), layers.Dense(width)]
     a, b = (
         part(y) for part, y in zip(parts, (masked(ids), other), strict=True)
     )
-    if net.chance():
+    net.lively += [masked, *parts]
+    if not net.chance(4):
         net.silent.append(net.pick(*parts))
-    names = (*("Add", "Concatenate") * 2, "Average", "Maximum", "Multiply")
+    names = (*("Add", "Concatenate") * 3, "Average", "Maximum", "Multiply")
     y = getattr(layers, net.pick(*names))()([a, b] if net.chance() else [b, a])
+    attention, lstm = layers.MultiHeadAttention(2, 2), layers.LSTM(2)
+    net.lively += [attention, lstm]
     return net.pick(
-        lambda: layers.MultiHeadAttention(2, 2)(y, y),
+        *(lambda: attention(y, y),) * 2,
         # Nothing after it takes the mask as an argument.
-        lambda: ops.max(layers.MultiHeadAttention(2, 2)(y, y), axis=1),
+        lambda: ops.max(attention(y, y), axis=1),
         lambda: layers.GlobalAveragePooling1D()(y),
-        lambda: layers.LSTM(net.number(1, 3))(y),
+        lambda: lstm(y),
         lambda: y,
     )()
 

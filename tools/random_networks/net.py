@@ -88,6 +88,7 @@ class Net:
         sources: Inputs so far.
         certain: What has to go, whatever else is dead.
         silent: Layers whose weights are all zero.
+        lively: Layers of which no part is dead.
         is_inside: Whether a nested model is being made.
     """
 
@@ -97,6 +98,7 @@ class Net:
         self.sources: list[Source] = []
         self.certain: list[Certain] = []
         self.silent: list[keras.layers.Layer] = []
+        self.lively: list[keras.layers.Layer] = []
         self.is_inside = False
         self._earlier: dict[Any, list[keras.layers.Layer]] = {}
 
