@@ -188,7 +188,7 @@ def _append_calls(
                 functional_part(call.operation),
                 tensors_in(args),
                 (*path, call.operation.name),
-                {k: v for k, v in kwargs.items() if v is not None},
+                _fixed_training(kwargs),
             )
         else:
             made = tuple(_tensor(x) for x in call.outputs)
@@ -204,8 +204,14 @@ def _append_calls(
     return [known[id(symbolic)] for symbolic in functional.outputs]
 
 
+def _fixed_training(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """`training`, where it is given, of what a nested model is called with."""
+    training = kwargs.get("training")
+    return {} if training is None else {"training": training}
+
+
 def _accepted(operation: Any, context: dict[str, Any]) -> dict[str, Any]:
-    """`training`, where the caller of a nested model has fixed it."""
+    """What the caller of a nested model has fixed and a layer in it takes."""
     if not context:
         return {}
     parameters = inspect.signature(operation.call).parameters

@@ -260,6 +260,21 @@ def test_a_nested_model_of_several_inputs_is_written_out():
     assert [row.kept_outputs for row in rows] == [2, 2]
 
 
+@pytest.mark.core
+def test_the_masks_of_several_inputs_stay_outside():
+    """Keras' call of the nested model has a list of masks, of which none is."""
+    pair = [keras.Input((4, 3)), keras.Input((4, 3))]
+    x = layers.BatchNormalization()(pair[0] * pair[1])
+    hidden, last = layers.Dense(4, name="hidden"), layers.SimpleRNN(2)
+    inner = keras.Model(pair, last(hidden(x)))
+    pair = [keras.Input((4, 3)), keras.Input((4, 3))]
+    model = keras.Model(pair, layers.Dense(2)(inner(pair)))
+    fill(model)
+    change(last.cell.kernel, np.s_[:2])
+    rows = {row.name: row for row in checked(model)[1].rows}
+    assert rows["hidden"].kept_outputs == 2
+
+
 @pytest.mark.parametrize("other", [0.5, -0.5])
 def test_constants_of_a_shared_layer(other):
     """Both of its uses see a constant: one bias takes up only the same."""
