@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+from keras import ops
 
 # Entries of a tensor from which on it pays to start a compiled kernel.
 MIN_SIZE = 2**14
@@ -53,6 +54,20 @@ def recomputed(
     if _is_worth_a_kernel(variables):
         return _with_gradient(function, variables, constants)
     return function(variables, *constants)
+
+
+def rounded(product: Any) -> Any:
+    """Round a product before it is added to something.
+
+    XLA computes what is cheap anew in each loop that reads it, and takes a
+    product and a sum for one operation in some of them. Then the largest of
+    several outputs is not the largest elsewhere: softmax of outputs of 1e9
+    overflows. A bound keeps the two apart, here one near the largest float.
+    """
+    if keras.backend.backend() == "torch":
+        return product
+    is_half = keras.backend.standardize_dtype(product.dtype) == "float16"
+    return ops.minimum(product, 6e4 if is_half else 3e38)
 
 
 def is_compiled(tensors: Sequence[Any]) -> bool:

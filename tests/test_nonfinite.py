@@ -174,21 +174,7 @@ def test_wide_gaussians_are_not_bounded():
     assert abs(noisy.std() / 100.0 - 1.0) < 0.06  # 5 standard errors
 
 
-NOT_MENDED_YET = pytest.mark.xfail(
-    keras.backend.backend() == "jax",
-    reason="not finite on JAX",
-    strict=True,
-)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param("sparse_vd", marks=NOT_MENDED_YET),
-        pytest.param("ard", marks=NOT_MENDED_YET),
-        *("vd", "gaussian"),
-    ],
-)
+@pytest.mark.parametrize("name", ["sparse_vd", "ard", "vd", "gaussian"])
 def test_a_huge_learning_rate_stays_finite(name):
     keras.utils.set_random_seed(0)
     posterior = posteriors.get(name)

@@ -17,7 +17,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vd._fusing import recomputed
+from keras_vd._fusing import recomputed, rounded
 from keras_vd._noise import standard_normal
 from keras_vd.posteriors.moments import Moments
 from keras_vd.posteriors.sampling import is_sampling_at_inference
@@ -100,7 +100,7 @@ class Projection(_Mixin):
         def add_noise(tensors: Sequence[Any], noise: Any) -> tuple[Any]:
             outputs, variances = tensors
             stddev = ops.sqrt(ops.relu(variances) + floor)
-            return (outputs + stddev * noise,)
+            return (outputs + rounded(stddev * noise),)
 
         noise = standard_normal(
             ops.shape(outputs), outputs.dtype, self.seed_generator
