@@ -67,7 +67,9 @@ def rounded(product: Any) -> Any:
     if keras.backend.backend() == "torch":
         return product
     is_half = keras.backend.standardize_dtype(product.dtype) == "float16"
-    return ops.minimum(product, 6e4 if is_half else 3e38)
+    bound = 6e4 if is_half else 3e38
+    # The gradient of a minimum would cost more.
+    return ops.where(ops.greater(product, bound), bound, product)
 
 
 def is_compiled(tensors: Sequence[Any]) -> bool:

@@ -6,7 +6,11 @@ import pytest
 
 import keras_vd
 from keras_vd._deploying.drawing import flat_inputs
-from keras_vd._deploying.interface import difference, output_names
+from keras_vd._deploying.interface import (
+    difference,
+    output_names,
+    outputs_check,
+)
 from tests.models import random_inputs, to_numpy
 
 pytestmark = pytest.mark.core
@@ -191,10 +195,44 @@ def test_16_bits_are_compared_by_their_own_steps(function, file, tmp_path):
         ]
     )
     if function is keras_vd.export_litert:
-        # It multiplies no matrices of 16 bits.
-        with pytest.raises(RuntimeError, match="dtype='float32'"):
+        with pytest.raises(ValueError, match="dtype='float32'"):
             function(model, tmp_path / file)
         assert list(tmp_path.iterdir()) == []
         return
     function(model, tmp_path / file)
     assert to_numpy(model(random_inputs(2, 40))).shape == (2, 20)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize(("function", "file"), writers())
+def test_16_bits_that_a_runtime_does_not_know(function, file, policy, tmp_path):
+    skip_without_runtimes(function)
+    model = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(3, dtype=policy, name="short")]
+    )
+    unknown = {
+        keras_vd.export_litert: ("mixed_float16", "mixed_bfloat16"),
+        keras_vd.export_onnx: ("mixed_bfloat16",),
+    }
+    if policy not in unknown.get(function, ()):
+        function(model, tmp_path / file)
+        return
+    with pytest.raises(ValueError, match=r"\['short'\] of"):
+        function(model, tmp_path / file)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_that_cannot_be_run(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
+    path = tmp_path / "model.file"
+
+    def reader(path, names):
+        def prepare(arrays):
+            raise RuntimeError("Node number 3 failed to invoke.")
+
+        return prepare
+
+    arrays = [random_inputs(2, 4)]
+    check = outputs_check(model, reader, arrays, advice="Use other weights.")
+    with pytest.raises(RuntimeError, match=r"cannot compute.*Use other.*Node"):
+        check(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,34 @@ def check_deployable(model: Any) -> None:
 
 def _keeps_state(layer: keras.layers.Layer) -> bool:
     return isinstance(layer, keras.layers.RNN) and layer.stateful
+
+
+def check_precision(
+    model: keras.Model, runtime: str, unknown: Collection[str]
+) -> None:
+    """Raise if layers compute with numbers that a runtime does not know.
+
+    Args:
+        model: A Keras model.
+        runtime: Its name, for the message.
+        unknown: Names of the types.
+
+    Raises:
+        ValueError: if so, with the layers.
+    """
+    found = {
+        layer.name: layer.compute_dtype
+        for layer in flatten_layers(model)
+        if layer.compute_dtype in unknown
+        and not isinstance(layer, (keras.Model, keras.layers.InputLayer))
+    }
+    if found:
+        raise ValueError(
+            f"{runtime} does not compute with "
+            f"{' or '.join(sorted(set(found.values())))}, as layers "
+            f"{list(found)[:5]} of '{model.name}' do ({len(found)} in all). "
+            "Build the model with `dtype='float32'` and set its weights."
+        )
 
 
 def precision_advice(model: keras.Model) -> str:
@@ -142,11 +170,12 @@ def outputs_check(
         reader: How the file is opened.
         arrays: Inputs.
         tolerance: Largest difference allowed.
-        advice: What to do if it is larger.
+        advice: What to do if it is larger, or if the file cannot be run.
 
     Returns:
         A function of the file's path. It raises an OSError for a file that
-        cannot be read, a RuntimeError for one with other outputs.
+        cannot be read, a RuntimeError for one that cannot be run or that has
+        other outputs.
 
     Raises:
         ValueError: if the model cannot compute outputs.
@@ -166,7 +195,15 @@ def outputs_check(
     allowed = max(allowed, tolerance)
 
     def check(path: Path) -> None:
-        found = read_back(path, lambda p: reader(str(p), names)(arrays)())
+        opened = read_back(path, lambda p: reader(str(p), names))
+        try:
+            found = opened(arrays)()
+        # Each runtime has errors of its own.
+        except Exception as error:
+            raise RuntimeError(
+                f"'{path.name}' was not written: its runtime cannot compute "
+                f"'{model.name}'. {advice} {error}"
+            ) from error
         distance = difference(found, expected)
         if not distance <= allowed:  # also NaN
             raise RuntimeError(

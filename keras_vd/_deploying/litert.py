@@ -13,6 +13,7 @@ from keras_vd._deploying.interface import (
     ROUNDED_TOLERANCE,
     TOLERANCE,
     check_deployable,
+    check_precision,
     outputs_check,
     precision_advice,
 )
@@ -27,8 +28,8 @@ from keras_vd._validation import check_choice, check_integer
 
 ADVICE = (
     "LiteRT computes sparse dense layers wrongly if their number of inputs is "
-    "no multiple of 4: use weights='int8' or 'float32', or the model from "
-    "before `shrink`."
+    "no multiple of 4, and cannot run some in loops over time: use "
+    "weights='int8' or 'float32', or the model from before `shrink`."
 )
 # Both at once make a file that LiteRT converts but refuses to run.
 OPTIMIZATIONS = {
@@ -71,13 +72,13 @@ def export_litert(
     Raises:
         TypeError: if `model` is no Keras model or `batch_size` no integer.
         ValueError: if `model` is not built, has layers of `keras_vd`, stateful
-            ones, strings or tables of look-ups, if `weights` is none of these,
-            `batch_size` is not positive or not that of the inputs, `path` has
-            another ending, `x` another shape, or `model` does not take the
-            inputs drawn.
+            ones, some that compute with 16 bits, strings or tables of look-ups,
+            if `weights` is none of these, `batch_size` is not positive or not
+            that of the inputs, `path` has another ending, `x` another shape,
+            or `model` does not take the inputs drawn.
         ImportError: if TensorFlow or ai-edge-litert is not installed.
         RuntimeError: if the backend is not TensorFlow, if TensorFlow cannot
-            convert the model, or if the outputs of what was written differ.
+            convert the model, LiteRT cannot run it, or its outputs differ.
         OSError: if the file cannot be written.
 
     Example:
@@ -95,6 +96,7 @@ def export_litert(
     require("tensorflow", "tensorflow")
     require("ai_edge_litert.interpreter")
     _check_types(model)
+    check_precision(model, "LiteRT", ["float16", "bfloat16"])
     arrays = _examples(model, x, batch_size)
     tolerance = ROUNDED_TOLERANCE if weights == "int8" else TOLERANCE
     advice = ADVICE if weights == "sparse" else ""

@@ -15,6 +15,7 @@ from keras_vd._deploying.interface import (
     ROUNDED_TOLERANCE,
     TOLERANCE,
     check_deployable,
+    check_precision,
     outputs_check,
 )
 from keras_vd._deploying.keras_files import check_ending
@@ -51,9 +52,10 @@ def export_onnx(
 
     Raises:
         TypeError: if `model` is no Keras model.
-        ValueError: if `model` is not built, has layers of `keras_vd` or
-            stateful ones, if `weights` is neither, `path` has another ending,
-            `x` another shape, or `model` does not take the inputs drawn.
+        ValueError: if `model` is not built, has layers of `keras_vd`, stateful
+            ones or some that compute with bfloat16, if `weights` is neither,
+            `path` has another ending, `x` another shape, or `model` does not
+            take the inputs drawn.
         ImportError: if onnx, onnxruntime or the converter of the running
             backend is not installed (tf2onnx for TensorFlow).
         OSError: if the file cannot be written.
@@ -70,6 +72,7 @@ def export_onnx(
     check_deployable(model)
     check_choice("weights", weights, VALUE_BYTES)
     check_ending(path, ".onnx")
+    check_precision(model, "ONNX Runtime", ["bfloat16"])
     arrays = flat_inputs(model, x)
     tolerance = TOLERANCE if weights == "float32" else ROUNDED_TOLERANCE
     check = outputs_check(model, read_onnx, arrays, tolerance)
