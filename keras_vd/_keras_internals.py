@@ -96,6 +96,14 @@ def sublayers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     return list(layer._layers)
 
 
+def may_be_rematerialized(layer: keras.layers.Layer) -> bool:
+    """Whether a `RematScope` computes its call once more for the gradient."""
+    mode = layer._remat_mode
+    if mode is None or mode.mode == "activations":
+        return False
+    return mode.mode != "list_of_layers" or layer.name in mode.layer_names
+
+
 def flatten_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     """`layer` and all layers below it, each once, in order of creation.
 

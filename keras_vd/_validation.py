@@ -11,7 +11,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vd._keras_internals import flatten_layers, sublayers
+from keras_vd._keras_internals import (
+    flatten_layers,
+    may_be_rematerialized,
+    sublayers,
+)
 
 T = TypeVar("T")
 
@@ -235,3 +239,19 @@ def weights_refusal(layer: Any) -> str | None:
         return "it has LoRA weights"
     reasons = (weights_refusal(x) for x in sublayers(layer))
     return next((reason for reason in reasons if reason), None)
+
+
+def check_called_once(layer: keras.layers.Layer) -> None:
+    """Raise if a layer is made in a `RematScope` that repeats its calls.
+
+    Raises:
+        ValueError: if so; with what to do.
+    """
+    if may_be_rematerialized(layer):
+        raise ValueError(
+            f"Layer '{layer.name}' draws noise and adds its KL divergence in "
+            "a call, which keras.RematScope would repeat for the gradient. "
+            "Make it outside of the scope, or name the layers that are "
+            "repeated: keras.RematScope(mode='list_of_layers', "
+            "layer_names=[...]). mode='activations' works, too."
+        )

@@ -697,3 +697,18 @@ def test_labels_per_example():
     found = [internals.labels_per_example(model(*x)) for x in shapes]
     assert found == [1, 5, 20, None]
     assert internals.labels_per_example(keras.Model()) is None
+
+
+@pytest.mark.core
+def test_rematerialization():
+    """Oracle: what Keras documents of the scope's modes."""
+    found = {}
+    for mode in ("full", "activations", "larger_than"):
+        with keras.RematScope(mode=mode):
+            layer = keras.layers.Dense(2)
+        found[mode] = internals.may_be_rematerialized(layer)
+    assert found == {"full": True, "activations": False, "larger_than": True}
+    with keras.RematScope(mode="list_of_layers", layer_names=["a"]):
+        pair = [keras.layers.Dense(2, name=name) for name in "ab"]
+    assert list(map(internals.may_be_rematerialized, pair)) == [True, False]
+    assert not internals.may_be_rematerialized(keras.layers.Dense(2))

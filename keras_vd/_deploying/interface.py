@@ -202,7 +202,7 @@ def outputs_check(
         except Exception as error:
             raise RuntimeError(
                 f"'{path.name}' was not written: its runtime cannot compute "
-                f"'{model.name}'. {advice} {error}"
+                f"'{model.name}'. {advice}{' ' if advice else ''}{error}"
             ) from error
         distance = difference(found, expected)
         if not distance <= allowed:  # also NaN

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import keras
@@ -164,9 +165,20 @@ class Attention(Rule):
         A layer without biases takes no others than 0.
         """
         constants = self._constants(position)
-        if self.use_bias:
+        if self.use_bias and not self._has_columns:
             return constants
         return np.where(constants == 0.0, constants, np.nan)
+
+    @property
+    def _has_columns(self) -> bool:
+        """Whether a bias has the shape `(heads, 1)`.
+
+        Keras' sum on TensorFlow takes it for one along the steps if there are
+        as many as heads: a layer shall not come to that, nor one that has
+        such biases, of 0, get others.
+        """
+        shapes = [one.bias.shape for one in self.projections.values()]
+        return any(math.prod(x[:2]) > 1 and x[2] == 1 for x in shapes)
 
     def _fixed(self, name: str) -> np.ndarray:
         one = self.projections[name]
@@ -228,11 +240,16 @@ class Attention(Rule):
         groups = alive if alive.size else np.arange(1)
         pairs = _any(live["query"][groups], axis=1)
         values = _any(live["value"][groups], axis=1)
-        key_dim, value_dim = self._sizes(_most(pairs), _most(values))
-        heads = heads[groups]
+        chosen = _first(heads[groups], _most(heads[groups]))
+        # See `_has_columns`.
+        least = 2 if self.use_bias and chosen.size > 1 else 1
+        key_dim, value_dim = self._sizes(
+            max(_most(pairs), min(least, pairs.shape[-1])),
+            max(_most(values), min(least, values.shape[-1])),
+        )
         return Selection(
             groups,
-            heads=_first(heads, _most(heads)),
+            heads=chosen,
             key_dims=_first(pairs, key_dim),
             value_dims=_first(values, value_dim),
         )

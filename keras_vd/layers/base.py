@@ -12,7 +12,7 @@ from keras import ops
 
 from keras_vd import posteriors
 from keras_vd._keras_internals import sublayers
-from keras_vd._validation import check_choices
+from keras_vd._validation import check_called_once, check_choices
 
 # A mixin has the attributes of the Keras layer that is listed after it.
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ class VariationalLayer(_Mixin):
                 layer.trainable = False
 
     def _check_supported(self) -> None:
+        check_called_once(self)
         if self.variable_dtype == "float16":
             raise ValueError(
                 f"Layer '{self.name}' cannot be trained in pure float16: its "

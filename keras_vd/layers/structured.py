@@ -8,7 +8,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vd._validation import check_finite, check_integer, check_number
+from keras_vd._validation import (
+    check_called_once,
+    check_finite,
+    check_integer,
+    check_number,
+)
 from keras_vd.posteriors import Posterior
 
 # Uniform draws are kept this far from 0 and 1, where logs have no gradient.
@@ -49,6 +54,7 @@ class StructuredGate(Posterior):
         **kwargs: Any,
     ) -> None:
         super().__init__(kl_scale=kl_scale, kl_weight=kl_weight, **kwargs)
+        check_called_once(self)
         self.axis = check_integer("axis", axis, -(2**31))
         if threshold is not None:
             threshold = check_number("threshold", threshold, 0.0)

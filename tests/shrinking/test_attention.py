@@ -231,7 +231,28 @@ def test_cross_attention():
     smaller, _ = checked(model)
     kept = [smaller.get_layer(name).units for name in named]
     assert kept == [3, 2, 1]
-    assert sizes(smaller) == (4, 3, 1, (3,))
+    assert sizes(smaller) == (4, 3, 2, (3,))
+
+
+@pytest.mark.parametrize("dims", [1, 3])
+def test_as_many_steps_as_heads(dims):
+    """Keras on TensorFlow takes biases `(3, 1)` for those of 3 steps."""
+    inputs = keras.Input((3, 4))
+    before = layers.Dense(4, name="before")
+    layer = layers.MultiHeadAttention(3, dims, name="attention")
+    x = before(inputs)
+    model = keras.Model(inputs, layer(x, x))
+    fill(model)
+    change(before.kernel, (slice(None), [1, 3]))
+    if dims == 1:
+        for part in (layer.query_dense, layer.key_dense, layer.value_dense):
+            part.bias.assign(np.zeros((3, 1)))
+    for part in (layer.query_dense, layer.key_dense):
+        change(part.kernel, (slice(None), slice(None), slice(1, None)))
+        change(part.bias, (slice(None), slice(1, None)))
+    change(layer.output_dense.kernel, (slice(None), slice(1, None)))
+    smaller, _ = checked(model)
+    assert sizes(smaller)[:3] == (3, min(dims, 2), min(dims, 2))
 
 
 @pytest.mark.core

@@ -31,17 +31,29 @@ def attention(net: Net, x: Any, source: Any, grouped: bool = False) -> Any:
         uses["key"] = layers.Dense(source.shape[-1])(source)
     if grouped:
         groups = net.number(1, 2)
-        layer = layers.GroupQueryAttention(
-            net.number(1, 3), groups * net.number(1, 3), groups, **options
-        )
+        dims, heads = net.number(1, 3), groups * net.number(1, 3)
+        options["use_bias"] &= not _has_columns(heads, dims)
+        layer = layers.GroupQueryAttention(dims, heads, groups, **options)
         return layer(x, source, **uses)
+    heads, dims = net.number(1, 3), net.number(1, 3)
+    value_dims = net.pick(None, net.number(1, 3))
+    options["use_bias"] &= not _has_columns(heads, dims, value_dims)
     layer = layers.MultiHeadAttention(
-        *(net.number(1, 3), net.number(1, 3)),
-        value_dim=net.pick(None, net.number(1, 3)),
+        heads,
+        dims,
+        value_dim=value_dims,
         output_shape=net.pick(None, None, net.number(1, 4)),
         **options,
     )
     return layer(x, source, **uses)
+
+
+def _has_columns(heads: int, *dims: int | None) -> bool:
+    """Whether biases have the shape `(heads, 1)`.
+
+    Keras on TensorFlow takes them for biases of the steps if there are as many.
+    """
+    return heads > 1 and 1 in dims
 
 
 def dot_attention(net: Net, x: Any) -> Any:
