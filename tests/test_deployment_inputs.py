@@ -203,15 +203,18 @@ def test_16_bits_are_compared_by_their_own_steps(function, file, tmp_path):
     assert to_numpy(model(random_inputs(2, 40))).shape == (2, 20)
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.filterwarnings("ignore")  # JAX has no float64 by default
+@pytest.mark.parametrize(
+    "policy", ["mixed_float16", "mixed_bfloat16", "float64"]
+)
 @pytest.mark.parametrize(("function", "file"), writers())
-def test_16_bits_that_a_runtime_does_not_know(function, file, policy, tmp_path):
+def test_types_that_a_runtime_does_not_know(function, file, policy, tmp_path):
     skip_without_runtimes(function)
     model = keras.Sequential(
         [keras.Input((4,)), layers.Dense(3, dtype=policy, name="short")]
     )
     unknown = {
-        keras_vd.export_litert: ("mixed_float16", "mixed_bfloat16"),
+        keras_vd.export_litert: ("mixed_float16", "mixed_bfloat16", "float64"),
         keras_vd.export_onnx: ("mixed_bfloat16",),
     }
     if policy not in unknown.get(function, ()):

@@ -239,7 +239,12 @@ class RoundTrip:
         """
         if isinstance(error, (ValueError, TypeError)):
             return _is_refusal(error)
-        if not isinstance(error, RuntimeError) or ADVICE not in str(error):
+        if not isinstance(error, RuntimeError):
+            return False
+        # ONNX Runtime has some operations in 64 bits, and not others.
+        if "compute with float64, for which runtimes lack" in str(error):
+            return True
+        if ADVICE not in str(error):
             return False
         path = pathlib.Path(folder) / "dense.tflite"
         keras_vd.export_litert(model, path, weights="float32", x=x)

@@ -72,7 +72,7 @@ def export_litert(
     Raises:
         TypeError: if `model` is no Keras model or `batch_size` no integer.
         ValueError: if `model` is not built, has layers of `keras_vd`, stateful
-            ones, some that compute with 16 bits, strings or tables of look-ups,
+            ones, some that do not compute with 32 bits, strings or look-ups,
             if `weights` is none of these, `batch_size` is not positive or not
             that of the inputs, `path` has another ending, `x` another shape,
             or `model` does not take the inputs drawn.
@@ -96,7 +96,7 @@ def export_litert(
     require("tensorflow", "tensorflow")
     require("ai_edge_litert.interpreter")
     _check_types(model)
-    check_precision(model, "LiteRT", ["float16", "bfloat16"])
+    check_precision(model, "LiteRT", ["float16", "bfloat16", "float64"])
     arrays = _examples(model, x, batch_size)
     tolerance = ROUNDED_TOLERANCE if weights == "int8" else TOLERANCE
     advice = ADVICE if weights == "sparse" else ""
