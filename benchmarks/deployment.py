@@ -2,7 +2,8 @@
 
     python -m benchmarks.deployment dense.keras small.keras
 
-What `keras_vd.deployment_report` says, on inputs drawn for both models.
+What `keras_vd.deployment.deployment_report` says, on inputs drawn for both
+models.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from pathlib import Path
 
 import keras_vd
 from benchmarks.latency import describe_machine, fail, interface, load
-from keras_vd._deploying.drawing import draw_inputs
-from keras_vd._deploying.interface import pack
+from keras_vd.deployment.drawing import draw_inputs
+from keras_vd.deployment.interface import pack
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fail(f"{parsed.small} has inputs and outputs {found}, not {expected}")
     arrays = draw_inputs([dense, small], max(parsed.batch_sizes), parsed.steps)
     print(describe_machine())
-    report = keras_vd.deployment_report(
+    report = keras_vd.deployment.deployment_report(
         small, pack(small, arrays), dense, batch_sizes=parsed.batch_sizes
     )
     if parsed.html:

@@ -20,7 +20,7 @@ error.
 import numpy as np
 
 from benchmarks.fit_exact_kl import polish
-from keras_vd import kl
+from keras_vd.divergences import kl
 
 K1, K2, K3 = kl._MOLCHANOV_K1, kl._MOLCHANOV_K2, kl._MOLCHANOV_K3
 DEGREE = 3

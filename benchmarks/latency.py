@@ -5,7 +5,7 @@
 Writes each model for each runtime, with weights as dense as they are, checks
 what the runtime returns against Keras, and times it on one CPU thread, in a
 process of its own per runtime. Blocks of calls of the models alternate.
-`keras_vd.deployment_report` compares all formats of one model.
+`keras_vd.deployment.deployment_report` compares all formats of one model.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ import keras
 import numpy as np
 
 import keras_vd
-from keras_vd._deploying import comparison, onnx_files
-from keras_vd._deploying.drawing import (
+from keras_vd.deployment import comparison, onnx_files
+from keras_vd.deployment.drawing import (
     draw_inputs,
     flat_inputs,
     input_shapes,
 )
-from keras_vd._deploying.interface import (
+from keras_vd.deployment.interface import (
     TOLERANCE,
     difference,
     input_names,
     predict,
 )
-from keras_vd._deploying.measuring import File, Measurement, measure
+from keras_vd.deployment.measuring import File, Measurement, measure
 
 PACKAGES = ("tensorflow", "keras", "ai-edge-litert", "onnxruntime", "tf2onnx")
 SPEEDUP = ("speedup", "speedup_low", "speedup_high")
@@ -84,12 +84,12 @@ RUNTIMES = {
     "tensorflow": (
         "TensorFlow",
         "",
-        lambda m, p, n: keras_vd.export_saved_model(m, p),
+        lambda m, p, n: keras_vd.deployment.export_saved_model(m, p),
     ),
     "litert": (
         "LiteRT",
         ".tflite",
-        lambda m, p, n: keras_vd.export_litert(m, p, "float32", n),
+        lambda m, p, n: keras_vd.deployment.export_litert(m, p, "float32", n),
     ),
     "onnx": ("ONNX Runtime", ".onnx", write_onnx),
 }

@@ -11,7 +11,7 @@ from keras import ops
 import keras_vd
 from benchmarks.networks import Case
 from benchmarks.steps import Run
-from keras_vd._noise import standard_normal
+from keras_vd._backend.noise import standard_normal
 
 
 def part_runs(case: Case, model: keras.Model) -> dict[str, Run]:

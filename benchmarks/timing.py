@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.settings import Effort
-from keras_vd._deploying.readers import interleaved
+from keras_vd.deployment.readers import interleaved
 
 
 def quartiles(values: np.ndarray) -> list[float]:

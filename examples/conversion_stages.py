@@ -341,7 +341,7 @@ def run(
     print(common.markdown(list(COLUMNS), stages.cells()))
     if deploy:
         x = task.x_test[:64]
-        deployed = keras_vd.deployment_report(shrunk, x, dense)
+        deployed = keras_vd.deployment.deployment_report(shrunk, x, dense)
         results["deployment"] = deployed.to_dict()
     results = {
         **facts,

@@ -129,7 +129,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             images.classes,
             mnist_recipes.PLAIN,
         )
-    report = keras_vd.deployment_report(
+    report = keras_vd.deployment.deployment_report(
         network, images.x_test[:BATCH_SIZE], dense, out, (1, BATCH_SIZE)
     )
     rows = []

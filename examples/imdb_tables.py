@@ -23,8 +23,8 @@ def lstm_weights(vocabulary: int, features: int, units: int) -> int:
 
 def describe_sparsity(
     before: Network,
-    start: keras_vd.SparsityReport,
-    end: keras_vd.SparsityReport,
+    start: keras_vd.reports.SparsityReport,
+    end: keras_vd.reports.SparsityReport,
     alive: Alive,
 ) -> dict[str, Any]:
     """What is left, against what the training started from.

@@ -1,63 +1,59 @@
 """Sparse, Bayesian Keras layers that learn which of their weights can go."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from keras_vd import callbacks, kl, layers, posteriors, priors
-from keras_vd.calibration import CalibrationReport, calibration_report
-from keras_vd.compression import (
-    DeploymentReport,
-    ShrinkReport,
-    deployment_report,
-    export_litert,
-    export_onnx,
-    export_packed,
-    export_saved_model,
-    save_compressed,
-    shrink,
-)
+from keras_vd.calibration import calibration_report
 from keras_vd.conversion import (
-    ConversionReport,
     freeze_zeros,
     to_deterministic,
     to_variational,
 )
-from keras_vd.report import (
-    kl_divergence,
-    prune,
-    sparsity_report,
-    variational_weights,
-)
-from keras_vd.sparsity import SparsityReport
-from keras_vd.uncertainty import MonteCarloPrediction, predict_mc
+from keras_vd.html import html_report
+from keras_vd.posteriors.finding import variational_weights
+from keras_vd.pruning import kl_divergence, prune
+from keras_vd.shrinking import shrink
+from keras_vd.sparsity import sparsity_report
+from keras_vd.uncertainty import predict_mc
 from keras_vd.version import __version__
-from keras_vd.web import html_report
+
+if TYPE_CHECKING:
+    from keras_vd import deployment, plots, reports
 
 __all__ = [
-    "CalibrationReport",
-    "ConversionReport",
-    "DeploymentReport",
-    "MonteCarloPrediction",
-    "ShrinkReport",
-    "SparsityReport",
     "__version__",
     "calibration_report",
     "callbacks",
-    "deployment_report",
-    "export_litert",
-    "export_onnx",
-    "export_packed",
-    "export_saved_model",
+    "deployment",
     "freeze_zeros",
     "html_report",
     "kl",
     "kl_divergence",
     "layers",
+    "plots",
     "posteriors",
     "predict_mc",
     "priors",
     "prune",
-    "save_compressed",
+    "reports",
     "shrink",
     "sparsity_report",
     "to_deterministic",
     "to_variational",
     "variational_weights",
 ]
+
+# They load when they are first named: the one needs matplotlib, which not
+# everybody has, the others are for the end of the way.
+_LATER = ("deployment", "plots", "reports")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return importlib.import_module(f"keras_vd.{name}")
+    raise AttributeError(f"module 'keras_vd' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import rich.table
 
-from keras_vd._tables import Report
-from keras_vd._validation import check_integer
+from keras_vd._backend.tables import Report
+from keras_vd._backend.validation import check_integer
 
 # How far, in 16 bits, a softmax may be from a sum of 1.
 _SUM_TOLERANCE = 1e-2

@@ -13,7 +13,7 @@ from keras_vd.calibration import CalibrationReport
 from keras_vd.layers import LogNormalDropout
 from keras_vd.layers.structured import StructuredGate
 from keras_vd.posteriors import WeightPosterior
-from keras_vd.report import named_posteriors, required_posteriors
+from keras_vd.posteriors.finding import named_posteriors, required_posteriors
 
 
 def _required_weights(model: keras.layers.Layer) -> list[WeightPosterior]:

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 
 import keras
 
-from keras_vd import kl
-from keras_vd._validation import check_choice, check_number, resolve
+from keras_vd._backend.validation import check_choice, check_number, resolve
+from keras_vd.divergences import kl
 
 
 class Prior:

@@ -6,9 +6,21 @@ import dataclasses
 import math
 from typing import Any
 
+import keras
+import numpy as np
 import rich.table
+from keras import ops
 
-from keras_vd._tables import Report
+from keras_vd._backend.keras_internals import flatten_layers, own_variables
+from keras_vd._backend.tables import Report
+from keras_vd._backend.validation import count_nonfinite
+from keras_vd.layers.base import VariationalLayer
+from keras_vd.layers.structured import StructuredGate
+from keras_vd.posteriors import Posterior, WeightPosterior
+from keras_vd.posteriors.finding import (
+    named_posteriors,
+    variational_weights,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,3 +281,116 @@ class SparsityReport(Report):
 
 def _ratio(total: int, nonzero: int) -> float:
     return total / nonzero if nonzero else math.inf
+
+
+def sparsity_report(model: keras.layers.Layer) -> SparsityReport:
+    """Count what is zero at inference, whether or not `prune` was called.
+
+    Args:
+        model: A built Keras model or layer with variational layers.
+
+    Values that are NaN or infinite are no zeros; the report lists them.
+
+    Returns:
+        A report with one row per variational weight and per gate; `str()`
+        makes a table, `.to_dict()` plain values.
+
+    Raises:
+        TypeError: if `model` is no Keras layer or model.
+        ValueError: if it is not built or has no variational layers.
+    """
+    named = named_posteriors(model)
+    biases, others = _other_values(model, named)
+    return SparsityReport(
+        rows=tuple(
+            _row(name, posterior)
+            for name, posterior in named
+            if isinstance(posterior, WeightPosterior) and not posterior.is_group
+        ),
+        groups=tuple(
+            _group_row(name, posterior)
+            for name, posterior in named
+            if isinstance(posterior, WeightPosterior) and posterior.is_group
+        ),
+        gates=tuple(
+            GateRow(name, posterior.units, posterior.n_active)
+            for name, posterior in named
+            if isinstance(posterior, StructuredGate)
+        ),
+        biases=sum(array.size for array in biases),
+        nonzero_biases=_nonzero(biases),
+        others=sum(array.size for array in others),
+        nonzero_others=_nonzero(others),
+        nonfinite={
+            variable.path: number
+            for variable in model.weights
+            if (number := count_nonfinite(variable))
+        },
+    )
+
+
+def _other_values(
+    model: keras.layers.Layer, named: list[tuple[str, Posterior]]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """What inference uses besides variational weights and gates.
+
+    Of the variational layers, their biases, and of all others.
+    """
+    weights = {id(posterior.weight) for posterior in variational_weights(model)}
+    # A gate may have layers of its own, which are as little the model's.
+    inner = {id(x) for _, p in named for x in flatten_layers(p)}
+    # Biases of what is pruned may be zero at inference.
+    values = {
+        id(variable): value
+        for layer in flatten_layers(model)
+        if isinstance(layer, VariationalLayer)
+        for variable, value in layer.inference_biases()
+    }
+    biases: list[np.ndarray] = []
+    others: list[np.ndarray] = []
+    for layer in flatten_layers(model):
+        if id(layer) in inner:
+            continue
+        variables = own_variables(layer)
+        rest = [x for x in variables if id(x) not in weights]
+        is_variational = len(rest) < len(variables)
+        (biases if is_variational else others).extend(
+            ops.convert_to_numpy(values.get(id(x), x)) for x in rest
+        )
+    return biases, others
+
+
+def _nonzero(arrays: list[np.ndarray]) -> int:
+    return sum(int(np.count_nonzero(array)) for array in arrays)
+
+
+def _row(name: str, posterior: WeightPosterior) -> WeightRow:
+    nonzero = ops.convert_to_numpy(posterior.mean()) != 0.0
+    reads = _any_along(nonzero, posterior.input_axes)
+    if posterior.conv_groups > 1:
+        # Each group of outputs reads channels of its own: split the last axis.
+        split = (*nonzero.shape[:-1], posterior.conv_groups, -1)
+        reads = _any_along(nonzero.reshape(split), (-3, -2))
+    writes = _any_along(nonzero, posterior.output_axes)
+    return WeightRow(
+        name=name,
+        shape=tuple(nonzero.shape),
+        weights=nonzero.size,
+        nonzero=int(np.count_nonzero(nonzero)),
+        inputs=reads.size,
+        active_inputs=int(np.count_nonzero(reads)),
+        outputs=writes.size,
+        active_outputs=int(np.count_nonzero(writes)),
+    )
+
+
+def _group_row(name: str, posterior: WeightPosterior) -> GroupRow:
+    alive = ops.convert_to_numpy(posterior.mean()) != 0.0
+    return GroupRow(name, alive.size, int(np.count_nonzero(alive)))
+
+
+def _any_along(nonzero: np.ndarray, axes: tuple[int, ...]) -> Any:
+    """Whether anything is True for each index along `axes`."""
+    axes = tuple(axis % nonzero.ndim for axis in axes)
+    others = tuple(i for i in range(nonzero.ndim) if i not in axes)
+    return nonzero.any(axis=others)

@@ -202,7 +202,7 @@ def set_threshold_case(layer: Any, kept: np.ndarray) -> None:
 
 def gates_of(model: keras.Model) -> list[Any]:
     """All gates of a model, in order."""
-    from keras_vd._keras_internals import flatten_layers
+    from keras_vd._backend.keras_internals import flatten_layers
     from keras_vd.layers.structured import StructuredGate
 
     return [x for x in flatten_layers(model) if isinstance(x, StructuredGate)]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_vd import beta_bernoulli
+from keras_vd.divergences import beta_bernoulli
 from tests.contract import assert_moments
 from tests.gradients import gradient
 

@@ -11,7 +11,7 @@ from keras import ops
 
 import keras_vd
 from keras_vd import layers
-from keras_vd._keras_internals import flatten_layers
+from keras_vd._backend.keras_internals import flatten_layers
 from keras_vd.conversion.cloning import copy_model
 from tests.models import Wrapping, random_inputs, to_numpy
 from tests.sharing import NAMES, SHARED, Doubling, K, chain, graph

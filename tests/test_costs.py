@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import keras_vd
-from keras_vd._fusing import MIN_SIZE
+from keras_vd._backend.fusing import MIN_SIZE
 
 INPUTS, UNITS, BATCH = 320, 128, 6
 SHAPE = (INPUTS, UNITS)

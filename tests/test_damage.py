@@ -4,9 +4,9 @@ import keras
 import numpy as np
 import pytest
 
-import keras_vd
-from keras_vd._deploying.coding import checksum
-from keras_vd._deploying.readers import read_saved_model
+from keras_vd import deployment
+from keras_vd.deployment.coding import checksum
+from keras_vd.deployment.readers import read_saved_model
 
 SAVED_MODELS = pytest.mark.skipif(
     keras.backend.backend() == "torch", reason="PyTorch writes no SavedModel."
@@ -43,7 +43,7 @@ def test_other_bits_in_packed_weights_are_an_error(weights, tmp_path):
     tf = pytest.importorskip("tensorflow")
     from tensorflow.core.protobuf import saved_model_pb2
 
-    keras_vd.export_packed(sparse_model(), path := tmp_path / "m", weights)
+    deployment.export_packed(sparse_model(), path := tmp_path / "m", weights)
     x = np.random.default_rng(1).normal(size=(3, 60)).astype("float32")
 
     def predict():

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 import keras_vd
-from keras_vd._deploying.coding import encode, encode_gaps
-from keras_vd._deploying.readers import READERS
-from keras_vd._deploying.stripping import strip_saved_model
+from keras_vd import deployment
+from keras_vd.deployment.coding import encode, encode_gaps
+from keras_vd.deployment.readers import READERS
+from keras_vd.deployment.stripping import strip_saved_model
 from tests.models import mlp, random_inputs, run_python, to_numpy
 
 BACKEND = keras.backend.backend()
@@ -102,28 +103,28 @@ MODELS = {
     "convolutional": (convolutional, lambda n: [random_inputs(n, 8, 8, 1)]),
 }
 WRITERS = {
-    "keras": (keras_vd.save_compressed, {}, "Keras", "m.keras"),
-    "saved": (keras_vd.export_saved_model, {}, "TensorFlow", "m"),
+    "keras": (deployment.save_compressed, {}, "Keras", "m.keras"),
+    "saved": (deployment.export_saved_model, {}, "TensorFlow", "m"),
     "compiled": (
-        keras_vd.export_saved_model,
+        deployment.export_saved_model,
         {"jit_compile": True},
         "TensorFlow",
         "m",
     ),
-    "packed": (keras_vd.export_packed, {}, "TensorFlow", "m"),
-    "litert": (keras_vd.export_litert, {}, "LiteRT", "m.tflite"),
+    "packed": (deployment.export_packed, {}, "TensorFlow", "m"),
+    "litert": (deployment.export_litert, {}, "LiteRT", "m.tflite"),
     "litert_float32": (
-        keras_vd.export_litert,
+        deployment.export_litert,
         {"weights": "float32"},
         "LiteRT",
         "m.tflite",
     ),
-    "onnx": (keras_vd.export_onnx, {}, "ONNX Runtime", "m.onnx"),
+    "onnx": (deployment.export_onnx, {}, "ONNX Runtime", "m.onnx"),
 }
 ROUNDED = {
-    "packed": (keras_vd.export_packed, "TensorFlow", "m"),
-    "litert": (keras_vd.export_litert, "LiteRT", "m.tflite"),
-    "onnx": (keras_vd.export_onnx, "ONNX Runtime", "m.onnx"),
+    "packed": (deployment.export_packed, "TensorFlow", "m"),
+    "litert": (deployment.export_litert, "LiteRT", "m.tflite"),
+    "onnx": (deployment.export_onnx, "ONNX Runtime", "m.onnx"),
 }
 
 
@@ -210,7 +211,7 @@ def test_compressed_files_are_uncompiled_and_deflated(tmp_path):
         kernel = to_numpy(layer.kernel)
         layer.kernel.assign(sparse(*kernel.shape))
     model.save(tmp_path / "stored.keras")
-    keras_vd.save_compressed(model, path := tmp_path / "m.keras")
+    deployment.save_compressed(model, path := tmp_path / "m.keras")
     with zipfile.ZipFile(path) as archive:
         for item in archive.infolist():
             assert item.compress_type == zipfile.ZIP_DEFLATED
@@ -284,8 +285,8 @@ def test_shrunk_words_in_8_bits(writer, tmp_path):
     assert small.count_params() < model.count_params()
     ids = np.random.default_rng(1).integers(0, 900, (8, 6))
     function = {
-        "packed": keras_vd.export_packed,
-        "onnx": keras_vd.export_onnx,
+        "packed": deployment.export_packed,
+        "onnx": deployment.export_onnx,
     }[writer]
     # It checks the outputs by itself.
     function(small, tmp_path / f"m.{writer}", weights="int8", x=ids)
@@ -317,9 +318,9 @@ def served(tmp_path_factory):
     """A model, inputs, outputs, and a SavedModel of each kind."""
     folder = tmp_path_factory.mktemp("served")
     model = dense_model()
-    keras_vd.export_saved_model(model, folder / "plain")
-    keras_vd.export_saved_model(model, folder / "compiled", jit_compile=True)
-    keras_vd.export_packed(model, folder / "packed")
+    deployment.export_saved_model(model, folder / "plain")
+    deployment.export_saved_model(model, folder / "compiled", jit_compile=True)
+    deployment.export_packed(model, folder / "packed")
     x = random_inputs(2, 32)
     return folder, x, flat_outputs(model, [x])[0]
 
@@ -402,11 +403,11 @@ def test_a_c_program_serves_them(served, tmp_path):
 
 
 ALL_WRITERS = [
-    (keras_vd.save_compressed, "m.keras"),
-    (keras_vd.export_saved_model, "m"),
-    (keras_vd.export_packed, "m"),
-    (keras_vd.export_litert, "m.tflite"),
-    (keras_vd.export_onnx, "m.onnx"),
+    (deployment.save_compressed, "m.keras"),
+    (deployment.export_saved_model, "m"),
+    (deployment.export_packed, "m"),
+    (deployment.export_litert, "m.tflite"),
+    (deployment.export_onnx, "m.onnx"),
 ]
 
 
@@ -425,14 +426,14 @@ def test_variational_models_are_refused(function, file, tmp_path):
 def test_arguments_are_checked(tmp_path):
     model = dense_model()
     with pytest.raises(ValueError, match="`path` must end in"):
-        keras_vd.save_compressed(model, tmp_path / "m.zip")
+        deployment.save_compressed(model, tmp_path / "m.zip")
     with pytest.raises(ValueError, match="`weights` must be one of"):
-        keras_vd.export_litert(model, tmp_path / "m.tflite", "int8_sparse")
+        deployment.export_litert(model, tmp_path / "m.tflite", "int8_sparse")
     with pytest.raises(ValueError, match="`batch_size` must be an integer"):
-        keras_vd.export_litert(model, tmp_path / "m.tflite", batch_size=0)
+        deployment.export_litert(model, tmp_path / "m.tflite", batch_size=0)
     for x in (random_inputs(2, 31), random_inputs(0, 32), [random_inputs(2)]):
         with pytest.raises(ValueError, match="`x` must hold inputs of"):
-            keras_vd.save_compressed(model, tmp_path / "m.keras", x=x)
+            deployment.save_compressed(model, tmp_path / "m.keras", x=x)
 
 
 @pytest.mark.core
@@ -441,7 +442,10 @@ def test_a_backend_that_cannot_write_says_what_to_do(
     function, file, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
-    if function in (keras_vd.save_compressed, keras_vd.export_onnx):
+    if function in (
+        deployment.save_compressed,
+        deployment.export_onnx,
+    ):
         pytest.skip("any backend can")
     with pytest.raises(RuntimeError, match="KERAS_BACKEND=tensorflow") as told:
         function(dense_model(), tmp_path / file)
@@ -452,9 +456,13 @@ def test_a_backend_that_cannot_write_says_what_to_do(
 @pytest.mark.parametrize(
     ("module", "function", "file"),
     [
-        ("ai_edge_litert.interpreter", keras_vd.export_litert, "m.tflite"),
-        ("onnxruntime", keras_vd.export_onnx, "m.onnx"),
-        ("tf2onnx", keras_vd.export_onnx, "m.onnx"),
+        (
+            "ai_edge_litert.interpreter",
+            deployment.export_litert,
+            "m.tflite",
+        ),
+        ("onnxruntime", deployment.export_onnx, "m.onnx"),
+        ("tf2onnx", deployment.export_onnx, "m.onnx"),
     ],
 )
 def test_a_missing_package_is_named(
@@ -484,7 +492,7 @@ def test_compressed_files_load_on_every_backend(backend, tmp_path):
     if backend == BACKEND:
         pytest.skip("checked by the writer")
     model, x = dense_model(), random_inputs(3, 32)
-    keras_vd.save_compressed(model, tmp_path / "m.keras")
+    deployment.save_compressed(model, tmp_path / "m.keras")
     (y,) = flat_outputs(model, [x])
     np.savez(tmp_path / "data.npz", x=x, y=y)
     files = (tmp_path / "m.keras", tmp_path / "data.npz")
@@ -502,7 +510,7 @@ def test_what_litert_computes_wrongly_is_not_written(tmp_path):
     model.set_weights([sparse(102, 200, kept=0.02), sparse(200, kept=1.0)])
     path = tmp_path / "m.tflite"
     with pytest.raises(RuntimeError, match="no multiple of 4"):
-        keras_vd.export_litert(model, path)
+        deployment.export_litert(model, path)
     assert list(tmp_path.iterdir()) == []
-    keras_vd.export_litert(model, path, "float32")
+    deployment.export_litert(model, path, "float32")
     assert path.exists()

@@ -4,9 +4,9 @@ import keras
 import numpy as np
 import pytest
 
-import keras_vd
-from keras_vd._deploying.drawing import flat_inputs
-from keras_vd._deploying.interface import (
+from keras_vd import deployment
+from keras_vd.deployment.drawing import flat_inputs
+from keras_vd.deployment.interface import (
     difference,
     output_names,
     outputs_check,
@@ -48,25 +48,25 @@ def transformer(length):
 
 
 def writers():
-    found = [(keras_vd.save_compressed, "m.keras")]
+    found = [(deployment.save_compressed, "m.keras")]
     if BACKEND == "tensorflow":
         found += [
-            (keras_vd.export_onnx, "m.onnx"),
-            (keras_vd.export_litert, "m.tflite"),
+            (deployment.export_onnx, "m.onnx"),
+            (deployment.export_litert, "m.tflite"),
         ]
     if BACKEND != "torch":
         found += [
-            (keras_vd.export_saved_model, "saved"),
-            (keras_vd.export_packed, "packed"),
+            (deployment.export_saved_model, "saved"),
+            (deployment.export_packed, "packed"),
         ]
     return found
 
 
 def skip_without_runtimes(function):
-    if function is keras_vd.export_onnx:
+    if function is deployment.export_onnx:
         pytest.importorskip("tf2onnx")
         pytest.importorskip("onnxruntime")
-    if function is keras_vd.export_litert:
+    if function is deployment.export_litert:
         pytest.importorskip("ai_edge_litert")
 
 
@@ -75,7 +75,7 @@ def skip_without_runtimes(function):
 def test_no_more_steps_than_a_model_has_positions(function, file, tmp_path):
     # Each writer checks its outputs by itself.
     skip_without_runtimes(function)
-    if BACKEND == "jax" and function is not keras_vd.save_compressed:
+    if BACKEND == "jax" and function is not deployment.save_compressed:
         pytest.skip("JAX exports no open axis that is compared with a number")
     model = transformer(5)
     function(model, tmp_path / file)
@@ -104,7 +104,7 @@ def test_a_fixed_batch_is_kept(tmp_path):
     inputs = keras.Input(batch_shape=(4, 3))
     model = keras.Model(inputs, layers.Dense(2)(inputs))
     assert flat_inputs(model, None)[0].shape == (4, 3)
-    keras_vd.save_compressed(model, tmp_path / "m.keras")
+    deployment.save_compressed(model, tmp_path / "m.keras")
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_drawn_numbers_fit_their_type(dtype, allowed, tmp_path):
     assert drawn.dtype == dtype
     assert len(set(drawn.flat)) > 1
     assert set(drawn.astype(int).flat) <= set(allowed)
-    keras_vd.save_compressed(model, tmp_path / "m.keras")
+    deployment.save_compressed(model, tmp_path / "m.keras")
 
 
 def test_outputs_that_are_nan_ask_for_inputs(tmp_path):
@@ -127,9 +127,9 @@ def test_outputs_that_are_nan_ask_for_inputs(tmp_path):
     model = keras.Model(inputs, keras.ops.log(layers.Dense(3)(inputs)))
     model.set_weights([np.eye(3), np.zeros(3)])
     with pytest.raises(ValueError, match="`x=`"):
-        keras_vd.save_compressed(model, tmp_path / "m.keras")
+        deployment.save_compressed(model, tmp_path / "m.keras")
     positive = np.abs(random_inputs(2, 3)) + 1
-    keras_vd.save_compressed(model, tmp_path / "m.keras", x=positive)
+    deployment.save_compressed(model, tmp_path / "m.keras", x=positive)
 
 
 def test_recurrent_states_are_refused(tmp_path):
@@ -176,7 +176,7 @@ def nested_outputs():
 @pytest.mark.parametrize(("function", "file"), writers())
 def test_outputs_in_structures(function, file, tmp_path):
     skip_without_runtimes(function)
-    if function is keras_vd.export_litert:
+    if function is deployment.export_litert:
         pytest.skip("LiteRT has no outputs of size 0")
     model = nested_outputs()
     assert output_names(model) == [f"output_{i}" for i in range(4)]
@@ -194,7 +194,7 @@ def test_16_bits_are_compared_by_their_own_steps(function, file, tmp_path):
             layers.Dense(20, dtype="mixed_float16"),
         ]
     )
-    if function is keras_vd.export_litert:
+    if function is deployment.export_litert:
         with pytest.raises(ValueError, match="dtype='float32'"):
             function(model, tmp_path / file)
         assert list(tmp_path.iterdir()) == []
@@ -214,8 +214,12 @@ def test_types_that_a_runtime_does_not_know(function, file, policy, tmp_path):
         [keras.Input((4,)), layers.Dense(3, dtype=policy, name="short")]
     )
     unknown = {
-        keras_vd.export_litert: ("mixed_float16", "mixed_bfloat16", "float64"),
-        keras_vd.export_onnx: ("mixed_bfloat16",),
+        deployment.export_litert: (
+            "mixed_float16",
+            "mixed_bfloat16",
+            "float64",
+        ),
+        deployment.export_onnx: ("mixed_bfloat16",),
     }
     if policy not in unknown.get(function, ()):
         function(model, tmp_path / file)

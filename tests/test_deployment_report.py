@@ -7,8 +7,8 @@ import keras
 import numpy as np
 import pytest
 
-import keras_vd
-from keras_vd._deploying import comparison, measuring
+from keras_vd import deployment
+from keras_vd.deployment import comparison, measuring
 from tests.models import mlp, random_inputs
 from tests.test_deploying import BACKEND, ON_TENSORFLOW, dense_model, size
 
@@ -27,7 +27,7 @@ def reported(tmp_path_factory):
         patch.setattr(measuring, "BLOCKS", 2)
         patch.setattr(measuring, "SECONDS", 0.001)
         patch.setitem(sys.modules, "onnxruntime", None)
-        report = keras_vd.deployment_report(
+        report = deployment.deployment_report(
             model, random_inputs(3, 32), reference, folder, (1, 4), verbose=0
         )
     return folder, report
@@ -85,18 +85,18 @@ def test_arguments_are_checked():
     x = random_inputs(2, 32)
     other = keras.Sequential([keras.Input((5,)), keras.layers.Dense(1)])
     with pytest.raises(ValueError, match="`reference` must have the inputs"):
-        keras_vd.deployment_report(dense_model(), x, other)
+        deployment.deployment_report(dense_model(), x, other)
     with pytest.raises(ValueError, match="convert it first"):
-        keras_vd.deployment_report(mlp(), random_inputs(2, 6))
+        deployment.deployment_report(mlp(), random_inputs(2, 6))
     with pytest.raises(ValueError, match="`batch_sizes` must be an integer"):
-        keras_vd.deployment_report(dense_model(), x, batch_sizes=(0,))
+        deployment.deployment_report(dense_model(), x, batch_sizes=(0,))
 
 
 @pytest.mark.core
 @pytest.mark.skipif(BACKEND != "torch", reason="TensorFlow writes them all.")
 def test_what_a_backend_cannot_write_is_a_row():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
-    report = keras_vd.deployment_report(
+    report = deployment.deployment_report(
         model, np.ones((1, 4)), batch_sizes=(1,), verbose=0
     )
     for row in report.rows:

@@ -8,8 +8,8 @@ import keras
 import numpy as np
 import pytest
 
-import keras_vd
-from keras_vd._deploying import writing
+from keras_vd import deployment
+from keras_vd.deployment import writing
 from tests.models import random_inputs, run_python
 
 BACKEND = keras.backend.backend()
@@ -38,8 +38,8 @@ model = keras.Sequential([keras.Input((90,)), keras.layers.Dense(90)])
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
 for function, path in (
-    (keras_vd.save_compressed, sys.argv[1]),
-    (keras_vd.export_saved_model, sys.argv[2]),
+    (deployment.save_compressed, sys.argv[1]),
+    (deployment.export_saved_model, sys.argv[2]),
 )[: int(sys.argv[3])]:
     try:
         function(model, path)
@@ -51,9 +51,9 @@ for function, path in (
 @pytest.mark.core
 def test_a_full_disk_keeps_the_old_file(tmp_path):
     file, folder = tmp_path / "m.keras", tmp_path / "m"
-    keras_vd.save_compressed(model(), file)
+    deployment.save_compressed(model(), file)
     if can_export := BACKEND != "torch":
-        keras_vd.export_saved_model(model(), folder)
+        deployment.export_saved_model(model(), folder)
     before = content(tmp_path)
     result = run_python(FULL, file, folder, 1 + can_export)
     assert result.returncode == 0, result.stderr
@@ -68,7 +68,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("mine")
     for path in ("file/m.keras", "missing/m.keras"):
         with pytest.raises(OSError, match="could not prepare") as told:
-            keras_vd.save_compressed(model(), tmp_path / path)
+            deployment.save_compressed(model(), tmp_path / path)
         assert str(tmp_path / path) in str(told.value)
     assert content(tmp_path) == {
         (tmp_path / "file").relative_to(tmp_path): b"mine"
@@ -78,7 +78,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
 def test_what_is_no_file_of_ours_is_kept(tmp_path):
     (tmp_path / "m.keras").mkdir()
     with pytest.raises(IsADirectoryError, match="`path` must name a file"):
-        keras_vd.save_compressed(model(), tmp_path / "m.keras")
+        deployment.save_compressed(model(), tmp_path / "m.keras")
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.txt").write_text("mine")
 
@@ -99,7 +99,7 @@ def test_what_is_no_file_of_ours_is_kept(tmp_path):
 
 @pytest.mark.core
 def test_other_outputs_are_an_error(tmp_path, monkeypatch):
-    keras_vd.save_compressed(model(), path := tmp_path / "m.keras")
+    deployment.save_compressed(model(), path := tmp_path / "m.keras")
     before = content(tmp_path)
     save = keras.Model.save
 
@@ -111,13 +111,13 @@ def test_other_outputs_are_an_error(tmp_path, monkeypatch):
 
     monkeypatch.setattr(keras.Model, "save", save_wrong)
     with pytest.raises(RuntimeError, match="is allowed"):
-        keras_vd.save_compressed(model(), path)
+        deployment.save_compressed(model(), path)
     assert content(tmp_path) == before
 
 
 @pytest.mark.core
 def test_a_file_cut_short_is_an_error(tmp_path, monkeypatch):
-    keras_vd.save_compressed(model(), path := tmp_path / "m.keras")
+    deployment.save_compressed(model(), path := tmp_path / "m.keras")
     before = content(tmp_path)
     flush = writing._flush
 
@@ -127,7 +127,7 @@ def test_a_file_cut_short_is_an_error(tmp_path, monkeypatch):
 
     monkeypatch.setattr(writing, "_flush", cut)
     with pytest.raises(OSError, match="cannot be read back"):
-        keras_vd.save_compressed(model(), path)
+        deployment.save_compressed(model(), path)
     assert content(tmp_path) == before
 
 
@@ -175,7 +175,7 @@ def test_a_folder_is_there_all_the_time(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from keras_vd._deploying import writing
+from keras_vd.deployment import writing
 
 def write(new):
     new.mkdir()
@@ -259,9 +259,9 @@ def test_a_folder_comes_back_if_it_cannot_be_replaced(
 
 
 def test_a_link_stays_a_link(tmp_path):
-    keras_vd.save_compressed(model(), real := tmp_path / "real.keras")
+    deployment.save_compressed(model(), real := tmp_path / "real.keras")
     (link := tmp_path / "link.keras").symlink_to(real)
-    keras_vd.save_compressed(changed := model(5), link)
+    deployment.save_compressed(changed := model(5), link)
     assert link.is_symlink()
     x = random_inputs(2, 4)
     np.testing.assert_allclose(

@@ -57,7 +57,7 @@ def test_the_other_examples_of_the_readme(tmp_path, monkeypatch):
     assert isinstance(names["embedding"], keras_vd.layers.VDEmbedding)
     assert isinstance(names["recurrent"], keras_vd.layers.VDLSTM)
     assert isinstance(names["layer"], keras_vd.layers.VDDense)
-    assert isinstance(names["report"], keras_vd.DeploymentReport)
+    assert isinstance(names["report"], keras_vd.reports.DeploymentReport)
     gates = keras_vd.sparsity_report(names["model"]).gates
     assert [gate.units for gate in gates] == [784, 300]
     assert names["prediction"].mutual_information.shape == (2,)

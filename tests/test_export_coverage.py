@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import keras_vd
-from keras_vd._deploying.onnx_graphs import SUBSTITUTES, dense_graph
-from keras_vd._deploying.readers import READERS, open_onnx
+from keras_vd.deployment.onnx_graphs import SUBSTITUTES, dense_graph
+from keras_vd.deployment.readers import READERS, open_onnx
 from tests.models import random_inputs, to_numpy
 
 pytestmark = [
@@ -206,7 +206,7 @@ def test_onnx_runtime_computes_each_part(build, tmp_path):
     keras.utils.set_random_seed(1)
     model = build()
     x = some_inputs(model)
-    keras_vd.export_onnx(model, path := tmp_path / "m.onnx", x=x)
+    keras_vd.deployment.export_onnx(model, path := tmp_path / "m.onnx", x=x)
     session = open_onnx(str(path))
     assert len(session.get_inputs()) == 1
     names = [output.name for output in session.get_outputs()]
@@ -274,7 +274,7 @@ def test_what_onnx_lacks_is_named_with_its_layer(tmp_path, caplog, capfd):
     path = tmp_path / "m.onnx"
     path.write_text("old")
     with pytest.raises(RuntimeError, match="ONNX has no operation") as told:
-        keras_vd.export_onnx(model, path)
+        keras_vd.deployment.export_onnx(model, path)
     for part in ("StringToHashBucketFast", "'crossed'", "export_saved_model"):
         assert part in str(told.value)
     # What the converter logged is in the error alone.
@@ -304,18 +304,18 @@ def test_a_converter_is_quiet_unless_it_fails(tmp_path, caplog, monkeypatch):
 
     model = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
     monkeypatch.setattr(tf2onnx.convert, "from_graph_def", noisy)
-    keras_vd.export_onnx(model, tmp_path / "m.onnx")
+    keras_vd.deployment.export_onnx(model, tmp_path / "m.onnx")
     assert "inside" not in caplog.text
     monkeypatch.setattr(tf2onnx.convert, "from_graph_def", failing)
     with pytest.raises(RuntimeError, match="outside") as told:
-        keras_vd.export_onnx(model, tmp_path / "m.onnx")
+        keras_vd.deployment.export_onnx(model, tmp_path / "m.onnx")
     assert "Traceback" in str(told.value)
     assert "ZeroDivisionError: inside" in str(told.value)
 
 
 def test_text_is_refused_by_litert_in_words(tmp_path):
     with pytest.raises(ValueError, match="hold no layers for text") as told:
-        keras_vd.export_litert(strings(), tmp_path / "m.tflite")
+        keras_vd.deployment.export_litert(strings(), tmp_path / "m.tflite")
     assert "export_saved_model" in str(told.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -333,9 +333,9 @@ def text_model():
 @pytest.mark.parametrize(
     ("writer", "runtime", "file"),
     [
-        (keras_vd.export_saved_model, "TensorFlow", "m"),
-        (keras_vd.export_packed, "TensorFlow", "m"),
-        (keras_vd.save_compressed, "Keras", "m.keras"),
+        (keras_vd.deployment.export_saved_model, "TensorFlow", "m"),
+        (keras_vd.deployment.export_packed, "TensorFlow", "m"),
+        (keras_vd.deployment.save_compressed, "Keras", "m.keras"),
     ],
 )
 def test_text_is_served(writer, runtime, file, tmp_path):

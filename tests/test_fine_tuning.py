@@ -367,7 +367,7 @@ def test_compressed_files_need_no_keras_vd(tmp_path):
     model = half_zero(MODELS["attention"]())
     keras_vd.freeze_zeros(model)
     path = tmp_path / "small.keras"
-    keras_vd.save_compressed(model, path)
+    keras_vd.deployment.save_compressed(model, path)
     code = (
         "import sys, keras; keras.models.load_model(sys.argv[1]); "
         "assert 'keras_vd' not in sys.modules"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import keras_vd
-from keras_vd._keras_internals import flatten_layers
+from keras_vd._backend.keras_internals import flatten_layers
 from keras_vd.layers.structured import StructuredGate
 from tests.folding import (
     CASES,

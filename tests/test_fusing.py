@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_vd import _fusing, layers, posteriors, priors
+from keras_vd import layers, posteriors, priors
+from keras_vd._backend import fusing
 from tests.contract import to_numpy
 
 pytestmark = pytest.mark.skipif(
@@ -104,14 +105,14 @@ def posteriors_of(layer):
 
 def compare(make, monkeypatch, tolerance):
     kernels = []
-    kernel = _fusing._kernel
+    kernel = fusing._kernel
     monkeypatch.setattr(
-        _fusing, "_kernel", lambda f: kernels.append(f) or kernel(f)
+        fusing, "_kernel", lambda f: kernels.append(f) or kernel(f)
     )
-    monkeypatch.setattr(_fusing, "MIN_SIZE", NEVER)
+    monkeypatch.setattr(fusing, "MIN_SIZE", NEVER)
     expected = two_steps(make)
     assert not kernels
-    monkeypatch.setattr(_fusing, "MIN_SIZE", 1)
+    monkeypatch.setattr(fusing, "MIN_SIZE", 1)
     compiled = two_steps(make)
     assert kernels
     for ours, theirs in zip(compiled, expected, strict=True):
@@ -142,24 +143,24 @@ def test_sizes():
     for shape, size in {
         (3, 4): 12,
         (): 1,
-        (None, 4): 4 * _fusing.USUAL_BATCH_SIZE,
+        (None, 4): 4 * fusing.USUAL_BATCH_SIZE,
         (None, None, 4): 0,
         (2, None): 0,
     }.items():
         spec = tf.TensorSpec(shape)
-        assert _fusing._size(spec) == size
+        assert fusing._size(spec) == size
 
 
 def test_not_outside_graphs():
     import tensorflow as tf
 
-    large = tf.zeros((_fusing.MIN_SIZE,))
-    assert not _fusing._is_worth_a_kernel([large])
+    large = tf.zeros((fusing.MIN_SIZE,))
+    assert not fusing._is_worth_a_kernel([large])
     found = []
 
     @tf.function
     def inside():
-        found.append(_fusing._is_worth_a_kernel([large]))
+        found.append(fusing._is_worth_a_kernel([large]))
 
     inside()
     assert found == [True]
@@ -169,7 +170,7 @@ def test_second_derivatives():
     """Oracle: 6 x for x^3."""
     import tensorflow as tf
 
-    large = tf.linspace(-1.0, 1.0, _fusing.MIN_SIZE)
+    large = tf.linspace(-1.0, 1.0, fusing.MIN_SIZE)
 
     @tf.function
     def second():
@@ -177,7 +178,7 @@ def test_second_derivatives():
             outer.watch(large)
             with tf.GradientTape() as inner:
                 inner.watch(large)
-                (cubes,) = _fusing.recomputed(
+                (cubes,) = fusing.recomputed(
                     lambda variables: (variables[0] ** 3,), [large], []
                 )
             slopes = inner.gradient(cubes, large)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_vd import _keras_internals as internals
+from keras_vd._backend import keras_internals as internals
 from tests.contract import assert_equal, to_numpy
 
 

@@ -8,7 +8,7 @@ import scipy.special
 import scipy.stats
 from keras import ops
 
-from keras_vd import kl
+from keras_vd.divergences import kl
 from tests.gradients import gradient
 
 GRID = np.linspace(-20.0, 20.0, 4001).astype("float32")

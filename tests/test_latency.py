@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from benchmarks import deployment, latency
-from keras_vd._deploying.drawing import draw_inputs
-from keras_vd._deploying.measuring import Measurement
+from keras_vd.deployment.drawing import draw_inputs
+from keras_vd.deployment.measuring import Measurement
 from tests.models import REPOSITORY
 
 pytestmark = pytest.mark.skipif(

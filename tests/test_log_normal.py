@@ -14,7 +14,7 @@ import scipy.integrate
 import scipy.stats
 from keras import ops
 
-from keras_vd import log_normal
+from keras_vd.divergences import log_normal
 from tests.contract import assert_moments
 from tests.gradients import gradient
 

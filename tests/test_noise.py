@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 from scipy import stats
 
-from keras_vd._noise import standard_normal
+from keras_vd._backend.noise import standard_normal
 from tests.contract import MAX_Z, assert_equal, to_numpy
 
 NUM_DRAWS = 40_000

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import keras_vd
-from keras_vd import layers, posteriors
+from keras_vd import deployment, layers, posteriors
 from keras_vd.callbacks import KLAnnealing
 from tests.models import random_inputs, to_numpy
 
@@ -76,12 +76,12 @@ def test_plain_models_are_refused(value, tmp_path):
         for verb in (
             keras_vd.shrink,
             keras_vd.to_variational,
-            lambda m: keras_vd.save_compressed(m, tmp_path / "model.zip"),
-            lambda m: keras_vd.export_saved_model(m, tmp_path / "saved"),
-            lambda m: keras_vd.export_packed(m, tmp_path / "packed"),
-            lambda m: keras_vd.export_onnx(m, tmp_path / "model.onnx"),
-            lambda m: keras_vd.export_litert(m, tmp_path / "model.tflite"),
-            lambda m: keras_vd.deployment_report(m, m),
+            lambda m: deployment.save_compressed(m, tmp_path / "model.zip"),
+            lambda m: deployment.export_saved_model(m, tmp_path / "saved"),
+            lambda m: deployment.export_packed(m, tmp_path / "packed"),
+            lambda m: deployment.export_onnx(m, tmp_path / "model.onnx"),
+            lambda m: deployment.export_litert(m, tmp_path / "model.tflite"),
+            lambda m: deployment.deployment_report(m, m),
         ):
             with pytest.raises(ValueError, match=path):
                 verb(model)

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from keras_vd import kl, posteriors, priors
+from keras_vd import posteriors, priors
+from keras_vd.divergences import kl
 from tests.contract import assert_close, assert_equal
 
 NAMES = {

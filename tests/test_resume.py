@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from keras_vd import callbacks
-from keras_vd._deploying import writing
 from keras_vd.callbacks import KLAnnealing
+from keras_vd.deployment import writing
 from tests.models import (
     Kill,
     classification_data,

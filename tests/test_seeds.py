@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_vd._seeds import SeedGenerator
+from keras_vd._backend.seeds import SeedGenerator
 from tests.models import to_numpy
 
 pytestmark = pytest.mark.core

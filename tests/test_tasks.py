@@ -9,8 +9,8 @@ import scipy.special
 import scipy.stats
 
 from keras_vd import calibration_report, layers, predict_mc
-from keras_vd._keras_internals import functional_part
-from keras_vd._tasks import meanings
+from keras_vd._backend.keras_internals import functional_part
+from keras_vd.uncertainty.tasks import meanings
 from tests.models import random_inputs
 
 pytestmark = pytest.mark.core

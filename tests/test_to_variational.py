@@ -6,7 +6,7 @@ import pytest
 
 import keras_vd
 from keras_vd import layers, posteriors, to_variational
-from keras_vd._keras_internals import flatten_layers
+from keras_vd._backend.keras_internals import flatten_layers
 from tests.convertible import (
     CORE,
     MODELS,

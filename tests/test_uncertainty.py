@@ -8,8 +8,6 @@ import scipy.special
 import scipy.stats
 
 from keras_vd import (
-    MonteCarloPrediction,
-    _sampler,
     calibration_report,
     layers,
     posteriors,
@@ -17,6 +15,7 @@ from keras_vd import (
     prune,
     variational_weights,
 )
+from keras_vd.uncertainty import MonteCarloPrediction, sampler
 from tests.models import (
     mlp,
     plain_mlp,
@@ -97,7 +96,7 @@ def known_draws(monkeypatch):
     def choose(draws):
         draws = iter(draws)
         monkeypatch.setattr(
-            _sampler.Sampler, "predict_on_batch", lambda *_: next(draws)
+            sampler.Sampler, "predict_on_batch", lambda *_: next(draws)
         )
 
     return choose

@@ -9,7 +9,8 @@ import keras
 import numpy as np
 import pytest
 
-from keras_vd import _sampler, layers, predict_mc, prune
+from keras_vd import layers, predict_mc, prune
+from keras_vd.uncertainty import sampler
 from tests.models import mlp, random_inputs
 
 pytestmark = pytest.mark.core
@@ -223,13 +224,13 @@ def test_a_changed_model_is_traced_anew():
 def test_the_function_goes_with_its_model():
     model = mlp()
     predict_mc(model, random_inputs(4, 6), 2)
-    sampler = weakref.ref(_sampler.sampler_of(model))
+    kept = weakref.ref(sampler.sampler_of(model))
     alive = weakref.ref(model)
-    assert sampler() is _sampler.sampler_of(model)
+    assert kept() is sampler.sampler_of(model)
     del model
     gc.collect()
     assert alive() is None
-    assert sampler() is None
+    assert kept() is None
 
 
 def test_files_know_nothing_of_it(tmp_path):
@@ -264,7 +265,7 @@ def test_a_progress_bar_appears_when_it_takes_long(capsys, monkeypatch):
 
     assert shown() == shown(verbose=0) == ""
     assert "9/9" in shown(verbose=1, batch_size=2)
-    monkeypatch.setattr(_sampler, "PROGRESS_AFTER", 0.0)
+    monkeypatch.setattr(sampler, "PROGRESS_AFTER", 0.0)
     assert "6/6" in shown(batch_size=3)
     assert shown(verbose=0) == ""
     assert "9/9" in shown(Slices(tuples_of(inputs)))

@@ -5,7 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from keras_vd._validation import check_choice, check_integer, check_number
+from keras_vd._backend.validation import (
+    check_choice,
+    check_integer,
+    check_number,
+)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ import numpy as np
 
 import keras_vd
 from keras_vd import layers
-from keras_vd._deploying.readers import READERS
+from keras_vd.deployment.readers import READERS
 from tools.checking import Case, finish, run_cases
 from tools.mutations import KINDS, Damage
 from tools.processes import Died, in_child
@@ -95,13 +95,13 @@ def write(name: str, folder: Path) -> Path:
     """Write one of the files to damage."""
     if name == "packed":
         path = folder / "packed"
-        keras_vd.export_packed(make_model(True, True), path)
+        keras_vd.deployment.export_packed(make_model(True, True), path)
     elif name == "saved_model":
         path = folder / "saved_model"
-        keras_vd.export_saved_model(make_model(True, True), path)
+        keras_vd.deployment.export_saved_model(make_model(True, True), path)
     elif name == "archive":
         path = folder / "archive.keras"
-        keras_vd.save_compressed(make_model(True, True), path)
+        keras_vd.deployment.save_compressed(make_model(True, True), path)
     else:
         path = folder / f"{name}.keras"
         make_model(name == "plain").save(path)

@@ -30,10 +30,9 @@ from typing import Any
 import keras
 import numpy as np
 
-import keras_vd
-from keras_vd import callbacks, layers
-from keras_vd._deploying.interface import input_names
-from keras_vd._deploying.readers import READERS
+from keras_vd import callbacks, deployment, layers
+from keras_vd.deployment.interface import input_names
+from keras_vd.deployment.readers import READERS
 from tools.checking import Case, finish, run_cases
 from tools.processes import Child, in_child
 
@@ -161,13 +160,13 @@ def _save(model: keras.Model, path: Path) -> None:
 WRITERS: dict[str, Writer] = {
     "model.save": Writer("m.keras", _save, "Keras", variational_model, True),
     "model.save, plain": Writer("m.keras", _save, "Keras", is_kerases=True),
-    "save_compressed": Writer("m.keras", keras_vd.save_compressed, "Keras"),
+    "save_compressed": Writer("m.keras", deployment.save_compressed, "Keras"),
     "export_saved_model": Writer(
-        "served", keras_vd.export_saved_model, "TensorFlow"
+        "served", deployment.export_saved_model, "TensorFlow"
     ),
-    "export_packed": Writer("packed", keras_vd.export_packed, "TensorFlow"),
-    "export_litert": Writer("m.tflite", keras_vd.export_litert, "LiteRT"),
-    "export_onnx": Writer("m.onnx", keras_vd.export_onnx, "ONNX Runtime"),
+    "export_packed": Writer("packed", deployment.export_packed, "TensorFlow"),
+    "export_litert": Writer("m.tflite", deployment.export_litert, "LiteRT"),
+    "export_onnx": Writer("m.onnx", deployment.export_onnx, "ONNX Runtime"),
 }
 AVAILABLE: dict[str, tuple[str, ...]] = {
     "tensorflow": tuple(WRITERS),

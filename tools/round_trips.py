@@ -24,9 +24,9 @@ import keras
 import numpy as np
 
 import keras_vd
-from keras_vd import posteriors
-from keras_vd._deploying.litert import ADVICE
-from keras_vd._keras_internals import flatten_layers
+from keras_vd import deployment, posteriors
+from keras_vd._backend.keras_internals import flatten_layers
+from keras_vd.deployment.litert import ADVICE
 from tools.checking import Case, finish, run_cases
 from tools.random_networks import make_network
 from tools.shrink_networks import (
@@ -37,10 +37,10 @@ from tools.shrink_networks import (
 )
 
 WRITERS: dict[str, tuple[str, Callable[..., Any]]] = {
-    "saved_model": ("saved", keras_vd.export_saved_model),
-    "litert": ("model.tflite", keras_vd.export_litert),
-    "onnx": ("model.onnx", keras_vd.export_onnx),
-    "packed": ("packed", keras_vd.export_packed),
+    "saved_model": ("saved", deployment.export_saved_model),
+    "litert": ("model.tflite", deployment.export_litert),
+    "onnx": ("model.onnx", deployment.export_onnx),
+    "packed": ("packed", deployment.export_packed),
 }
 # Smallest of each family, and the smallest input that it takes.
 APPLICATIONS = {
@@ -161,7 +161,7 @@ class RoundTrip:
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder) / "model.keras"
             try:
-                keras_vd.save_compressed(smaller, path, x=self.batches[-1])
+                deployment.save_compressed(smaller, path, x=self.batches[-1])
             except OSError as error:
                 if "Python lambda" not in str(error):
                     raise
@@ -247,7 +247,7 @@ class RoundTrip:
         if ADVICE not in str(error):
             return False
         path = pathlib.Path(folder) / "dense.tflite"
-        keras_vd.export_litert(model, path, weights="float32", x=x)
+        deployment.export_litert(model, path, weights="float32", x=x)
         return True
 
 

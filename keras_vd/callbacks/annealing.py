@@ -10,7 +10,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vd._keras_internals import (
+from keras_vd._backend.keras_internals import (
     Fit,
     build_for_fit,
     counted_examples,
@@ -19,14 +19,14 @@ from keras_vd._keras_internals import (
     labels_per_example,
     running_fit,
 )
-from keras_vd._tensorboard import EventWriter, check_tensorboard
-from keras_vd._validation import check_integer, check_number
+from keras_vd._backend.tensorboard import EventWriter, check_tensorboard
+from keras_vd._backend.validation import check_integer, check_number
 from keras_vd.callbacks import advice
 from keras_vd.callbacks.figures import Figures, ShortBar
 from keras_vd.callbacks.schedules import Schedule
 from keras_vd.layers.structured import StructuredGate
 from keras_vd.posteriors import Posterior, WeightPosterior
-from keras_vd.report import named_posteriors, required_posteriors
+from keras_vd.posteriors.finding import named_posteriors, required_posteriors
 
 
 class KLAnnealing(keras.callbacks.Callback):

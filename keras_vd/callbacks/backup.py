@@ -10,8 +10,8 @@ from typing import Any
 import h5py
 import keras
 
-from keras_vd._deploying.writing import write_checked
-from keras_vd._keras_internals import start_at_epoch
+from keras_vd._backend.keras_internals import start_at_epoch
+from keras_vd._backend.writing import write_checked
 
 _EPOCH = "epochs_done"
 

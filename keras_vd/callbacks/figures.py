@@ -7,7 +7,8 @@ from typing import Any
 
 import keras
 
-from keras_vd.report import current_kl_divergence, sparsity_report
+from keras_vd.pruning import current_kl_divergence
+from keras_vd.sparsity import sparsity_report
 
 PER_LAYER = "n_active/"
 

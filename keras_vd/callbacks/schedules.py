@@ -5,7 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from keras_vd._validation import check_choice, check_integer, check_number
+from keras_vd._backend.validation import (
+    check_choice,
+    check_integer,
+    check_number,
+)
 
 # Share of the full weight after a fraction t of the warm-up, 0 <= t <= 1.
 _SHAPES: dict[str, Callable[[float], float]] = {

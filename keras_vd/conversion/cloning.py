@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import keras
 from keras import ops
 
-from keras_vd._keras_internals import (
+from keras_vd._backend.keras_internals import (
     arguments_of_lambda,
     copied_operation,
     flatten_layers,

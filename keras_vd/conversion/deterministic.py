@@ -7,17 +7,17 @@ from typing import Any
 
 import keras
 
-from keras_vd._folding import absorb, find_folds
-from keras_vd._keras_internals import (
+from keras_vd._backend.keras_internals import (
     extended,
     flatten_layers,
     overridden,
 )
-from keras_vd._validation import check_finite_model, check_model
+from keras_vd._backend.validation import check_finite_model, check_model
 from keras_vd.conversion.cloning import Cloner, Replacement
+from keras_vd.conversion.folding import absorb, find_folds
 from keras_vd.layers.base import VariationalLayer, keras_class
 from keras_vd.layers.structured import StructuredGate
-from keras_vd.report import required_posteriors
+from keras_vd.posteriors.finding import required_posteriors
 
 
 def to_deterministic(model: keras.Model) -> keras.Model:

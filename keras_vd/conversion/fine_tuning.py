@@ -14,13 +14,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vd._keras_internals import (
+from keras_vd._backend.keras_internals import (
     flatten_layers,
     functional_part,
     own_trainable_variables,
     running_average,
 )
-from keras_vd._validation import check_built, check_model
+from keras_vd._backend.validation import check_built, check_model
 
 # Start at zero without being pruned; those of attention and GRUs are matrices.
 _NO_WEIGHTS = ("bias", "alpha", "beta", "gamma")
@@ -47,9 +47,9 @@ def freeze_zeros(model: keras.Model) -> None:
     The constraint is the layer's own, such as its `kernel_constraint`, and
     holds which entries are zero: models that are saved and loaded or cloned
     go on keeping them, and `shrink` keeps those that are left. Loading such a
-    file needs `import keras_vd`; `keras_vd.save_compressed` and exported models
-    are without. What is zero is read once: weights that become 0 later are
-    free, and a second call starts over.
+    file needs `import keras_vd`; files of `keras_vd.deployment` are
+    without. What is zero is read once: weights that become 0 later are free,
+    and a second call starts over.
 
     A layer whose config has no place for the constraint, such as most custom
     layers, keeps its zeros in this object alone; a warning names its weights.

@@ -7,7 +7,7 @@ from typing import Any
 
 import rich.table
 
-from keras_vd._tables import Report
+from keras_vd._backend.tables import Report
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,14 +7,14 @@ from typing import Any
 import keras
 
 from keras_vd import layers, posteriors
-from keras_vd._keras_internals import (
+from keras_vd._backend.keras_internals import (
     computed_class,
     flatten_layers,
     overridden,
     own_variables,
     sublayers,
 )
-from keras_vd._validation import (
+from keras_vd._backend.validation import (
     check_built,
     check_finite_model,
     check_model,
@@ -25,7 +25,7 @@ from keras_vd.conversion.report import ConversionReport, ConversionRow
 from keras_vd.conversion.selection import Path, Selectors, select
 from keras_vd.layers.base import VariationalLayer, keras_class
 from keras_vd.layers.structured import StructuredGate
-from keras_vd.report import variational_weights
+from keras_vd.posteriors.finding import variational_weights
 
 # By the class that computes: a subclass may compute anything.
 COUNTERPARTS: dict[type, type] = {

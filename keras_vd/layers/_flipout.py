@@ -14,7 +14,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vd._keras_internals import with_other_ops
+from keras_vd._backend.keras_internals import with_other_ops
 
 
 @dataclasses.dataclass(frozen=True)

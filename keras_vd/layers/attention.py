@@ -12,7 +12,10 @@ from typing import Any
 import keras
 
 from keras_vd import posteriors
-from keras_vd._keras_internals import attention_projections, with_other_globals
+from keras_vd._backend.keras_internals import (
+    attention_projections,
+    with_other_globals,
+)
 from keras_vd.layers.base import VariationalLayer, along_axes
 from keras_vd.layers.dense import VDEinsumDense
 

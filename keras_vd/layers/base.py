@@ -11,8 +11,8 @@ import keras
 from keras import ops
 
 from keras_vd import posteriors
-from keras_vd._keras_internals import sublayers
-from keras_vd._validation import check_called_once, check_choices
+from keras_vd._backend.keras_internals import sublayers
+from keras_vd._backend.validation import check_called_once, check_choices
 
 # A mixin has the attributes of the Keras layer that is listed after it.
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vd import beta_bernoulli
-from keras_vd._noise import standard_normal
-from keras_vd._validation import check_number
+from keras_vd._backend.noise import standard_normal
+from keras_vd._backend.validation import check_number
+from keras_vd.divergences import beta_bernoulli
 from keras_vd.layers.structured import MIN_UNIFORM, StructuredGate
 from keras_vd.posteriors.clipping import Clipped
 from keras_vd.posteriors.sampling import is_sampling_at_inference

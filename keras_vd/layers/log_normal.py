@@ -7,8 +7,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vd import log_normal
-from keras_vd._validation import check_choice, check_number
+from keras_vd._backend.validation import check_choice, check_number
+from keras_vd.divergences import log_normal
 from keras_vd.layers.structured import StructuredGate
 from keras_vd.posteriors.clipping import Clipped
 
@@ -34,7 +34,7 @@ class LogNormalDropout(StructuredGate):
         criterion: What decides whether a unit is kept. `"snr"`: a
             signal-to-noise ratio E[theta] / sqrt(Var[theta]) above the
             threshold. `"bmr"`: Bayesian model reduction, without a
-            threshold (`keras_vd.log_normal.log_evidence_of_zero`).
+            threshold (`keras_vd.divergences.log_normal.log_evidence_of_zero`).
         threshold: Float: smallest signal-to-noise ratio that is kept.
         **options: `axis`, `kl_scale` and `kl_weight` of `StructuredGate`,
             and `name` and `dtype`.

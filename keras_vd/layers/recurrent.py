@@ -17,11 +17,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vd._keras_internals import (
+from keras_vd._backend.keras_internals import (
     full_precision_value,
     replaced_attributes,
 )
-from keras_vd._validation import check_choice
+from keras_vd._backend.validation import check_choice
 from keras_vd.layers._flipout import FlippedKernel, flipped_methods
 from keras_vd.layers.base import (
     Expansion,

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vd._validation import (
+from keras_vd._backend.validation import (
     check_called_once,
     check_finite,
     check_integer,

@@ -14,16 +14,16 @@ from typing import Any
 
 import keras
 
-from keras_vd._validation import resolve
+from keras_vd._backend.validation import resolve
 from keras_vd.posteriors.additive import (
     ARD,
     AdditiveGaussian,
     Gaussian,
     SparseVD,
 )
-from keras_vd.posteriors.base import WeightPosterior
 from keras_vd.posteriors.multiplicative import VD
 from keras_vd.posteriors.posterior import Posterior
+from keras_vd.posteriors.weight import WeightPosterior
 
 __all__ = [
     "ARD",

@@ -8,13 +8,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vd._validation import check_number
-from keras_vd.posteriors.base import WeightPosterior
+from keras_vd._backend.validation import check_number
 from keras_vd.posteriors.moments import (
     THETA2_FLOOR,
     AdditiveMoments,
     Moments,
 )
+from keras_vd.posteriors.weight import WeightPosterior
 
 NEW_LOG_SIGMA2 = -10.0
 # Of a weight of typical size, and the least distance from the threshold, when

@@ -9,13 +9,13 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vd._keras_internals import full_precision_value
-from keras_vd._noise import standard_normal
-from keras_vd._validation import check_choice, check_number
-from keras_vd.posteriors.base import WeightPosterior
+from keras_vd._backend.keras_internals import full_precision_value
+from keras_vd._backend.noise import standard_normal
+from keras_vd._backend.validation import check_choice, check_number
 from keras_vd.posteriors.clipping import Clipped
 from keras_vd.posteriors.moments import THETA2_FLOOR
 from keras_vd.posteriors.sampling import is_sampling_at_inference
+from keras_vd.posteriors.weight import WeightPosterior
 
 
 @keras.saving.register_keras_serializable(package="keras_vd.posteriors")

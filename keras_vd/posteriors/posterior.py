@@ -10,9 +10,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vd._keras_internals import model_in_training_step, own_variables
-from keras_vd._seeds import SeedGenerator
-from keras_vd._validation import check_number
+from keras_vd._backend.keras_internals import (
+    model_in_training_step,
+    own_variables,
+)
+from keras_vd._backend.seeds import SeedGenerator
+from keras_vd._backend.validation import check_number
 from keras_vd.posteriors.kl_weight import NO_KL_WEIGHT, KLWeight
 from keras_vd.posteriors.sampling import is_sampling_at_inference
 

@@ -17,8 +17,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vd._fusing import recomputed, rounded
-from keras_vd._noise import standard_normal
+from keras_vd._backend.fusing import recomputed, rounded
+from keras_vd._backend.noise import standard_normal
 from keras_vd.posteriors.moments import Moments
 from keras_vd.posteriors.sampling import is_sampling_at_inference
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from scipy import integrate, special, stats
 
-from keras_vd import kl, layers, posteriors, priors
+from keras_vd import layers, posteriors, priors
+from keras_vd.divergences import kl
 from tests.contract import Case, assert_close, to_numpy
 
 DENSE = Case("dense", layers.VDDense, (4,), {"units": 3})

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_vd import kl, priors
+from keras_vd import priors
+from keras_vd.divergences import kl
 from keras_vd.posteriors.moments import (
     MAX_ABS_LOG_ALPHA,
     THETA2_FLOOR,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 
-from keras_vd import compression
+import keras_vd
 from tests.models import random_inputs, to_numpy
 
 
@@ -30,7 +30,7 @@ def shrink(model, **options):
     """The smaller model and its report; `model` itself must not change."""
     before = [to_numpy(variable) for variable in model.variables]
     config = model.to_json()
-    smaller, report = compression.shrink(
+    smaller, report = keras_vd.shrink(
         model, return_report=True, verbose=0, **options
     )
     assert model.to_json() == config

@@ -8,8 +8,7 @@ import pytest
 from keras import layers
 
 import keras_vd
-from keras_vd import compression
-from keras_vd._shrinking.macs import count_macs
+from keras_vd.shrinking.macs import count_macs
 from tests.models import (
     mlp,
     random_inputs,
@@ -101,9 +100,7 @@ def test_exported_models_are_served_by_tensorflow_alone(tmp_path):
     """Oracle: the model before it shrank."""
     for name, (build, inputs) in MODELS.items():
         model = build()
-        keras_vd.compression.shrink(model, verbose=0).export(
-            tmp_path / name, verbose=False
-        )
+        keras_vd.shrink(model, verbose=0).export(tmp_path / name, verbose=False)
         inputs = inputs["ids"] if name == "words" else inputs
         np.save(tmp_path / f"{name}_inputs.npy", inputs)
     code = """
@@ -363,9 +360,9 @@ def test_report():
 @pytest.mark.core
 def test_printing(capsys):
     model = half_dead(5)
-    assert isinstance(compression.shrink(model), keras.Model)
+    assert isinstance(keras_vd.shrink(model), keras.Model)
     assert "36 to 18" in capsys.readouterr().out
-    compression.shrink(model, verbose=0)
+    keras_vd.shrink(model, verbose=0)
     assert capsys.readouterr().out == ""
 
 
@@ -373,10 +370,10 @@ def test_printing(capsys):
 def test_other_models_are_refused():
     for other in ("mlp", None, layers.Dense(3)):
         with pytest.raises(TypeError, match="`model` must be a Keras model"):
-            compression.shrink(other)
+            keras_vd.shrink(other)
     unbuilt = keras.Sequential([layers.Dense(3)], name="unbuilt")
     with pytest.raises(ValueError, match="'unbuilt' is not: call it on data"):
-        compression.shrink(unbuilt)
+        keras_vd.shrink(unbuilt)
 
     class Own(keras.Model):
         def __init__(self):
@@ -388,12 +385,12 @@ def test_other_models_are_refused():
 
     model = Own()
     with pytest.raises(ValueError, match="call it on data"):
-        compression.shrink(model)
+        keras_vd.shrink(model)
     model(random_inputs(1, 3))
     with pytest.raises(ValueError, match="the functional API"):
-        compression.shrink(model)
+        keras_vd.shrink(model)
     with pytest.raises(ValueError, match=r"to_deterministic.*'vd_dense"):
-        compression.shrink(mlp())
+        keras_vd.shrink(mlp())
 
 
 @pytest.mark.core

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from keras_vd._keras_internals import flatten_layers, own_variables
+from keras_vd._backend.keras_internals import flatten_layers, own_variables
 from tools.random_networks.attention import ATTENTION, thin_out_heads
 from tools.random_networks.net import Net
 

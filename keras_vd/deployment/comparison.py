@@ -1,0 +1,343 @@
+"""Every format of a model, built and measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import io
+import os
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import rich.progress
+
+from keras_vd._backend.validation import check_integer
+from keras_vd.deployment.drawing import flat_inputs
+from keras_vd.deployment.interface import (
+    check_deployable,
+    difference,
+    input_names,
+    predict,
+)
+from keras_vd.deployment.keras_files import save_compressed, save_uncompiled
+from keras_vd.deployment.litert import export_litert
+from keras_vd.deployment.measuring import File, Measurement, measure
+from keras_vd.deployment.onnx_files import convert, export_onnx
+from keras_vd.deployment.packed import export_packed
+from keras_vd.deployment.readers import Arrays
+from keras_vd.deployment.report import ArtifactRow, DeploymentReport
+from keras_vd.deployment.saved_models import export_saved_model
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """A way to write a model.
+
+    Attributes:
+        name: What the table calls it.
+        runtime: What reads it.
+        file: Name of the file or folder.
+        write: Writes a model to a path, for inputs of a batch size.
+        is_reference: Whether the dense original is written.
+        needs_batch_size: Whether each batch size needs a file of its own.
+    """
+
+    name: str
+    runtime: str
+    file: str
+    write: Callable[[keras.Model, Path, Arrays], object]
+    is_reference: bool = False
+    needs_batch_size: bool = False
+
+    def path(self, folder: Path, batch_size: int) -> Path:
+        """Where its file for a batch size is."""
+        if not self.needs_batch_size:
+            return folder / self.file
+        return folder / f"batch_{batch_size}_{self.file}"
+
+
+def _keras_artifacts() -> Iterator[Artifact]:
+    runtime = "Keras"
+    yield Artifact(
+        "dense",
+        runtime,
+        "dense.keras",
+        lambda m, p, x: save_uncompiled(m, p),
+        True,
+    )
+    yield Artifact(
+        "compressed",
+        runtime,
+        "compressed.keras",
+        lambda m, p, x: save_compressed(m, p, x),
+    )
+
+
+def _tensorflow_artifacts() -> Iterator[Artifact]:
+    runtime = "TensorFlow"
+
+    def plain(model: keras.Model, path: Path, x: Arrays) -> None:
+        export_saved_model(model, path, x=x)
+
+    yield Artifact("dense", runtime, "dense_saved_model", plain, True)
+    yield Artifact("SavedModel", runtime, "saved_model", plain)
+    yield Artifact(
+        "compiled by XLA",
+        runtime,
+        "compiled_saved_model",
+        lambda m, p, x: export_saved_model(m, p, jit_compile=True, x=x),
+    )
+    yield Artifact(
+        "packed",
+        runtime,
+        "packed_saved_model",
+        lambda m, p, x: export_packed(m, p, x=x),
+    )
+    yield Artifact(
+        "packed, int8",
+        runtime,
+        "packed_int8_saved_model",
+        lambda m, p, x: export_packed(m, p, "int8", x),
+    )
+
+
+def _litert_artifacts() -> Iterator[Artifact]:
+    runtime = "LiteRT"
+
+    def writer(weights: str) -> Callable[[keras.Model, Path, Arrays], None]:
+        return lambda m, p, x: export_litert(m, p, weights, len(x[0]), x)
+
+    dense = writer("float32")
+    yield Artifact("dense", runtime, "dense.tflite", dense, True, True)
+    for weights in ("float32", "sparse", "int8"):
+        yield Artifact(
+            weights,
+            runtime,
+            f"{weights}.tflite",
+            writer(weights),
+            needs_batch_size=True,
+        )
+
+
+def _onnx_artifacts() -> Iterator[Artifact]:
+    runtime = "ONNX Runtime"
+    yield Artifact(
+        "dense",
+        runtime,
+        "dense.onnx",
+        lambda m, p, x: p.write_bytes(convert(m, None, x)),
+        True,
+    )
+    yield Artifact(
+        "packed", runtime, "packed.onnx", lambda m, p, x: export_onnx(m, p, x=x)
+    )
+    yield Artifact(
+        "packed, int8",
+        runtime,
+        "packed_int8.onnx",
+        lambda m, p, x: export_onnx(m, p, "int8", x),
+    )
+
+
+ARTIFACTS = tuple(
+    tuple(artifacts())
+    for artifacts in (
+        _keras_artifacts,
+        _tensorflow_artifacts,
+        _litert_artifacts,
+        _onnx_artifacts,
+    )
+)
+
+
+def deployment_report(
+    model: keras.Model,
+    x: Any,
+    reference: keras.Model | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    batch_sizes: Sequence[int] = (1, 64),
+    verbose: int = 1,
+) -> DeploymentReport:
+    """Write a plain model in every format, and measure the files.
+
+    Each runtime opens its files in a fresh process on one thread, without
+    Keras but for `.keras` files. Blocks of calls of the files alternate, and
+    ratios are those of neighbouring blocks, so that other load on the machine
+    disturbs them little; absolute times it does disturb. Takes about a minute
+    for a small model.
+
+    Args:
+        model: A built Sequential or Functional model of plain Keras layers,
+            as `to_deterministic` and `shrink` return it; not changed.
+        x: Inputs, as the model takes them; repeated if they are fewer than
+            the largest batch size.
+        reference: The dense original, with the same inputs, that ratios are
+            about; `model` itself by default, written densely.
+        folder: Where the files stay, an existing folder; by default they are
+            thrown away.
+        batch_sizes: Numbers of examples per call.
+        verbose: 1 to show progress and print the report, 0 not to.
+
+    Returns:
+        The report; a format that cannot be written is a row with the reason.
+
+    Raises:
+        TypeError: if `model` or `reference` is no Keras model.
+        ValueError: if one is not built or has layers of `keras_vd`, if their
+            inputs differ, or `x` has another shape.
+    """
+    sizes = tuple(check_integer("batch_sizes", n, 1) for n in batch_sizes)
+    models = (model, model if reference is None else reference)
+    _check_models(models)
+    arrays = [
+        np.resize(array, (max(sizes), *array.shape[1:]))
+        for array in flat_inputs(model, x)
+    ]
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(temporary if folder is None else folder)
+        rows: list[ArtifactRow] = []
+        for artifacts in rich.progress.track(
+            ARTIFACTS,
+            "Writing and measuring",
+            transient=True,
+            disable=not verbose,
+        ):
+            rows += _compare(artifacts, models, arrays, sizes, place)
+    report = DeploymentReport(tuple(rows), sizes)
+    if verbose:
+        print(str(report))
+    return report
+
+
+def _check_models(models: tuple[keras.Model, keras.Model]) -> None:
+    for each in models:
+        check_deployable(each)
+    if len({tuple((x.shape, x.dtype) for x in m.inputs) for m in models}) > 1:
+        raise ValueError(
+            "Argument `reference` must have the inputs of `model`. Received: "
+            f"{[x.shape for x in models[1].inputs]} instead of "
+            f"{[x.shape for x in models[0].inputs]}."
+        )
+
+
+def _compare(
+    artifacts: Sequence[Artifact],
+    models: tuple[keras.Model, keras.Model],
+    arrays: Arrays,
+    sizes: Sequence[int],
+    folder: Path,
+) -> list[ArtifactRow]:
+    """Rows of one runtime; `models` are the model and the dense original."""
+    if models[0] is models[1]:
+        # Without an original, the model as it is stands for it.
+        same = ("SavedModel", "float32")
+        artifacts = [x for x in artifacts if x.name not in same]
+    errors: dict[str, str] = {}
+    files: dict[tuple[str, int], File] = {}
+    for artifact in artifacts:
+        model = models[artifact.is_reference]
+        names = input_names(model)
+        try:
+            for n in sizes:
+                path = artifact.path(folder, n)
+                if n == sizes[0] or artifact.needs_batch_size:
+                    artifact.write(model, path, [array[:n] for array in arrays])
+                files[artifact.name, n] = File(path, names, n)
+        # What cannot be written is a row of the table, whatever the reason.
+        except Exception as error:
+            errors[artifact.name] = _first_line(error)
+    written = {k: f for k, f in files.items() if k[0] not in errors}
+    measured: dict[tuple[str, int], Measurement] = {}
+    if written:
+        runtime = artifacts[0].runtime
+        found = measure(runtime, list(written.values()), arrays)
+        measured = dict(zip(written, found, strict=True))
+    expected = [predict(model, arrays) for model in models]
+    rows: list[ArtifactRow] = []
+    for artifact in artifacts:
+        if artifact.name in errors:
+            row = ArtifactRow(
+                artifact.name, artifact.runtime, errors[artifact.name]
+            )
+        else:
+            path = artifact.path(folder, sizes[0])
+            own = {n: measured[artifact.name, n] for n in sizes}
+            outputs = expected[artifact.is_reference]
+            row = _row(artifact, path, own, outputs)
+            if "dense" not in errors:
+                dense = {n: measured["dense", n] for n in sizes}
+                row = _with_ratios(row, rows[0] if rows else row, own, dense)
+        rows.append(row)
+    return rows
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def _row(
+    artifact: Artifact,
+    path: Path,
+    measured: dict[int, Measurement],
+    expected: Arrays,
+) -> ArtifactRow:
+    size, zipped = sizes_of(path)
+    files = {n: artifact.path(path.parent, n).name for n in measured}
+    row = ArtifactRow(
+        artifact.name,
+        artifact.runtime,
+        files=files,
+        bytes=size,
+        gzip_bytes=zipped,
+    )
+    for found in measured.values():
+        if found.error:
+            error = found.error.partition("\n")[0]
+            return dataclasses.replace(row, error=error)
+    return dataclasses.replace(
+        row,
+        load_ms=next(iter(measured.values())).load_ms,
+        ms={n: float(np.median(found.ms)) for n, found in measured.items()},
+        difference=max(
+            difference(found.outputs, [array[:n] for array in expected])
+            for n, found in measured.items()
+        ),
+    )
+
+
+def _with_ratios(
+    row: ArtifactRow,
+    dense_row: ArtifactRow,
+    measured: dict[int, Measurement],
+    dense: dict[int, Measurement],
+) -> ArtifactRow:
+    assert row.bytes
+    assert dense_row.bytes
+    row = dataclasses.replace(row, disk_ratio=dense_row.bytes / row.bytes)
+    if row.error or dense_row.error:
+        return row
+    ratios = {n: found.speedups(dense[n]) for n, found in measured.items()}
+    return dataclasses.replace(
+        row,
+        latency_ratio={n: median for n, (median, _, _) in ratios.items()},
+        latency_ratio_range={
+            n: (low, up) for n, (_, low, up) in ratios.items()
+        },
+    )
+
+
+def sizes_of(path: Path) -> tuple[int, int]:
+    """Bytes of a file or of those in a folder, and behind gzip."""
+    if path.is_file():
+        content = path.read_bytes()
+        return len(content), len(gzip.compress(content, mtime=0))
+    files = [file for file in path.rglob("*") if file.is_file()]
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:gz") as opened:
+        opened.add(path, path.name)
+    return sum(f.stat().st_size for f in files), len(archive.getvalue())

@@ -1,0 +1,93 @@
+"""Compressed `.keras` files."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from keras_vd._backend.writing import write_checked
+from keras_vd.conversion.fine_tuning import without_frozen_zeros
+from keras_vd.deployment.drawing import flat_inputs
+from keras_vd.deployment.interface import (
+    check_deployable,
+    outputs_check,
+)
+from keras_vd.deployment.readers import read_keras
+
+
+def save_compressed(
+    model: keras.Model, path: str | os.PathLike[str], x: Any = None
+) -> None:
+    """Save a plain model as a compressed `.keras` file.
+
+    `keras.models.load_model` reads it on every backend, whichever wrote it.
+    Keras itself stores without compression, so that zeros take as much space as
+    other weights. The model comes back uncompiled: no state of an optimizer is
+    saved.
+
+    Args:
+        model: A built Sequential or Functional model of plain Keras layers;
+            not changed.
+        path: File to write, with the ending `.keras`. One that is there is
+            replaced once the new one has been read back and its outputs are
+            those of `model`.
+        x: Inputs for this check, as the model takes them; a few drawn at
+            random by default.
+
+    Raises:
+        TypeError: if `model` is no Keras model.
+        ValueError: if `model` is not built, has layers of `keras_vd` or
+            stateful ones, if `path` has another ending, `x` another shape, or
+            `model` does not take the inputs drawn.
+        OSError: if the file cannot be written.
+        RuntimeError: if the outputs of what was written differ.
+
+    Example:
+        >>> import os, tempfile
+        >>> from keras_vd import deployment
+        >>> path = os.path.join(tempfile.mkdtemp(), "small.keras")
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> deployment.save_compressed(model, path)
+        >>> keras.models.load_model(path).count_params()
+        10
+    """
+    check_deployable(model)
+    check_ending(path, ".keras")
+    check = outputs_check(model, read_keras, flat_inputs(model, x))
+    write_checked(path, lambda new: _write(model, new), check)
+
+
+def check_ending(path: str | os.PathLike[str], ending: str) -> None:
+    """Raise a ValueError unless `path` ends in `ending`."""
+    if Path(path).suffix != ending:
+        raise ValueError(
+            f"Argument `path` must end in '{ending}'. Received: "
+            f"path={os.fspath(path)!r}."
+        )
+
+
+def save_uncompiled(model: keras.Model, path: Path) -> None:
+    """Save a model as Keras does, without what only training needs."""
+    with without_frozen_zeros(model):
+        model.save(path)
+    if model.compiled:
+        keras.models.load_model(path, compile=False).save(path)
+
+
+def _write(model: keras.Model, new: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=new.parent) as folder:
+        stored = Path(folder, "stored.keras")
+        save_uncompiled(model, stored)
+        with (
+            zipfile.ZipFile(stored) as source,
+            zipfile.ZipFile(
+                new, "w", zipfile.ZIP_DEFLATED, compresslevel=9
+            ) as target,
+        ):
+            for name in source.namelist():
+                target.writestr(name, source.read(name))

@@ -1,0 +1,183 @@
+"""ONNX files that hold only what is not zero."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_vd._backend.validation import check_choice
+from keras_vd._backend.writing import write_checked
+from keras_vd.deployment.coding import VALUE_BYTES, Stream, encode
+from keras_vd.deployment.drawing import flat_inputs
+from keras_vd.deployment.interface import (
+    ROUNDED_TOLERANCE,
+    TOLERANCE,
+    check_deployable,
+    check_precision,
+    outputs_check,
+)
+from keras_vd.deployment.keras_files import check_ending
+from keras_vd.deployment.onnx_graphs import dense_graph, graphs
+from keras_vd.deployment.readers import Arrays, read_onnx
+
+
+def export_onnx(
+    model: keras.Model,
+    path: str | os.PathLike[str],
+    weights: str = "float32",
+    x: Any = None,
+) -> None:
+    """Write a plain model as an ONNX file that holds only what is not zero.
+
+    The weights are unpacked by ordinary operations of ONNX on constants. ONNX
+    Runtime does this once, when it opens the file, and then computes as fast as
+    with dense weights. Look-ups of strings and integers are written too; layers
+    that split or hash text are not.
+
+    Args:
+        model: A built Sequential or Functional model of plain Keras layers;
+            not changed.
+        path: File to write, with the ending `.onnx`. One that is there is
+            replaced once the new one has been read back and its outputs are
+            those of `model`.
+        weights: "float32", or "int8" for weights in 8 bits, in steps of 1/127
+            of the largest weight of each array. Outputs may then differ by 5%
+            of the largest one before it is an error.
+        x: Inputs for the check, as the model takes them; a few drawn at
+            random by default.
+
+    Raises:
+        TypeError: if `model` is no Keras model.
+        ValueError: if `model` is not built, has layers of `keras_vd`, stateful
+            ones or some that compute with bfloat16, if `weights` is neither,
+            `path` has another ending, `x` another shape, or `model` does not
+            take the inputs drawn.
+        ImportError: if onnx, onnxruntime or the converter of the running
+            backend is not installed (tf2onnx for TensorFlow).
+        OSError: if the file cannot be written.
+        RuntimeError: if ONNX or ONNX Runtime lacks an operation, with its name
+            and layer and what the converter logged, or if the outputs of what
+            was written differ.
+
+    Example:
+        >>> import os, tempfile
+        >>> from keras_vd import deployment
+        >>> path = os.path.join(tempfile.mkdtemp(), "small.onnx")
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> deployment.export_onnx(model, path)  # doctest: +SKIP
+    """
+    check_deployable(model)
+    check_choice("weights", weights, VALUE_BYTES)
+    check_ending(path, ".onnx")
+    check_precision(model, "ONNX Runtime", ["bfloat16"])
+    arrays = flat_inputs(model, x)
+    tolerance = TOLERANCE if weights == "float32" else ROUNDED_TOLERANCE
+    check = outputs_check(model, read_onnx, arrays, tolerance)
+    content = convert(model, weights, arrays)
+    write_checked(path, lambda new: new.write_bytes(content), check)
+
+
+def convert(model: keras.Model, weights: str | None, arrays: Arrays) -> bytes:
+    """The ONNX file of a model, packed, or dense as converted with None.
+
+    `arrays` are inputs that the model takes.
+    """
+    proto = dense_graph(model, arrays)
+    if weights is not None:
+        _pack(proto.graph, weights)
+        _shorten_names(proto.graph)
+        proto.producer_name = proto.graph.doc_string = ""
+    return proto.SerializeToString()
+
+
+def _pack(graph: Any, weights: str) -> None:
+    """Replace sparse constants by operations that unpack them."""
+    from onnx import numpy_helper
+
+    arrays = [numpy_helper.to_array(tensor) for tensor in graph.initializer]
+    stream = encode(arrays, weights)
+    if stream is None:
+        return
+    names = [graph.initializer[i].name for i in stream.positions]
+    for i in reversed(stream.positions):
+        del graph.initializer[i]
+    constants, nodes = _unpacking(stream, names)
+    graph.initializer.extend(constants)
+    rest = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*nodes, *rest])
+
+
+def _unpacking(
+    stream: Stream, names: Sequence[str]
+) -> tuple[list[Any], list[Any]]:
+    """Constants and nodes that make the dense arrays of a stream."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    constants: list[Any] = []
+    nodes: list[Any] = []
+
+    def constant(value: Any) -> str:
+        name = f"packed/constant_{len(constants)}"
+        constants.append(numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+    def apply(operation: str, *inputs: str, **attributes: Any) -> str:
+        name = f"packed/value_{len(nodes)}"
+        nodes.append(helper.make_node(operation, inputs, [name], **attributes))
+        return name
+
+    one, first = constant(np.int64(1)), constant(np.int64(0))
+    gaps = apply("Cast", constant(stream.gaps), to=TensorProto.INT64)
+    is_skip = apply("Equal", gaps, constant(np.int64(stream.skip)))
+    is_entry = apply("Cast", apply("Not", is_skip), to=TensorProto.INT64)
+    ends = apply("CumSum", apply("Add", gaps, is_entry), first)
+    # One entry behind the last of `n` zeros is at position `n`. ONNX Runtime
+    # folds no operation whose number of results depends on values, so that a
+    # skip cannot be left out: it writes a zero into the last of its zeros.
+    indices = apply("Sub", ends, one)
+    which = apply("Sub", apply("CumSum", is_entry, first), one)
+    values = apply("Gather", constant(stream.values), which)
+    values = apply("Cast", values, to=TensorProto.FLOAT)
+    values = apply("Mul", values, apply("Cast", is_entry, to=TensorProto.FLOAT))
+    size = constant(np.array([sum(stream.sizes)], np.int64))
+    flat = apply(
+        "ScatterElements", apply("ConstantOfShape", size), indices, values
+    )
+    parts = [f"packed/part_{i}" for i in range(len(names))]
+    sizes = constant(np.array(stream.sizes, np.int64))
+    nodes.append(helper.make_node("Split", [flat, sizes], parts, axis=0))
+    for i, (part, name) in enumerate(zip(parts, names, strict=True)):
+        if stream.scales is not None:
+            part = apply("Mul", part, constant(stream.scales[i]))
+        shape = constant(np.array(stream.shapes[i], np.int64))
+        nodes.append(helper.make_node("Reshape", [part, shape], [name]))
+    return constants, nodes
+
+
+def _shorten_names(graph: Any) -> None:
+    """Number all values; inputs and outputs of the model keep their names."""
+    kept = {x.name for x in [*graph.input, *graph.output]} | {""}
+    short: dict[str, str] = {}
+
+    def shorten(name: str) -> str:
+        if name in kept:
+            return name
+        while (new := short.setdefault(name, f"{len(short):x}")) in kept:
+            short[name] = new + "_"
+        return short[name]
+
+    for part in graphs(graph):
+        part.name = "graph"
+        del part.value_info[:]
+        # A body sees the values around it, which therefore have other names.
+        for item in [*part.input, *part.output, *part.initializer]:
+            item.name = shorten(item.name)
+        for node in part.node:
+            node.name = node.doc_string = ""
+            node.input[:] = map(shorten, node.input)
+            node.output[:] = map(shorten, node.output)

@@ -1,0 +1,247 @@
+"""SavedModels that hold only what is not zero."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_vd._backend.validation import check_choice
+from keras_vd._backend.writing import write_checked
+from keras_vd.deployment.coding import CHECK_PRIME, VALUE_BYTES, Stream, encode
+from keras_vd.deployment.drawing import flat_inputs
+from keras_vd.deployment.interface import (
+    ROUNDED_TOLERANCE,
+    TOLERANCE,
+    check_deployable,
+    outputs_check,
+)
+from keras_vd.deployment.readers import read_saved_model
+from keras_vd.deployment.requirements import check_backend, require
+from keras_vd.deployment.saved_models import (
+    BACKENDS,
+    computation,
+    flattened,
+    lookup_tables,
+    save_module,
+    served,
+    weight_values,
+)
+from keras_vd.deployment.stripping import strip_saved_model
+
+DAMAGED = "The file is damaged: its sparse weights are not those written."
+
+
+def export_packed(
+    model: keras.Model,
+    path: str | os.PathLike[str],
+    weights: str = "float32",
+    x: Any = None,
+) -> None:
+    """Write a plain model as a SavedModel that holds only what is not zero.
+
+    TensorFlow alone reads it, by the same calls as any SavedModel. It unpacks
+    the weights once, when the model is loaded, and then computes as fast as
+    with dense weights. For inference only: the weights are no variables.
+
+    Args:
+        model: A built Sequential or Functional model of plain Keras layers;
+            not changed.
+        path: Folder to write. A SavedModel or an empty folder that is there
+            is replaced once the new one has been read back and its outputs
+            are those of `model`.
+        weights: "float32", or "int8" for sparse weights in 8 bits, in
+            steps of 1/127 of the largest weight of each array. Outputs may
+            then differ by 5% of the largest one before it is an error.
+        x: Inputs for the check, as the model takes them; a few drawn at
+            random by default.
+
+    Raises:
+        TypeError: if `model` is no Keras model.
+        ValueError: if `model` is not built, has layers of `keras_vd` or
+            stateful ones, if `weights` is neither, `x` has another shape, or
+            `model` does not take the inputs drawn.
+        ImportError: if TensorFlow is not installed.
+        RuntimeError: if the backend is PyTorch, or if the outputs of what was
+            written differ.
+        OSError: if the folder cannot be written, or holds other things.
+
+    Example:
+        >>> import os, tempfile
+        >>> from keras_vd import deployment
+        >>> path = os.path.join(tempfile.mkdtemp(), "served")
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> deployment.export_packed(model, path)  # doctest: +SKIP
+    """
+    check_deployable(model)
+    check_choice("weights", weights, VALUE_BYTES)
+    check_backend("export_packed", BACKENDS)
+    require("tensorflow", "tensorflow")
+    tolerance = TOLERANCE if weights == "float32" else ROUNDED_TOLERANCE
+    arrays = flat_inputs(model, x)
+    check = outputs_check(model, read_saved_model, arrays, tolerance)
+    module = _module(model, weights)
+
+    def write(new: Path) -> None:
+        save_module(module, new)
+        strip_saved_model(new)
+
+    module.flat = flattened(model, module.serve)
+    write_checked(path, write, check, is_folder=True)
+
+
+def _module(model: keras.Model, weights: str) -> Any:
+    """The `tf.Module` to save."""
+    import tensorflow as tf
+
+    values = weight_values(model)
+    stream = encode(values, weights)
+    module = tf.Module()
+    module.tables = lookup_tables(model)
+    if stream:
+        module.packed = _resource(stream)
+    compute = computation(model)
+
+    def call(inputs: Sequence[Any]) -> Any:
+        unpacked: dict[int, Any] = {}
+        if stream:
+            unpacked = dict(
+                zip(stream.positions, module.packed.read(), strict=True)
+            )
+        tensors = [
+            unpacked[i] if i in unpacked else tf.constant(value)
+            for i, value in enumerate(values)
+        ]
+        return compute(tensors, list(inputs))
+
+    module.serve = served(model, call)
+    return module
+
+
+def _resource(stream: Stream) -> Any:
+    """What TensorFlow makes and fills when it loads the file."""
+    import tensorflow as tf
+
+    raw = tf.raw_ops
+    # Other models in the same process have resources of other names.
+    prefix = uuid.uuid4().hex[:16]
+
+    class Packed(tf.saved_model.experimental.TrackableResource):
+        """Dense arrays in variables that no checkpoint holds."""
+
+        def _handle(self, i: int) -> Any:
+            return raw.VarHandleOp(
+                dtype=tf.float32,
+                shape=stream.shapes[i],
+                shared_name=f"{prefix}{i}",
+            )
+
+        def _create_resource(self) -> Any:
+            return self._handle(0)
+
+        def _initialize(self) -> None:
+            for i, value in enumerate(unpack(stream)):
+                raw.AssignVariableOp(resource=self._handle(i), value=value)
+
+        def _destroy_resource(self) -> None:
+            for i in range(len(stream.shapes)):
+                raw.DestroyResourceOp(resource=self._handle(i))
+
+        def read(self) -> list[Any]:
+            """The dense arrays."""
+            return [
+                tf.ensure_shape(
+                    raw.ReadVariableOp(
+                        resource=self._handle(i), dtype=tf.float32
+                    ),
+                    shape,
+                )
+                for i, shape in enumerate(stream.shapes)
+            ]
+
+    return Packed()
+
+
+def unpack(stream: Stream) -> list[Any]:
+    """The dense arrays of a stream, by few operations of TensorFlow."""
+    import tensorflow as tf
+
+    raw = tf.raw_ops
+    size = sum(stream.sizes)
+    dtype = np.int32 if size < 2**31 else np.int64
+    gaps = tf.cast(tf.constant(stream.gaps), dtype)
+    is_entry = raw.NotEqual(x=gaps, y=tf.constant(stream.skip, dtype))
+    steps = raw.AddV2(x=gaps, y=tf.cast(is_entry, dtype))
+    # One entry behind the last of `n` zeros is at position `n`.
+    ends = raw.Cumsum(x=steps, axis=tf.constant(0))
+    indices = raw.GatherNd(params=ends, indices=raw.Where(condition=is_entry))
+    values = tf.constant(stream.values)
+    positions = raw.Sub(x=indices, y=tf.constant(1, dtype))
+    scales = tf.constant([] if stream.scales is None else stream.scales)
+    _assert_undamaged(stream, positions, values, scales)
+    flat = raw.ScatterNd(
+        indices=raw.ExpandDims(
+            input=positions,
+            axis=tf.constant(1),
+        ),
+        updates=tf.cast(values, tf.float32),
+        shape=tf.constant([size], dtype),
+    )
+    parts = raw.SplitV(
+        value=flat,
+        size_splits=tf.constant(stream.sizes, tf.int64),
+        axis=tf.constant(0),
+        num_split=len(stream.sizes),
+    )
+    if stream.scales is not None:
+        parts = [
+            raw.Mul(x=part, y=scale)
+            for part, scale in zip(
+                parts,
+                raw.Unpack(value=scales, num=len(parts), axis=0),
+                strict=True,
+            )
+        ]
+    return [
+        raw.Reshape(tensor=part, shape=tf.constant(shape, tf.int32))
+        for part, shape in zip(parts, stream.shapes, strict=True)
+    ]
+
+
+def _assert_undamaged(
+    stream: Stream, positions: Any, values: Any, scales: Any
+) -> None:
+    """Fail to load if the sparse weights are not those that were written.
+
+    TensorFlow checks what is in checkpoints, but nothing in a graph.
+    """
+    import tensorflow as tf
+
+    raw = tf.raw_ops
+    found = _checksum(positions, values)
+    if stream.scales is not None:
+        arrays = tf.range(len(stream.scales))
+        found = raw.AddV2(x=found, y=_checksum(arrays, scales))
+    expected = tf.constant(stream.checksum(), tf.int64)
+    raw.Assert(condition=raw.Equal(x=found, y=expected), data=[DAMAGED])
+
+
+def _checksum(positions: Any, values: Any) -> Any:
+    """As `coding.checksum`, by operations of TensorFlow."""
+    import tensorflow as tf
+
+    raw = tf.raw_ops
+    if values.dtype == tf.float32:
+        values = raw.Bitcast(input=values, type=tf.int32)
+    prime, one = tf.constant(CHECK_PRIME, tf.int64), tf.constant(1, tf.int64)
+    factors, terms = (
+        raw.FloorMod(x=tf.cast(x, tf.int64), y=prime)
+        for x in (positions, values)
+    )
+    products = raw.Mul(x=raw.AddV2(x=factors, y=one), y=terms)
+    return raw.Sum(input=products, axis=tf.constant(0))

@@ -1,0 +1,128 @@
+"""One web page that shows what a variational model has learned."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from keras_vd.sparsity import SparsityReport, sparsity_report
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>{title}</title>
+<style>
+body {{ font-family: sans-serif; margin: 2em; }}
+img {{ max-width: 100%; }}
+pre {{ overflow-x: auto; }}
+</style>
+</head>
+<body>
+<h1>{title}</h1>
+{sections}
+</body>
+</html>
+"""
+
+
+def html_report(
+    model: keras.layers.Layer,
+    path: str | os.PathLike[str],
+    history: Any = None,
+) -> Path:
+    """Write a web page with the sparsity of a model and pictures of it.
+
+    One file that needs nothing else, to be opened without a network: the
+    table of `sparsity_report`, histograms of log_alpha and pictures of the
+    kept weights, the gates, and error against sparsity by epoch, as far as
+    the model has them. It is written completely or not at all.
+
+    Args:
+        model: A built Keras model or layer with variational layers.
+        path: Path of the file. Its folder must exist.
+        history: What `fit` returned, or its `history`, of a run with
+            `KLAnnealing` and an accuracy metric. None: no training curves.
+
+    Returns:
+        The path.
+
+    Raises:
+        TypeError: if `model` is no Keras layer or model.
+        ValueError: if it is not built or has no variational layers, or
+            `history` lacks an accuracy or the nonzero ratio.
+        ImportError: if matplotlib is not installed.
+
+    Example:
+    >>> layer = keras_vd.layers.VDDense(3)
+    >>> model = keras.Sequential([keras.Input((4,)), layer])
+    >>> keras_vd.html_report(model, "report.html")  # doctest: +SKIP
+    """
+    report = sparsity_report(model)
+    sections = [
+        ("Sparsity", report.to_html_fragment()),
+        *(
+            (title, _embedded(figure))
+            for title, figure in _figures(model, report, history)
+        ),
+    ]
+    page = _PAGE.format(
+        title=html.escape(model.name),
+        sections="\n".join(
+            f"<h2>{title}</h2>\n{content}" for title, content in sections
+        ),
+    )
+    return _write(Path(path), page)
+
+
+def _figures(
+    model: keras.layers.Layer, report: SparsityReport, history: Any
+) -> list[tuple[str, Any]]:
+    """Titles and figures of whatever the model has."""
+    try:
+        from keras_vd import plots
+    except ImportError as error:
+        raise ImportError(
+            "The pictures of `html_report` need the package matplotlib: `pip "
+            f"install matplotlib`. ({error})"
+        ) from error
+    figures = []
+    if report.rows:
+        figures += [
+            ("log alpha", plots.plot_log_alpha(model)),
+            ("Kept weights", plots.plot_kept_weights(model)),
+        ]
+    if report.gates:
+        figures += [("Gates", plots.plot_gates(model))]
+    if history is not None:
+        curves: Mapping[str, Sequence[float]] = getattr(
+            history, "history", history
+        )
+        figures += [("Training", plots.plot_training(curves))]
+    return figures
+
+
+def _embedded(figure: Any) -> str:
+    """A figure as an image that is part of the page."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=120)
+    data = base64.b64encode(file.getvalue()).decode()
+    return f'<img alt="" src="data:image/png;base64,{data}">'
+
+
+def _write(path: Path, text: str) -> Path:
+    """Write a file so that nobody ever sees half of it."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,428 @@
+"""Posteriors: what is known about a weight, and how noise enters a layer.
+
+This is the central idea of the library. The posterior mean `theta` *is* the
+kernel of an ordinary Keras layer; a `WeightPosterior` is a small sub-layer
+that refers to it and owns everything variational: the variance, the prior, the
+KL weight, the noise seed and the mask of kept weights. A layer says which
+linear operation it is, and `project` (in `projection.py`) does the rest, or it
+asks for one `draw` of the weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_vd import priors
+from keras_vd._backend.fusing import is_compiled, recomputed
+from keras_vd._backend.keras_internals import full_precision_value
+from keras_vd._backend.noise import standard_normal
+from keras_vd._backend.sharding import sharded_like
+from keras_vd._backend.validation import (
+    check_choice,
+    check_finite,
+    check_number,
+)
+from keras_vd.posteriors.moments import MAX_ABS_LOG_ALPHA, Moments
+from keras_vd.posteriors.posterior import Posterior
+from keras_vd.posteriors.projection import Projection
+
+# A group variable's posterior, and what spreads its values over a weight.
+Multiplier = tuple[Any, Callable[[Any], Any]]
+
+
+class WeightPosterior(Projection, Posterior):
+    """Base of all posteriors: a factorized Gaussian over one weight tensor.
+
+    Users choose a posterior by name (`posterior="sparse_vd"`) or pass an
+    object of a subclass; the object is a template, of which every weight of
+    every layer gets its own copy.
+
+    A subclass implements `build`, `_noise_parameters` and `_log_variances`.
+
+    Args:
+        prior: String or `keras_vd.priors.Prior`: what the KL divergence is
+            measured to.
+        share: `"weight"`, `"unit"` or `"layer"`: whether every weight, every
+            output unit or the whole layer has a noise parameter of its own.
+        threshold: Float or None. A weight whose `log_alpha` reaches it counts
+            as zero. None: this posterior does not prune by itself.
+        train_clip: Bool. Whether such a weight's mean counts as zero in
+            training too, its noise staying.
+        estimator: `"local"` (noise on the outputs, independent for each
+            example) or `"weight"` (one weight sample per call), in training.
+        variance_dtype: None or `"bfloat16"`: type of the product of squared
+            inputs and variances, for hardware that gains from it; None is the
+            layer's. Only noise of the `"local"` estimator is rounded by it.
+        **options: See `Posterior`.
+
+    Attributes:
+        keep_mask: Bool variable of the weight's shape; False is pruned.
+        label: Name of the weight for people.
+        is_group: Whether the weight is a group variable.
+
+    Raises:
+        TypeError: if a number is expected and something else came.
+        ValueError: if a value is not allowed.
+    """
+
+    _compiled_moments: ClassVar[type[Moments]] = Moments
+
+    def __init__(
+        self,
+        prior: Any = "log_uniform",
+        share: str = "weight",
+        threshold: float | None = 3.0,
+        train_clip: bool = False,
+        estimator: str = "local",
+        variance_dtype: str | None = None,
+        **options: Any,
+    ) -> None:
+        # The parameters stay in float32 whatever the layer computes in.
+        super().__init__(dtype="float32", **options)
+        self.prior = priors.get(prior)
+        self.share = check_choice("share", share, ("weight", "unit", "layer"))
+        if threshold is not None:
+            threshold = check_number(
+                "threshold", threshold, -MAX_ABS_LOG_ALPHA, MAX_ABS_LOG_ALPHA
+            )
+        self.threshold = threshold
+        self.train_clip = bool(train_clip)
+        self.estimator = check_choice(
+            "estimator", estimator, ("local", "weight")
+        )
+        allowed = (None, "bfloat16") if estimator == "local" else (None,)
+        if variance_dtype not in allowed:
+            raise ValueError(
+                f"Argument `variance_dtype` must be one of {list(allowed)} "
+                f"with estimator={estimator!r}. Received: "
+                f"variance_dtype={variance_dtype!r}."
+            )
+        self.variance_dtype = variance_dtype
+        self.is_group = False
+
+    def bind(
+        self,
+        weight: keras.Variable,
+        label: str,
+        input_axes: Sequence[int],
+        output_axes: Sequence[int],
+        conv_groups: int = 1,
+        channel_axis: int = -1,
+        multipliers: Mapping[str, Multiplier] | None = None,
+    ) -> None:
+        """Make this the posterior of `weight`, whose value is the mean.
+
+        Args:
+            weight: Variable of the layer that owns this posterior.
+            label: Name of the weight for people.
+            input_axes: Axes of `weight` that run over input units.
+            output_axes: Axes of `weight` that run over output units.
+            conv_groups: Number of groups of a grouped convolution.
+            channel_axis: Axis of the layer's inputs over input units.
+            multipliers: By name, group variables that multiply the weight.
+        """
+        # Hidden from Keras' tracking: other layers own and save these.
+        object.__setattr__(self, "_theta", weight)
+        object.__setattr__(self, "_multipliers", dict(multipliers or {}))
+        self.label = label
+        self.input_axes = tuple(axis % len(weight.shape) for axis in input_axes)
+        self.output_axes = tuple(
+            axis % len(weight.shape) for axis in output_axes
+        )
+        self.conv_groups = conv_groups
+        self.channel_axis = channel_axis
+        with sharded_like(weight):
+            self.build(tuple(weight.shape))
+
+    def multiply_by(
+        self, name: str, group: WeightPosterior, expand: Callable[[Any], Any]
+    ) -> None:
+        """Have group variables of another layer multiply the weight.
+
+        Args:
+            name: Name of the kind of groups.
+            group: Posterior of the group variables.
+            expand: Spreads their values over the weight.
+        """
+        self._multipliers[name] = (group, expand)
+
+    def bind_group(self, size: int, label: str) -> None:
+        """Make this the posterior of `size` group variables, which start at 1.
+
+        Args:
+            size: Number of groups of weights, with one multiplier each.
+            label: Name of the groups for people.
+        """
+        scales = self.add_weight(
+            name="scales",
+            shape=(size,),
+            initializer="ones",
+            dtype="float32",
+            autocast=False,
+        )
+        self.is_group = True
+        self.bind(scales, label, input_axes=(0,), output_axes=(0,))
+
+    def build(self, input_shape: tuple[int, ...]) -> None:
+        self._add_state(input_shape)
+
+    def start_from_weight(self) -> None:
+        """Start the noise over, by the size that the weight has now.
+
+        What does not depend on that size stays as it is.
+        """
+
+    def _shared_shape(self, axes: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of a parameter that broadcasts to the weight.
+
+        Args:
+            axes: Axes of the weight that run over units.
+        """
+        shape = tuple(self._theta.shape)
+        if self.share == "weight":
+            return shape
+        kept = axes if self.share == "unit" else ()
+        return tuple(n if i in kept else 1 for i, n in enumerate(shape))
+
+    def _noise_parameters(self) -> tuple[keras.Variable, ...]:
+        """Variables that the variance depends on, besides `theta`."""
+        return ()
+
+    def _log_variances(self, theta: Any, *parameters: Any) -> tuple[Any, Any]:
+        """log_sigma2 and log_alpha, each broadcastable to `theta`.
+
+        Args:
+            theta: Float32 tensor of the weight's shape.
+            *parameters: Values of `_noise_parameters()`; no variable is read
+                besides.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must implement `_log_variances`."
+        )
+
+    def _read_variables(self) -> tuple[tuple[Any, ...], Any]:
+        """Theta and the noise parameters, in one type; and the keep-mask."""
+        theta = full_precision_value(self._theta)
+        parameters = [
+            ops.cast(full_precision_value(parameter), theta.dtype)
+            for parameter in self._noise_parameters()
+        ]
+        return (theta, *parameters), ops.convert_to_tensor(self.keep_mask)
+
+    @property
+    def _call_dtype(self) -> str:
+        """Type in which the layer that is being called reads its weight."""
+        return keras.backend.standardize_dtype(self._theta.dtype)
+
+    def _moments(
+        self, variables: Sequence[Any], keep_mask: Any, kind: type[Moments]
+    ) -> Moments:
+        return kind(variables[0], *self._log_variances(*variables), keep_mask)
+
+    def _current_moments(self) -> Moments:
+        return self._moments(*self._read_variables(), Moments)
+
+    def _compute(
+        self, function: Callable[..., tuple[Any, ...]], *constants: Any
+    ) -> tuple[Any, ...]:
+        """A deterministic function of the moments, in few passes over memory.
+
+        Its result is a tuple of tensors.
+        """
+        variables, keep_mask = self._read_variables()
+        kind = self._compiled_moments if is_compiled(variables) else Moments
+        return recomputed(
+            lambda variables, keep_mask, *constants: function(
+                self._moments(variables, keep_mask, kind), *constants
+            ),
+            variables,
+            (keep_mask, *constants),
+        )
+
+    def _start_pass(
+        self, function: Callable[..., tuple[Any, ...]], *constants: Any
+    ) -> tuple[Any, ...]:
+        """As `_compute`, and add the KL to the losses.
+
+        Raises:
+            ValueError: if the KL weight was never set.
+        """
+        self._note_draw()
+        if not self._is_kl_due():
+            return self._compute(function, *constants)
+        *outputs, divergence = self._compute(
+            lambda moments, *constants: (
+                *function(moments, *constants),
+                moments.kl_divergence(self.prior),
+            ),
+            *constants,
+        )
+        self._add_kl_loss(divergence)
+        return tuple(outputs)
+
+    @property
+    def weight(self) -> keras.Variable:
+        """The variable of the layer, whose value is the posterior mean."""
+        return self._theta
+
+    @property
+    def theta(self) -> Any:
+        """Posterior means: tensor of the weight's shape.
+
+        This one and those below are float32, for a float64 weight float64.
+        """
+        variables, _ = self._read_variables()
+        return variables[0]
+
+    @property
+    def log_alpha(self) -> Any:
+        """log(sigma2 / theta^2): tensor of the weight's shape.
+
+        Pruned weights have the largest value there is, 20.
+        """
+        moments = self._current_moments()
+        return ops.where(
+            moments.keep_mask, moments.log_alpha, MAX_ABS_LOG_ALPHA
+        )
+
+    def mean(self) -> Any:
+        """The weight at inference: theta, and 0 where it is pruned.
+
+        Group variables are multiplied in, at their own inference values.
+
+        Returns:
+            Tensor of the weight's shape.
+        """
+        return self._scaled(
+            self._own_mean(),
+            {name: group.mean() for name, (group, _) in self._groups()},
+        )
+
+    def _own_mean(self) -> Any:
+        # No compiled kernel: not every runtime of exported models has XLA.
+        return self._current_moments().inference_mean(self.threshold)
+
+    def sample(self) -> Any:
+        """One draw of the weight from the posterior used in training.
+
+        Group variables are multiplied in, with a draw of their own.
+
+        Returns:
+            Tensor of the weight's shape.
+        """
+        return self._scaled(
+            sum(self._deviate(self._current_moments(), self._noise())),
+            {name: group.sample() for name, (group, _) in self._groups()},
+        )
+
+    def draw(self, scales: Mapping[str, Any]) -> Any:
+        """Start a training pass: one draw of the weight, the KL in the losses.
+
+        A frozen weight is what it is at inference, without a KL.
+
+        Args:
+            scales: Values of this weight's group variables, by name.
+
+        Returns:
+            Tensor of the weight's shape.
+
+        Raises:
+            ValueError: if the KL weight was never set.
+        """
+        if self.is_frozen:
+            return self._scaled(self._own_mean(), scales)
+        (weight,) = self._start_pass(
+            lambda *inputs: (sum(self._deviate(*inputs)),), self._noise()
+        )
+        return self._scaled(weight, scales)
+
+    def draw_parts(self, scales: Mapping[str, Any]) -> tuple[Any, Any]:
+        """As `draw`, but return the mean and the deviation from it apart."""
+        if self.is_frozen:
+            mean = self._own_mean()
+            return self._scaled(mean, scales), ops.zeros_like(mean)
+        mean, deviation = self._start_pass(self._deviate, self._noise())
+        return self._scaled(mean, scales), self._scaled(deviation, scales)
+
+    def draw_groups(self) -> dict[str, Any]:
+        """As `draw`, for the group variables of this weight, by name."""
+        return {name: group.draw({}) for name, (group, _) in self._groups()}
+
+    def _noise(self) -> Any:
+        dtype = full_precision_value(self._theta).dtype
+        with self._one_draw():
+            return standard_normal(
+                self._theta.shape, dtype, self.seed_generator
+            )
+
+    def _deviate(self, moments: Moments, noise: Any) -> tuple[Any, Any]:
+        """Mean, and a deviation from it."""
+        return moments.mean(self._training_threshold), moments.stddev() * noise
+
+    @property
+    def _training_threshold(self) -> float | None:
+        return self.threshold if self.train_clip else None
+
+    def _groups(self) -> Iterable[tuple[str, Multiplier]]:
+        return self._multipliers.items()
+
+    def _scaled(
+        self, tensor: Any, scales: Mapping[str, Any], power: int = 1
+    ) -> Any:
+        """A tensor of the weight's shape times powers of group variables."""
+        for name, (_, expand) in self._groups():
+            scale = ops.cast(expand(scales[name]), tensor.dtype)
+            tensor = tensor * scale**power
+        return tensor
+
+    def kl_divergence(self) -> Any:
+        (divergence,) = self._compute(
+            lambda moments: (moments.kl_divergence(self.prior),)
+        )
+        return divergence
+
+    def prune(self, threshold: float | None = None) -> None:
+        """Fix which weights are zero from now on, in training too.
+
+        Args:
+            threshold: Float: weights with `log_alpha >= threshold` go. By
+                default the posterior's own; one that has none keeps all.
+
+        Raises:
+            TypeError: if `threshold` is not a number.
+            ValueError: if it is not within [-20, 20], or if a value of the
+                weight or of its noise is not finite.
+        """
+        check_finite(f"Weight '{self.label}'", [self._theta, *self.weights])
+        if threshold is None:
+            threshold = self.threshold
+        else:
+            threshold = check_number(
+                "threshold", threshold, -MAX_ABS_LOG_ALPHA, MAX_ABS_LOG_ALPHA
+            )
+        is_kept = self._current_moments().is_kept(threshold)
+        self.keep_mask.assign(ops.convert_to_numpy(is_kept))
+
+    def sparsity(self) -> float:
+        """Fraction of the weight that is zero at inference."""
+        return float(np.mean(ops.convert_to_numpy(self.mean()) == 0.0))
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "prior": priors.serialize(self.prior),
+            "share": self.share,
+            "threshold": self.threshold,
+            "train_clip": self.train_clip,
+            "estimator": self.estimator,
+            "variance_dtype": self.variance_dtype,
+            "kl_scale": self.kl_scale,
+        }
+
+    def get_group_config(self) -> dict[str, Any]:
+        """As `get_config`, for group variables: nothing to share there."""
+        return {**self.get_config(), "share": "weight"}

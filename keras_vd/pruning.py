@@ -1,0 +1,81 @@
+"""What a model has learned: its KL divergence, and what can go."""
+
+from __future__ import annotations
+
+import math
+
+import keras
+from keras import ops
+
+from keras_vd._backend.validation import check_finite_model
+from keras_vd.layers.structured import StructuredGate
+from keras_vd.posteriors.finding import required_posteriors
+from keras_vd.sparsity import SparsityReport, sparsity_report
+
+
+def kl_divergence(model: keras.layers.Layer) -> float:
+    """KL divergence of a model's posteriors to their priors.
+
+    Each weight and gate counts once, without `kl_weight` and `kl_scale`.
+
+    Args:
+        model: A built Keras model or layer with variational layers.
+
+    Returns:
+        Nats, summed over all weights and gates.
+
+    Raises:
+        TypeError: if `model` is no Keras layer or model.
+        ValueError: if it is not built, has no variational weights, or has
+            weights that are not finite.
+    """
+    divergence = current_kl_divergence(model)
+    if not math.isfinite(divergence):
+        check_finite_model(model)
+    return divergence
+
+
+def current_kl_divergence(model: keras.layers.Layer) -> float:
+    """As `kl_divergence`, but NaN or infinite for a model that has diverged."""
+    return float(
+        sum(
+            float(ops.convert_to_numpy(posterior.kl_divergence()))
+            for posterior in required_posteriors(model)
+        )
+    )
+
+
+def prune(
+    model: keras.layers.Layer, threshold: float | None = None
+) -> SparsityReport:
+    """Fix which weights and gates of a model are zero from now on.
+
+    Training may go on afterwards; what is pruned stays zero.
+
+    Args:
+        model: A built Keras model or layer with variational layers.
+        threshold: Float: weights with `log_alpha >= threshold` go. By default
+            each posterior's own threshold, which gates use in any case: their
+            thresholds are in other units.
+
+    Returns:
+        The report of the pruned model.
+
+    Raises:
+        TypeError: if `threshold` is not a number or `model` no Keras layer.
+        ValueError: if `threshold` is not within [-20, 20] or given for a
+            model whose only posteriors are gates, or if `model` is not built,
+            has no variational layers or has weights that are not finite.
+    """
+    posteriors = required_posteriors(model)
+    check_finite_model(model)
+    gates = [x for x in posteriors if isinstance(x, StructuredGate)]
+    if threshold is not None and len(gates) == len(posteriors):
+        raise ValueError(
+            "Argument `threshold` is about the `log_alpha` of weights, and "
+            f"'{model.name}' has gates only: pass thresholds to these, or to "
+            f"their `prune` methods. Received: threshold={threshold!r}."
+        )
+    for posterior in posteriors:
+        posterior.prune(None if posterior in gates else threshold)
+    return sparsity_report(model)

@@ -1,0 +1,208 @@
+"""What can go: constants forwards, then what is needed backwards."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import keras
+import numpy as np
+
+from keras_vd._backend.keras_internals import flatten_layers, own_variables
+from keras_vd.shrinking.graph import Graph, Node, Tensor
+from keras_vd.shrinking.rule import Rule, find_rule, join
+
+
+@dataclasses.dataclass(eq=False)
+class Plan:
+    """A graph in which every tensor knows what it keeps.
+
+    Attributes:
+        graph: The graph.
+        rules: The rule of each layer or operation, by its id, in the order of
+            first use.
+        gathered: Tensors of which only the kept channels are read, picked out
+            by their positions: inputs of the model, and what a Flatten makes.
+            The values are the tensors that the latter flatten.
+    """
+
+    graph: Graph
+    rules: dict[int, Rule]
+    gathered: dict[Tensor, Tensor | None]
+
+    def rule_of(self, node: Node) -> Rule:
+        """The rule of the layer that a node calls."""
+        return self.rules[id(node.operation)]
+
+    def present(self, tensor: Tensor) -> np.ndarray:
+        """Which channels there are to pick from: `(width,)`, bool."""
+        flattened = self.gathered[tensor]
+        if flattened is None:
+            return np.ones(tensor.width, bool)
+        return np.resize(flattened.keep, tensor.width)
+
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether there is nothing to remove."""
+        return not any(rule.is_reduced for rule in self.rules.values())
+
+
+def make_plan(graph: Graph, gather_inputs: bool | None) -> Plan:
+    """Find out what a model can do without.
+
+    Args:
+        graph: The model; what its tensors keep is set.
+        gather_inputs: As in `shrink`.
+    """
+    uses: dict[int, list[Node]] = {}
+    for node in graph.nodes:
+        uses.setdefault(id(node.operation), []).append(node)
+    shared = _sharing(uses)
+    rules = {
+        key: find_rule(nodes[0].operation, nodes, shared.get(key))
+        for key, nodes in uses.items()
+    }
+    plan = Plan(graph, rules, {})
+    if gather_inputs is not False:
+        plan.gathered = _gatherable_inputs(graph) | _gatherable_flat(plan)
+    _find_constants(plan)
+    _settle(plan)
+    # Half of the features: below that, reading them costs more than it saves.
+    least = 0.5 if gather_inputs is None else 0.0
+    dead = {x: np.mean(~x.keep[plan.present(x)]) for x in plan.gathered}
+    worth = {k: v for k, v in plan.gathered.items() if 0.0 < dead[k] >= least}
+    if len(worth) < len(plan.gathered):
+        plan.gathered = worth
+        _settle(plan)
+    return plan
+
+
+def _sharing(uses: dict[int, list[Node]]) -> dict[int, str]:
+    """Layers that have weights which others have as well, and what to say.
+
+    A layer that is called several times is but one of `uses`.
+    """
+    owners: dict[int, list[keras.layers.Layer]] = {}
+    for nodes in uses.values():
+        layer = nodes[0].operation
+        if isinstance(layer, keras.layers.Layer):
+            for below in flatten_layers(layer):
+                if own_variables(below):
+                    owners.setdefault(id(below), []).append(layer)
+    return {
+        id(layer): f"it shares weights with '{other.name}'"
+        for sharing in owners.values()
+        for layer in sharing
+        for other in sharing
+        if other is not layer
+    }
+
+
+def _find_constants(plan: Plan) -> None:
+    """What is constant wherever its layer is used, in all of its uses."""
+    before = -1
+    while before != (count := _count_constants(plan)):
+        before = count
+        for node in plan.graph.nodes:
+            plan.rule_of(node).find_constants(node)
+
+
+def _count_constants(plan: Plan) -> int:
+    known = (~np.isnan(tensor.constant) for tensor in plan.graph.tensors)
+    return sum(int(np.count_nonzero(x)) for x in known)
+
+
+def _gatherable_inputs(graph: Graph) -> dict[Tensor, Tensor | None]:
+    return {
+        tensor: None
+        for tensor, layer in zip(graph.inputs, graph.input_layers, strict=True)
+        if tensor.has_channels and not (layer.sparse or layer.optional)
+    }
+
+
+def _gatherable_flat(plan: Plan) -> dict[Tensor, Tensor | None]:
+    """What a Flatten makes, whose channels are not all positions' alike."""
+    return {
+        node.outputs[0]: node.inputs[0]
+        for node in plan.graph.nodes
+        if isinstance(node.operation, keras.layers.Flatten)
+        and len(plan.rule_of(node).uses) == 1
+        and not plan.rule_of(node).reason
+    }
+
+
+def _settle(plan: Plan) -> None:
+    """The smallest sets that keep all outputs of the model right.
+
+    Sets only ever grow from here on: a rule that is asked again adds to them.
+    """
+    graph = plan.graph
+    whole = [
+        *graph.outputs,
+        *(x for x in graph.inputs if x not in plan.gathered),
+    ]
+    for node in graph.nodes:
+        whole += node.others
+    for tensor in whole:
+        tensor.keep[:] = True
+    _repeat(plan)
+    while (emptied := _emptied(plan)) is not None:
+        emptied.keep[_cheapest(emptied)] = True
+        _repeat(plan)
+
+
+def _emptied(plan: Plan) -> Tensor | None:
+    """The last tensor with nothing left that some layer cannot do without."""
+    needed: set[Tensor] = set()
+    for node in plan.graph.nodes:
+        rule = plan.rule_of(node)
+        for tensor in node.inputs:
+            if not tensor.keep.any() and not rule.can_do_without(node, tensor):
+                needed.add(tensor)
+        # All of what a node makes, or nothing.
+        if not node.is_gone:
+            needed.update(x for x in node.outputs if not x.keep.any())
+    return next((x for x in reversed(plan.graph.tensors) if x in needed), None)
+
+
+def _cheapest(tensor: Tensor) -> int:
+    """A channel that is constant, if there is one: it reads nothing."""
+    return int(np.argmax(~np.isnan(tensor.constant)))
+
+
+def _repeat(plan: Plan) -> None:
+    before = -1
+    while before != (count := _count(plan)):
+        before = count
+        _require(plan)
+        for rule in plan.rules.values():
+            # What is kept whole has nothing to agree on.
+            if rule.ties_uses and not rule.reason and len(rule.uses) > 1:
+                _tie(rule)
+        if _count(plan) == before:
+            for rule in plan.rules.values():
+                rule.settle()
+            _require(plan)
+
+
+def _require(plan: Plan) -> None:
+    for node in reversed(plan.graph.nodes):
+        (first, *_) = node.outputs
+        flattened = plan.gathered.get(first)
+        if flattened is None:
+            plan.rule_of(node).require(node)
+        else:
+            # Its channels go where no position of them is read.
+            rows = first.keep.reshape(-1, flattened.width)
+            flattened.keep |= rows.any(axis=0)
+
+
+def _tie(rule: Rule) -> None:
+    """Keep the same in all uses of a layer."""
+    for tensors in zip(
+        *((*x.inputs, *x.outputs) for x in rule.uses), strict=True
+    ):
+        join(tensors)
+
+
+def _count(plan: Plan) -> int:
+    return sum(int(np.count_nonzero(x.keep)) for x in plan.graph.tensors)

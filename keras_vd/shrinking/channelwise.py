@@ -1,0 +1,224 @@
+"""Layers that treat every channel by itself, and give as many as they get."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_vd._backend.keras_internals import UNARY_OPERATIONS
+from keras_vd.shrinking.activations import evaluate_constants, is_elementwise
+from keras_vd.shrinking.graph import Node
+from keras_vd.shrinking.rule import Rule, finite, join, rule_for, to_numpy
+
+
+def layers_named(*names: str) -> list[type]:
+    """Those of these layers that the installed Keras has."""
+    return [
+        getattr(keras.layers, name)
+        for name in names
+        if hasattr(keras.layers, name)
+    ]
+
+
+@rule_for(
+    *layers_named(
+        *("Identity", "Dropout", "AlphaDropout", "GaussianDropout"),
+        *("GaussianNoise", "SpatialDropout1D", "SpatialDropout2D"),
+        *("SpatialDropout3D", "ActivityRegularization", "RepeatVector"),
+        *("Cropping1D", "Cropping2D", "Cropping3D"),
+        *("UpSampling1D", "UpSampling3D"),
+        *("MaxPooling1D", "MaxPooling2D", "MaxPooling3D"),
+        *("GlobalMaxPooling1D", "GlobalMaxPooling2D", "GlobalMaxPooling3D"),
+    )
+)
+class Channelwise(Rule):
+    """A channel that is constant stays so, with the same value."""
+
+    ties_uses = False
+    works_per_step = True
+    hands_on = True
+
+    @classmethod
+    def refusal(cls, layer: Any, node: Node) -> str | None:
+        if getattr(layer, "data_format", None) == "channels_first":
+            return "its channels come first"
+        return super().refusal(layer, node)
+
+    def find_constants(self, node: Node) -> None:
+        node.outputs[0].constant = self._constants(
+            self.constants_of(node.inputs[0])
+        )
+
+    def _constants(self, constants: np.ndarray) -> np.ndarray:
+        return constants
+
+    def require(self, node: Node) -> None:
+        join((*node.inputs, *node.outputs))
+
+
+@rule_for(
+    *layers_named(
+        *("AveragePooling1D", "AveragePooling2D", "AveragePooling3D"),
+        *("GlobalAveragePooling1D", "GlobalAveragePooling2D"),
+        "GlobalAveragePooling3D",
+    )
+)
+class Average(Channelwise):
+    """A mean of what is the same everywhere, up to the border and a mask."""
+
+    def sees_borders(self) -> bool:
+        # Backends differ in whether zeros around the input count.
+        return bool(getattr(self.layer, "padding", "valid") != "valid")
+
+    def find_constants(self, node: Node) -> None:
+        super().find_constants(node)
+        # The mean of an example without any valid step is not a number.
+        if self.sees_borders() or node.others:
+            values = node.outputs[0].constant
+            node.outputs[0].constant = np.where(values == 0.0, values, np.nan)
+
+
+@rule_for(
+    *layers_named("ZeroPadding1D", "ZeroPadding2D", "ZeroPadding3D"),
+)
+class ZeroPadding(Channelwise):
+    """Only a channel of zeros is the same at the border."""
+
+    def sees_borders(self) -> bool:
+        return True
+
+    def _constants(self, constants: np.ndarray) -> np.ndarray:
+        return np.where(constants == 0.0, constants, np.nan)
+
+
+@rule_for(keras.layers.UpSampling2D)
+class UpSampling(Channelwise):
+    """Interpolation; some ways of it overshoot or fade at the border."""
+
+    def sees_borders(self) -> bool:
+        return self.layer.interpolation not in ("nearest", "bilinear")
+
+    def _constants(self, constants: np.ndarray) -> np.ndarray:
+        if not self.sees_borders():
+            return constants
+        return np.where(constants == 0.0, constants, np.nan)
+
+
+@rule_for(keras.layers.Permute)
+class Permute(Channelwise):
+    """A change of axes that leaves the last one where it is."""
+
+    @classmethod
+    def refusal(cls, layer: Any, node: Node) -> str | None:
+        if layer.dims[-1] != len(layer.dims):
+            return "it moves the axis of channels"
+        return super().refusal(layer, node)
+
+
+@rule_for(
+    *layers_named("ReLU", "LeakyReLU", "ELU", "Activation"),
+    *UNARY_OPERATIONS.values(),
+)
+class Elementwise(Channelwise):
+    """A function of every entry by itself."""
+
+    @classmethod
+    def refusal(cls, layer: Any, node: Node) -> str | None:
+        if not is_elementwise(getattr(layer, "activation", None)):
+            return "its activation mixes channels"
+        return super().refusal(layer, node)
+
+    def _constants(self, constants: np.ndarray) -> np.ndarray:
+        return evaluate_constants(self.layer, self.layer.call, constants)
+
+
+@rule_for(keras.layers.PReLU)
+class PReLU(Channelwise):
+    """Slopes of the shape of one example; shared axes have size 1."""
+
+    ties_uses = True
+
+    def _constants(self, constants: np.ndarray) -> np.ndarray:
+        # Where the slope differs from place to place, only what is not
+        # negative stays the same everywhere.
+        slopes = to_numpy(self.layer.alpha)
+        slopes = slopes.reshape(-1, slopes.shape[-1])
+        is_even = (slopes == slopes[0]).all(axis=0)
+        values = np.where(constants < 0.0, constants * slopes[0], constants)
+        return np.where(is_even | (constants >= 0.0), values, np.nan)
+
+    def shrunk(self) -> tuple[dict[str, Any], list[np.ndarray]]:
+        slopes = to_numpy(self.layer.alpha)
+        if slopes.shape[-1] > 1:
+            slopes = slopes[..., self.input.keep]
+        return self.config, [slopes]
+
+
+@rule_for(keras.layers.Rescaling)
+class Rescaling(Channelwise):
+    """`scale * x + offset`, numbers or one per channel."""
+
+    def __init__(self, layer: Any, uses: list[Node]) -> None:
+        super().__init__(layer, uses)
+        self.ties_uses = np.size(layer.scale) + np.size(layer.offset) > 2
+
+    @classmethod
+    def refusal(cls, layer: Any, node: Node) -> str | None:
+        width = node.inputs[0].width
+        for value in (layer.scale, layer.offset):
+            # Numbers along any other axis are no numbers of a channel.
+            is_last = np.shape(value)[-1:] == (np.size(value),)
+            if np.size(value) != 1 and not (
+                is_last and np.size(value) == width
+            ):
+                return "its numbers are not one per channel"
+        return super().refusal(layer, node)
+
+    def _constants(self, constants: np.ndarray) -> np.ndarray:
+        scale, offset = (
+            np.broadcast_to(np.ravel(value), constants.shape)
+            for value in (self.layer.scale, self.layer.offset)
+        )
+        constants = np.where(scale == 0.0, 0.0, constants)
+        return finite(constants * scale + offset)
+
+    def shrunk(self) -> tuple[dict[str, Any], list[np.ndarray]]:
+        config = self.config
+        for name in ("scale", "offset"):
+            values = np.asarray(getattr(self.layer, name), np.float64)
+            if values.size > 1:
+                config[name] = values[..., self.input.keep].tolist()
+        return config, []
+
+
+@rule_for(keras.layers.BatchNormalization)
+class BatchNormalization(Channelwise):
+    """At inference a factor and an offset per channel."""
+
+    ties_uses = True
+
+    @classmethod
+    def refusal(cls, layer: Any, node: Node) -> str | None:
+        if layer.axis not in (-1, len(node.inputs[0].shape) - 1):
+            return "its channels are not on the last axis"
+        return super().refusal(layer, node)
+
+    def _constants(self, constants: np.ndarray) -> np.ndarray:
+        layer = self.layer
+        mean, variance = map(
+            to_numpy, (layer.moving_mean, layer.moving_variance)
+        )
+        scale = 1.0 / np.sqrt(variance + layer.epsilon)
+        if layer.scale:
+            scale = scale * to_numpy(layer.gamma)
+        # What is multiplied by zero may be anything.
+        constants = np.where(scale == 0.0, mean, constants)
+        values = (constants - mean) * scale
+        return finite(values + (to_numpy(layer.beta) if layer.center else 0.0))
+
+    def shrunk(self) -> tuple[dict[str, Any], list[np.ndarray]]:
+        keep = self.input.keep
+        weights = [to_numpy(x)[keep] for x in self.layer.weights]
+        return self.config, weights

@@ -1,0 +1,244 @@
+"""A model as a flat list of nodes, nested models written out in place."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_vd._backend.keras_internals import (
+    Call,
+    functional_part,
+    graph_calls,
+    mask_of,
+)
+
+ATTENTION = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
+
+
+@dataclasses.dataclass(eq=False)
+class Tensor:
+    """A tensor between two nodes, and what is known about its channels.
+
+    Channels are the indices along its last axis. A tensor whose last axis has
+    no known size, or that has only a batch axis, counts as one channel, which
+    stays.
+
+    Attributes:
+        shape: Its shape, the batch axis first.
+        dtype: Name of its type.
+        may_be_masked: Whether a mask may come with it.
+        mask: The symbolic mask that comes with it, None if there is none or,
+            inside a nested model, where it is not seen.
+        constant: `(width,)`, float64: the value that a channel has everywhere,
+            whatever the model's inputs are, or NaN.
+        keep: `(width,)`: which channels the shrunk model still has.
+    """
+
+    shape: tuple[int | None, ...]
+    dtype: str
+    may_be_masked: bool = False
+    mask: Any = None
+    constant: np.ndarray = dataclasses.field(init=False)
+    keep: np.ndarray = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        self.constant = np.full(self.width, np.nan)
+        self.keep = np.zeros(self.width, bool)
+
+    @property
+    def has_channels(self) -> bool:
+        """Whether the last axis is one of channels, of a known size."""
+        return len(self.shape) > 1 and self.shape[-1] is not None
+
+    @property
+    def width(self) -> int:
+        """Number of channels."""
+        return int(self.shape[-1] or 0) if self.has_channels else 1
+
+
+@dataclasses.dataclass(eq=False)
+class Node:
+    """One use of a layer or operation.
+
+    Attributes:
+        operation: The layer or operation.
+        args: Positional arguments, with `Tensor`s in them.
+        kwargs: Keyword arguments, with `Tensor`s in them.
+        outputs: What it returns, flattened.
+        path: Names of the nested models that it stands in, from outside.
+    """
+
+    operation: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: tuple[Tensor, ...]
+    path: tuple[str, ...]
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        """The data, without masks: a layer's first argument.
+
+        For attention what it calls query, value and key, in this order.
+        """
+        names = self._data_names
+        named = [self.kwargs[name] for name in names if name in self.kwargs]
+        return tensors_in((self.args[: self._data_arguments], named))
+
+    @property
+    def others(self) -> list[Tensor]:
+        """Tensors in all further arguments, such as masks and states."""
+        names = self._data_names
+        rest = {k: v for k, v in self.kwargs.items() if k not in names}
+        return tensors_in((self.args[self._data_arguments :], rest))
+
+    @property
+    def _data_names(self) -> tuple[str, ...]:
+        is_attention = isinstance(self.operation, ATTENTION)
+        return ("query", "value", "key") if is_attention else ()
+
+    @property
+    def _data_arguments(self) -> int:
+        is_layer = isinstance(self.operation, keras.layers.Layer)
+        return max(1, len(self._data_names)) if is_layer else len(self.args)
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether nothing that it makes is kept."""
+        return not any(tensor.keep.any() for tensor in self.outputs)
+
+
+@dataclasses.dataclass(eq=False)
+class Graph:
+    """A model, written out.
+
+    Attributes:
+        functional: The Functional model that it comes from.
+        nodes: Every node after those that it reads, input layers excluded.
+        inputs: The model's inputs, flattened.
+        input_layers: The layers that these come from.
+        outputs: The model's outputs, flattened.
+    """
+
+    functional: keras.Model
+    nodes: list[Node]
+    inputs: list[Tensor]
+    input_layers: list[keras.layers.InputLayer]
+    outputs: list[Tensor]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All tensors, in the order in which they are made."""
+        made = [tensor for node in self.nodes for tensor in node.outputs]
+        return [*self.inputs, *made]
+
+
+def tensors_in(structure: Any) -> list[Tensor]:
+    """All tensors in nested arguments, in Keras' order."""
+    leaves = keras.tree.flatten(structure)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def read_graph(functional: keras.Model) -> Graph:
+    """Write down a Functional model."""
+    inputs = [_tensor(x) for x in functional.inputs]
+    nodes: list[Node] = []
+    outputs = _append_calls(nodes, functional, inputs, (), {})
+    makers = {id(x.outputs[0]): x.operation for x in graph_calls(functional)}
+    layers = [makers[id(symbolic)] for symbolic in functional.inputs]
+    return Graph(functional, nodes, inputs, layers, outputs)
+
+
+def _tensor(symbolic: keras.KerasTensor) -> Tensor:
+    dtype = keras.backend.standardize_dtype(symbolic.dtype)
+    mask = mask_of(symbolic)
+    return Tensor(tuple(symbolic.shape), dtype, mask is not None, mask)
+
+
+def _append_calls(
+    nodes: list[Node],
+    functional: keras.Model,
+    inputs: list[Tensor],
+    path: tuple[str, ...],
+    context: dict[str, Any],
+) -> list[Tensor]:
+    """Append the calls of a model to `nodes`; return the model's outputs."""
+    known = {
+        id(symbolic): tensor
+        for symbolic, tensor in zip(functional.inputs, inputs, strict=True)
+    }
+
+    def replaced(value: Any) -> Any:
+        is_tensor = isinstance(value, keras.KerasTensor)
+        return known[id(value)] if is_tensor else value
+
+    for call in graph_calls(functional):
+        if id(call.outputs[0]) in known:  # An input layer.
+            continue
+        args = keras.tree.map_structure(replaced, call.args)
+        kwargs = keras.tree.map_structure(replaced, call.kwargs)
+        kwargs |= _accepted(call.operation, context)
+        if _can_be_written_out(call, args, kwargs):
+            made: Iterable[Tensor] = _append_calls(
+                nodes,
+                functional_part(call.operation),
+                tensors_in(args),
+                (*path, call.operation.name),
+                _fixed_training(kwargs),
+            )
+        else:
+            made = tuple(_tensor(x) for x in call.outputs)
+            nodes.append(Node(call.operation, args, kwargs, made, path))
+            # Not every mask is seen from inside a nested model.
+            if any(x.may_be_masked for x in tensors_in((args, kwargs))):
+                for tensor in made:
+                    tensor.may_be_masked = True
+        known |= {
+            id(symbolic): tensor
+            for symbolic, tensor in zip(call.outputs, made, strict=True)
+        }
+    return [known[id(symbolic)] for symbolic in functional.outputs]
+
+
+def _fixed_training(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """`training`, where it is given, of what a nested model is called with."""
+    training = kwargs.get("training")
+    return {} if training is None else {"training": training}
+
+
+def _accepted(operation: Any, context: dict[str, Any]) -> dict[str, Any]:
+    """What the caller of a nested model has fixed and a layer in it takes."""
+    if not context:
+        return {}
+    parameters = inspect.signature(operation.call).parameters
+    return {k: v for k, v in context.items() if k in parameters}
+
+
+def _can_be_written_out(
+    call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> bool:
+    """Whether a call of a nested model is just the calls inside it."""
+    functional = functional_part(call.operation)
+    if functional is None or len(args) != 1:
+        return False
+    # A mask that comes with the data reaches the layers inside by no argument.
+    options = {k: v for k, v in kwargs.items() if k != "training"}
+    if any(x is not None for x in keras.tree.flatten(options)):
+        return False
+    tensors = tensors_in(args)
+    wanted = functional.inputs
+    if len(tensors) > 1:
+        try:
+            keras.tree.assert_same_structure(args[0], functional.input)
+        except ValueError:
+            return False
+    # Keras casts, squeezes and expands what does not fit.
+    return len(tensors) == len(wanted) and all(
+        len(tensor.shape) == len(symbolic.shape)
+        and tensor.dtype == keras.backend.standardize_dtype(symbolic.dtype)
+        for tensor, symbolic in zip(tensors, wanted, strict=True)
+    )

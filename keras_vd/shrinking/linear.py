@@ -1,0 +1,252 @@
+"""Layers that multiply by a kernel: dense, einsum and convolutions."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_vd.shrinking.activations import evaluate_constants, is_elementwise
+from keras_vd.shrinking.graph import Node
+from keras_vd.shrinking.rule import Rule, finite, rule_for, to_numpy
+
+
+class Linear(Rule):
+    """`activation(sum over inputs + bias)`, with one kernel.
+
+    Attributes:
+        reads: `(inputs, outputs)`: whether the kernel is not all zero there.
+        sums: `(inputs, outputs)`: the kernel summed over what else it has.
+        bias: `(outputs,)`, zero where the layer has none.
+    """
+
+    works_per_step = True
+
+    def __init__(self, layer: Any, uses: list[Node]) -> None:
+        super().__init__(layer, uses)
+        kernel = self._kernel()
+        kernel = kernel.reshape(-1, *kernel.shape[-2:])
+        self.reads = (kernel != 0.0).any(axis=0)
+        self.sums = kernel.sum(axis=0)
+        self.bias = np.zeros(kernel.shape[-1])
+        if layer.bias is not None:
+            self.bias = to_numpy(layer.bias)
+        # A softmax needs all outputs of the layer, but not all of its inputs.
+        self.mixes_outputs = not is_elementwise(layer.activation)
+        if self.mixes_outputs:
+            self.outputs_reason = "its activation mixes channels"
+
+    def _kernel(self) -> np.ndarray:
+        """The kernel, float64, its last axes those of inputs and outputs."""
+        return to_numpy(self.layer.kernel)
+
+    def _absorbed(self, node: Node) -> np.ndarray:
+        """Inputs, `(inputs,)`, whose share of the sum is a known number."""
+        constants = self.constants_of(node.inputs[0])
+        known = ~np.isnan(constants)
+        return known & (constants == 0.0) if self.sees_borders() else known
+
+    def _share(self, node: Node, inputs: np.ndarray) -> np.ndarray:
+        """What constant inputs add to the sum, `(outputs,)`."""
+        return node.inputs[0].constant[inputs] @ self.sums[inputs]
+
+    def find_constants(self, node: Node) -> None:
+        if self.mixes_outputs:
+            return
+        absorbed = self._absorbed(node)
+        fixed = ~self.reads[~absorbed].any(axis=0)
+        values = np.where(fixed, self.bias + self._share(node, absorbed), 0.0)
+        layer = self.layer
+        values = evaluate_constants(layer, layer.activation, finite(values))
+        node.outputs[0].constant = np.where(fixed, values, np.nan)
+
+    def require(self, node: Node) -> None:
+        if self.mixes_outputs and not node.is_gone:
+            node.outputs[0].keep[:] = True
+        read = self.reads[:, node.outputs[0].keep].any(axis=1)
+        node.inputs[0].keep |= read & ~self._absorbed(node)
+
+    def _new_bias(self) -> np.ndarray:
+        """The bias of the kept outputs, with what removed inputs add."""
+        node = self.uses[0]
+        removed = self._absorbed(node) & ~self.input.keep
+        return (self.bias + self._share(node, removed))[self.output.keep]
+
+    def _with_bias(
+        self, config: dict[str, Any], weights: list[np.ndarray]
+    ) -> tuple[dict[str, Any], list[np.ndarray]]:
+        """Add the new bias, to a layer without one only if it is needed."""
+        bias = self._new_bias()
+        if not config["use_bias"] and not bias.any():
+            return config, weights
+        return {**config, "use_bias": True}, [*weights, bias]
+
+    def _sliced(self) -> np.ndarray:
+        kernel = self._kernel()[..., self.input.keep, :]
+        return kernel[..., self.output.keep]
+
+
+@rule_for(keras.layers.Dense)
+class Dense(Linear):
+    """The last axis of the input, times a matrix."""
+
+    def shrunk(self) -> tuple[dict[str, Any], list[np.ndarray]]:
+        kernel = self._sliced()
+        config = {**self.config, "units": kernel.shape[-1]}
+        return self._with_bias(config, [kernel])
+
+
+@rule_for(keras.layers.EinsumDense)
+class EinsumDense(Linear):
+    """As `Dense` does, with an equation such as "abc,cd->abd"."""
+
+    EQUATION = re.compile(r"^(\.{3}|)(\w*)(\w),\3(\w)->\1\2\4$")
+
+    @classmethod
+    def refusal(cls, layer: Any, node: Node) -> str | None:
+        found = cls.EQUATION.match(layer.equation)
+        if found is None or found[4] in found[2] + found[3]:
+            return f"its equation is {layer.equation!r}"
+        if layer.bias_axes not in (None, found[4]):
+            return f"its bias has the axes {layer.bias_axes!r}"
+        return super().refusal(layer, node)
+
+    def shrunk(self) -> tuple[dict[str, Any], list[np.ndarray]]:
+        kernel = self._sliced()
+        config = self.config
+        shape = config["output_shape"]
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        config["output_shape"] = (*shape[:-1], kernel.shape[-1])
+        bias = self._new_bias()
+        if config["bias_axes"] is None and not bias.any():
+            return config, [kernel]
+        config["bias_axes"] = config["equation"][-1]
+        return config, [kernel, bias]
+
+
+def conv_refusal(layer: Any) -> str | None:
+    """Why a convolution is more than the rules understand."""
+    if layer.data_format != "channels_last":
+        return "its channels come first"
+    if getattr(layer, "groups", 1) != 1:
+        return "its channels are in groups"
+    return None
+
+
+def is_padded(layer: Any) -> bool:
+    """Whether zeros around the input take part in a convolution."""
+    return layer.padding != "valid" and any(k > 1 for k in layer.kernel_size)
+
+
+@rule_for(keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
+class Conv(Linear):
+    """A convolution: `(size, ..., inputs, outputs)`."""
+
+    @classmethod
+    def refusal(cls, layer: Any, node: Node) -> str | None:
+        return conv_refusal(layer) or super().refusal(layer, node)
+
+    def sees_borders(self) -> bool:
+        return is_padded(self.layer)
+
+    def shrunk(self) -> tuple[dict[str, Any], list[np.ndarray]]:
+        kernel = self._sliced()
+        config = {**self.config, "filters": kernel.shape[-1]}
+        return self._with_bias(config, [kernel])
+
+
+@rule_for(
+    keras.layers.Conv1DTranspose,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Conv3DTranspose,
+)
+class ConvTranspose(Conv):
+    """A transposed convolution: `(size, ..., outputs, inputs)`."""
+
+    def _kernel(self) -> np.ndarray:
+        return np.swapaxes(to_numpy(self.layer.kernel), -1, -2)
+
+    def sees_borders(self) -> bool:
+        # Every output position sees another part of the kernel.
+        return True
+
+    def shrunk(self) -> tuple[dict[str, Any], list[np.ndarray]]:
+        config, (kernel, *bias) = super().shrunk()
+        return config, [np.swapaxes(kernel, -1, -2), *bias]
+
+
+@rule_for(keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
+class SeparableConv(Conv):
+    """A depthwise convolution, then one of size 1 over all channels."""
+
+    def _kernel(self) -> np.ndarray:
+        depthwise = to_numpy(self.layer.depthwise_kernel)
+        channels, multiplier = depthwise.shape[-2:]
+        pointwise = to_numpy(self.layer.pointwise_kernel)
+        pointwise = pointwise.reshape(channels, multiplier, -1)
+        # One product for every tap, so that zeros stay zeros.
+        products = depthwise[..., None] * pointwise
+        return np.moveaxis(products, -2, 0)
+
+    def shrunk(self) -> tuple[dict[str, Any], list[np.ndarray]]:
+        keep = self.input.keep
+        depthwise = to_numpy(self.layer.depthwise_kernel)
+        pointwise = to_numpy(self.layer.pointwise_kernel)
+        rows = np.repeat(keep, depthwise.shape[-1])
+        pointwise = pointwise[..., rows, :][..., self.output.keep]
+        config = {**self.config, "filters": pointwise.shape[-1]}
+        return self._with_bias(config, [depthwise[..., keep, :], pointwise])
+
+
+@rule_for(keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+class DepthwiseConv(Rule):
+    """Every channel by itself, to one or several outputs.
+
+    The kernel is `(size, ..., channels, multiplier)`; the outputs of a channel
+    stand next to each other.
+    """
+
+    works_per_step = True
+    hands_on = True
+
+    def __init__(self, layer: Any, uses: list[Node]) -> None:
+        super().__init__(layer, uses)
+        self.kernel = to_numpy(layer.kernel)
+        self.multiplier = self.kernel.shape[-1]
+
+    @classmethod
+    def refusal(cls, layer: Any, node: Node) -> str | None:
+        if not is_elementwise(layer.activation):
+            return "its activation mixes channels"
+        return conv_refusal(layer) or super().refusal(layer, node)
+
+    def sees_borders(self) -> bool:
+        return is_padded(self.layer)
+
+    def find_constants(self, node: Node) -> None:
+        constants = self.constants_of(node.inputs[0])[:, None]
+        kernel = self.kernel.reshape(-1, *self.kernel.shape[-2:])
+        # (channels, multiplier)
+        values = constants * kernel.sum(axis=0)
+        if self.sees_borders():
+            values = np.where(constants == 0.0, values, np.nan)
+        values = np.where((kernel == 0.0).all(axis=0), 0.0, values).ravel()
+        if self.layer.bias is not None:
+            values = values + to_numpy(self.layer.bias)
+        node.outputs[0].constant = evaluate_constants(
+            self.layer, self.layer.activation, finite(values)
+        )
+
+    def require(self, node: Node) -> None:
+        (inputs,), (outputs,) = node.inputs, node.outputs
+        used = outputs.keep.reshape(-1, self.multiplier).any(axis=1)
+        inputs.keep |= used
+        outputs.keep |= np.repeat(inputs.keep, self.multiplier)
+
+    def shrunk(self) -> tuple[dict[str, Any], list[np.ndarray]]:
+        weights = [self.kernel[..., self.input.keep, :]]
+        if self.layer.bias is not None:
+            weights.append(to_numpy(self.layer.bias)[self.output.keep])
+        return self.config, weights

@@ -1,0 +1,240 @@
+"""Layers that join tensors, or arrange the channels of one anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_vd._backend.keras_internals import BINARY_OPERATIONS, computed_class
+from keras_vd.shrinking.graph import Node, Tensor
+from keras_vd.shrinking.rule import Names, Rule, join, rule_for
+
+
+class Merge(Rule):
+    """Tensors of the same channels, combined channel by channel."""
+
+    ties_uses = False
+    hands_on = True
+
+    @classmethod
+    def refusal(cls, layer: Any, node: Node) -> str | None:
+        tensors = (*node.inputs, *node.outputs)
+        if len(node.inputs) < 2 or len(node.outputs) > 1:
+            return "it is called in an unusual way"
+        if len({len(tensor.shape) for tensor in tensors}) > 1:
+            return "its inputs have different numbers of axes"
+        if len({tensor.shape[-1] for tensor in tensors}) > 1:
+            return "its inputs have different numbers of channels"
+        return None
+
+    def find_constants(self, node: Node) -> None:
+        constants = np.stack([self.constants_of(x) for x in node.inputs])
+        node.outputs[0].constant = self._combined(constants)
+
+    def _combined(self, constants: np.ndarray) -> np.ndarray:
+        """Constants of the output from `(tensors, width)` of the inputs."""
+        return FUNCTIONS[computed_class(type(self.layer))](constants)
+
+    def require(self, node: Node) -> None:
+        join((*node.inputs, *node.outputs))
+
+    def call(
+        self, layer: Any, args: tuple[Any, ...], kwargs: Any, names: Names
+    ) -> Any:
+        # An input of which nothing is left has no tensor any more.
+        if isinstance(args[0], (list, tuple)):
+            args = ([x for x in args[0] if x is not None], *args[1:])
+        return super().call(layer, args, kwargs, names)
+
+
+def _product(constants: np.ndarray) -> np.ndarray:
+    # What is multiplied by zero may be anything.
+    has_zero = (constants == 0.0).any(axis=0)
+    return np.where(has_zero, 0.0, constants.prod(axis=0))
+
+
+# NaN, which stands for what is not constant, comes out where it goes in.
+FUNCTIONS: dict[type, Callable[[np.ndarray], np.ndarray]] = {
+    keras.layers.Add: lambda x: x.sum(axis=0),
+    keras.layers.Subtract: lambda x: x[0] - x[1],
+    keras.layers.Average: lambda x: x.mean(axis=0),
+    keras.layers.Maximum: lambda x: x.max(axis=0),
+    keras.layers.Minimum: lambda x: x.min(axis=0),
+    keras.layers.Multiply: _product,
+}
+FUNCTIONS |= {
+    operation: FUNCTIONS[getattr(keras.layers, name)]
+    for name, operation in BINARY_OPERATIONS.items()
+}
+rule_for(*FUNCTIONS)(Merge)
+
+
+@rule_for(keras.layers.Multiply, keras.layers.Maximum, keras.layers.Minimum)
+class MaskedMerge(Merge):
+    """A function that leaves out the steps that an input's mask leaves out.
+
+    Which steps these are is not known, so the result is constant only where
+    it is whatever is left out.
+    """
+
+    def find_constants(self, node: Node) -> None:
+        super().find_constants(node)
+        if not any(x.may_be_masked for x in node.inputs):
+            return
+        constants = np.stack([self.constants_of(x) for x in node.inputs])
+        is_certain = (constants == constants[0]).all(axis=0)
+        if isinstance(self.layer, keras.layers.Multiply):
+            # Ones stand for what is left out, zeros where nothing is left.
+            is_certain &= constants[0] == 0.0
+            for tensor, values in zip(node.inputs, constants, strict=True):
+                if not tensor.may_be_masked:
+                    is_certain |= values == 0.0
+        found = node.outputs[0].constant
+        node.outputs[0].constant = np.where(is_certain, found, np.nan)
+
+
+@rule_for(keras.layers.Add)
+class Add(Merge):
+    """A sum, which does without a branch that is all zero."""
+
+    def _skipped(self, node: Node) -> list[Tensor]:
+        """Inputs of zeros, unless they give the output its shape or mask."""
+        zero = [x for x in node.inputs if (self.constants_of(x) == 0.0).all()]
+        rest = [x for x in node.inputs if x not in zero]
+        is_shaped = any(x.shape == node.outputs[0].shape for x in rest)
+        return zero if is_shaped and _keeps_mask(node, rest) else []
+
+    def require(self, node: Node) -> None:
+        skipped = self._skipped(node)
+        join((*(x for x in node.inputs if x not in skipped), *node.outputs))
+        # One that others need goes on as before.
+        if any(x.keep.any() for x in skipped):
+            super().require(node)
+
+    def can_do_without(self, node: Node, tensor: Tensor) -> bool:
+        return node.is_gone or tensor in self._skipped(node)
+
+
+def _keeps_mask(node: Node, rest: list[Tensor]) -> bool:
+    """Whether some of a merge's inputs make the same mask as all of them.
+
+    Sums and concatenations leave out no step that an input without a mask has,
+    or that any input's mask has.
+    """
+    if not any(x.may_be_masked for x in node.inputs):
+        return True
+    # Which layers in a nested model get a mask is not certain.
+    if node.path:
+        return False
+    if not all(x.may_be_masked for x in rest):
+        return True
+    return all(x.mask is node.inputs[0].mask for x in node.inputs)
+
+
+@rule_for(keras.layers.Concatenate)
+class Concatenate(Merge):
+    """Tensors side by side, along the channels or along another axis."""
+
+    @classmethod
+    def refusal(cls, layer: Any, node: Node) -> str | None:
+        if not all(x.has_channels for x in (*node.inputs, *node.outputs)):
+            return "the number of its channels is not known"
+        return None
+
+    def _joins_channels(self, node: Node) -> bool:
+        rank = len(node.outputs[0].shape)
+        return self.layer.axis % rank == rank - 1
+
+    def find_constants(self, node: Node) -> None:
+        if self._joins_channels(node):
+            node.outputs[0].constant = np.concatenate(
+                [self.constants_of(x) for x in node.inputs]
+            )
+        else:
+            super().find_constants(node)
+
+    def _combined(self, constants: np.ndarray) -> np.ndarray:
+        is_same = (constants == constants[0]).all(axis=0)
+        return np.where(is_same, constants[0], np.nan)
+
+    def can_do_without(self, node: Node, tensor: Tensor) -> bool:
+        if node.is_gone:
+            return True
+        rest = [x for x in node.inputs if x.keep.any()]
+        return self._joins_channels(node) and _keeps_mask(node, rest)
+
+    def require(self, node: Node) -> None:
+        if not self._joins_channels(node):
+            super().require(node)
+            return
+        (outputs,) = node.outputs
+        for tensor, part in zip(node.inputs, self._parts(node), strict=True):
+            tensor.keep |= outputs.keep[part]
+            outputs.keep[part] |= tensor.keep
+
+    def _parts(self, node: Node) -> list[slice]:
+        """Where the channels of each input are in the output."""
+        ends = np.cumsum([tensor.width for tensor in node.inputs])
+        return [
+            slice(end - tensor.width, end)
+            for tensor, end in zip(node.inputs, ends, strict=True)
+        ]
+
+
+@rule_for(keras.layers.Flatten, keras.layers.Reshape)
+class Reshape(Rule):
+    """A new shape for the same entries in the same order.
+
+    As the last axis runs fastest, entry `j` of a last axis of size `m * width`
+    is channel `j % width` of a last axis of size `width`, whatever the other
+    axes are. So both sides keep the same channels, `m` times on one of them.
+    """
+
+    works_per_step = True
+    hands_on = True
+
+    def __init__(self, layer: Any, uses: list[Node]) -> None:
+        super().__init__(layer, uses)
+        self.ties_uses = isinstance(layer, keras.layers.Reshape)
+
+    @classmethod
+    def refusal(cls, layer: Any, node: Node) -> str | None:
+        if getattr(layer, "data_format", None) == "channels_first":
+            return "its channels come first"
+        refusal = super().refusal(layer, node)
+        if refusal is not None:
+            return refusal
+        tensors = (*node.inputs, *node.outputs)
+        if not all(x.has_channels for x in tensors):
+            return "the number of its channels is not known"
+        narrow, wide = sorted(x.width for x in tensors)
+        return "it mixes channels" if not narrow or wide % narrow else None
+
+    def find_constants(self, node: Node) -> None:
+        constants = self.constants_of(node.inputs[0])
+        width = node.outputs[0].width
+        if width >= constants.size:
+            constants = np.resize(constants, width)
+        else:
+            rows = constants.reshape(-1, width)
+            is_same = (rows == rows[0]).all(axis=0)
+            constants = np.where(is_same, rows[0], np.nan)
+        node.outputs[0].constant = constants
+
+    def require(self, node: Node) -> None:
+        tensors = (node.inputs[0], node.outputs[0])
+        width = min(tensor.width for tensor in tensors)
+        rows = [tensor.keep.reshape(-1, width) for tensor in tensors]
+        keep = np.logical_or.reduce(np.concatenate(rows))
+        for tensor in tensors:
+            tensor.keep |= np.resize(keep, tensor.width)
+
+    def shrunk(self) -> tuple[dict[str, Any], list[np.ndarray]]:
+        config = self.config
+        if "target_shape" in config:
+            width = int(np.count_nonzero(self.output.keep))
+            config["target_shape"] = (*config["target_shape"][:-1], width)
+        return config, []

@@ -1,0 +1,262 @@
+"""Recurrent layers: hidden units that stay zero, or that nobody reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_vd._backend.keras_internals import computed_class
+from keras_vd.shrinking.activations import evaluate, is_elementwise
+from keras_vd.shrinking.graph import Node, Tensor
+from keras_vd.shrinking.rule import (
+    Inner,
+    Rule,
+    config_of,
+    rule_for,
+    to_numpy,
+)
+
+# Number of gates, and which of them is the candidate.
+GATES: dict[type, tuple[int, int]] = {
+    keras.layers.SimpleRNN: (1, 0),
+    keras.layers.LSTM: (4, 2),
+    keras.layers.GRU: (3, 2),
+}
+
+
+def units_refusal(layer: Any) -> str | None:
+    """Why the units of a recurrent layer are no matter of their own."""
+    activations = (
+        layer.activation,
+        getattr(layer, "recurrent_activation", None),
+    )
+    if not all(is_elementwise(x) for x in activations):
+        return "its activation mixes units"
+    return None
+
+
+class Units:
+    """The hidden units of one recurrent layer.
+
+    Attributes:
+        kernel: `(inputs, gates, units)`.
+        recurrent_kernel: `(units, gates, units)`.
+        bias: `(1, gates, units)`, zero where there is none; a second row for
+            a GRU that adds one to what it remembers.
+        zero: `(units,)`: whose output and state are always zero.
+        keep: `(units,)`: which stay.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
+        cell, units = layer.cell, layer.units
+        gates, self.candidate = GATES[computed_class(type(layer))]
+        self.kernel = to_numpy(cell.kernel).reshape(-1, gates, units)
+        self.recurrent_kernel = to_numpy(cell.recurrent_kernel).reshape(
+            units, gates, units
+        )
+        rows = 2 if getattr(layer, "reset_after", False) else 1
+        self.bias = np.zeros((rows, gates, units))
+        if layer.use_bias:
+            self.bias = to_numpy(cell.bias).reshape(self.bias.shape)
+        self.zero = np.zeros(units, bool)
+        self.keep = np.zeros(units, bool)
+
+    def find_zero(self, constants: np.ndarray) -> None:
+        """Find the units that stay at a state of zero.
+
+        That takes a candidate of zero, whatever the other gates do: from
+        inputs, bias, and units other than those that stay zero themselves.
+        """
+        if evaluate(self.layer.activation, np.zeros((1, 1))).any():
+            return
+        known = ~np.isnan(constants)
+        kernel = self.kernel[:, self.candidate]
+        total = self.bias[0, self.candidate]
+        total = total + constants[known] @ kernel[known]
+        zero = ~kernel[~known].any(axis=0) & (total == 0.0)
+        zero &= ~self.bias[1:, self.candidate].any(axis=0)
+        remembered = self.recurrent_kernel[:, self.candidate] != 0.0
+        before = None
+        while before is None or (zero != before).any():
+            before = zero
+            zero = zero & ~remembered[~zero].any(axis=0)
+        self.zero = zero
+
+    def require(self, constants: np.ndarray) -> np.ndarray:
+        """Keep the units that kept ones read; return the inputs read."""
+        reads = (self.recurrent_kernel != 0.0).any(axis=1)
+        before = -1
+        while before != np.count_nonzero(self.keep):
+            before = int(np.count_nonzero(self.keep))
+            self.keep |= reads[:, self.keep & ~self.zero].any(axis=1) & (
+                ~self.zero
+            )
+        # A unit of zero stays so without its other gates.
+        read = self.kernel[:, :, self.keep & ~self.zero].any(axis=(1, 2))
+        return read & np.isnan(constants)
+
+    def pad(self, count: int) -> None:
+        """Keep more units until there are `count`, those of zero first."""
+        spare = np.flatnonzero(~self.keep)
+        spare = spare[np.argsort(~self.zero[spare], kind="stable")]
+        missing = count - np.count_nonzero(self.keep)
+        self.keep[spare[: max(missing, 0)]] = True
+
+    def shrunk(
+        self, config: dict[str, Any], inputs: Tensor, constants: np.ndarray
+    ) -> tuple[dict[str, Any], list[np.ndarray]]:
+        """Config and weights with what is kept, `config` being the old one."""
+        removed = ~inputs.keep & ~np.isnan(constants)
+        bias = self.bias.copy()
+        bias[0] += np.tensordot(
+            constants[removed], self.kernel[removed], axes=1
+        )
+        bias = bias[..., self.keep]
+        kernels = (
+            self.kernel[inputs.keep][..., self.keep],
+            self.recurrent_kernel[self.keep][..., self.keep],
+        )
+        units = int(np.count_nonzero(self.keep))
+        weights = [x.reshape(len(x), -1) for x in kernels]
+        config = {**config, "units": units}
+        if config["use_bias"] or bias.any():
+            config["use_bias"] = True
+            rows = (len(bias), -1) if len(bias) > 1 else -1
+            weights.append(bias.reshape(rows))
+        return config, weights
+
+
+def _starts_at_zero(layer: Any, node: Node) -> bool:
+    is_given = any(node.kwargs.get("mask") is not x for x in node.others)
+    return not (layer.stateful or is_given)
+
+
+@rule_for(*GATES)
+class Recurrent(Rule):
+    """One direction; its outputs and states have the same units."""
+
+    def __init__(self, layer: Any, uses: list[Node]) -> None:
+        super().__init__(layer, uses)
+        self.units = Units(layer)
+        self.starts_at_zero = all(_starts_at_zero(layer, x) for x in uses)
+
+    @classmethod
+    def refusal(cls, layer: Any, node: Node) -> str | None:
+        if len(node.inputs) != 1:
+            return "it is called in an unusual way"
+        return units_refusal(layer)
+
+    def find_constants(self, node: Node) -> None:
+        if self.starts_at_zero:
+            self.units.find_zero(self.constants_of(node.inputs[0]))
+        for tensor in node.outputs:
+            tensor.constant = np.where(self.units.zero, 0.0, np.nan)
+
+    def require(self, node: Node) -> None:
+        units = self.units
+        for tensor in node.outputs:
+            units.keep |= tensor.keep
+        if not self.starts_at_zero:
+            units.keep[:] = True
+        read = units.require(self.constants_of(node.inputs[0]))
+        node.inputs[0].keep |= read
+        for tensor in node.outputs:
+            tensor.keep |= units.keep
+
+    def shrunk(self) -> tuple[dict[str, Any], list[np.ndarray]]:
+        constants = self.constants_of(self.input)
+        config = self.config
+        return self.units.shrunk(config, self.input, constants)
+
+
+@rule_for(keras.layers.Bidirectional)
+class Bidirectional(Rule):
+    """Two directions, which must have the same number of units.
+
+    Keras takes the number of the backward layer to be that of the forward one.
+    """
+
+    def __init__(self, layer: Any, uses: list[Node]) -> None:
+        super().__init__(layer, uses)
+        self.directions = (
+            Units(layer.forward_layer),
+            Units(layer.backward_layer),
+        )
+        self.starts_at_zero = all(_starts_at_zero(layer, x) for x in uses)
+        # Whether unit `j` of the output is made of unit `j` of both.
+        self.is_merged = layer.merge_mode in ("sum", "ave", "mul")
+
+    @classmethod
+    def refusal(cls, layer: Any, node: Node) -> str | None:
+        one, other = layer.forward_layer, layer.backward_layer
+        kinds = {computed_class(type(x)) for x in (one, other)}
+        if len(kinds) > 1 or not kinds <= set(GATES):
+            return "its directions are not two layers of a known type"
+        if one.units != other.units:
+            return "its directions differ in size"
+        if len(node.inputs) != 1:
+            return "it is called in an unusual way"
+        return units_refusal(one) or units_refusal(other)
+
+    def _parts(self, node: Node) -> list[tuple[Tensor, slice, Units]]:
+        """Which channels of which output are the units of a direction."""
+        one, other = self.directions
+        size = len(one.keep)
+        every = slice(0, size)
+        outputs = list(node.outputs)
+        if self.layer.merge_mode is None:
+            first, second = outputs[:2]
+            parts = [(first, every, one), (second, every, other)]
+        else:
+            first = second = outputs[0]
+            start = 0 if self.is_merged else size
+            later = slice(start, start + size)
+            parts = [(first, every, one), (second, later, other)]
+        states = [x for x in outputs if x is not first and x is not second]
+        half = len(states) // 2
+        parts += [(tensor, every, one) for tensor in states[:half]]
+        return parts + [(tensor, every, other) for tensor in states[half:]]
+
+    def find_constants(self, node: Node) -> None:
+        for units in self.directions:
+            if self.starts_at_zero:
+                units.find_zero(self.constants_of(node.inputs[0]))
+        for tensor, part, units in self._parts(node):
+            tensor.constant[part] = np.where(units.zero, 0.0, np.nan)
+        if self.is_merged:
+            one, other = (units.zero for units in self.directions)
+            is_product = self.layer.merge_mode == "mul"
+            zero = one | other if is_product else one & other
+            node.outputs[0].constant = np.where(zero, 0.0, np.nan)
+
+    def require(self, node: Node) -> None:
+        for tensor, part, units in self._parts(node):
+            units.keep |= tensor.keep[part]
+        constants = self.constants_of(node.inputs[0])
+        for units in self.directions:
+            if not self.starts_at_zero:
+                units.keep[:] = True
+            node.inputs[0].keep |= units.require(constants)
+        for tensor, part, units in self._parts(node):
+            tensor.keep[part] |= units.keep
+
+    def settle(self) -> None:
+        one, other = self.directions
+        for units, model in ((one, other), (other, one)):
+            units.pad(int(np.count_nonzero(model.keep)))
+
+    def shrunk(self) -> tuple[dict[str, Any], list[np.ndarray]]:
+        constants = self.constants_of(self.input)
+        config = self.config
+        weights = []
+        names = ("layer", "backward_layer")
+        for name, units in zip(names, self.directions, strict=True):
+            inner, arrays = units.shrunk(
+                config_of(units.layer), self.input, constants
+            )
+            config[name] = Inner(units.layer, inner)
+            weights += arrays
+        return config, weights

@@ -1,0 +1,115 @@
+"""The report of what `shrink` has removed: rows, totals and their table."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import rich.table
+
+from keras_vd._backend.tables import Report
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerRow:
+    """What is left of one layer.
+
+    Attributes:
+        name: Name of the layer, behind those of the models it is nested in.
+        layer: Name of its class.
+        inputs: Number of input units, channels or words.
+        kept_inputs: Number of those that it still has.
+        outputs: Number of output units, channels or columns.
+        kept_outputs: Number of those that it still has.
+        parameters: Number of its parameters before.
+        kept_parameters: Number of them now, with a table of words that share
+            a row of an embedding.
+    """
+
+    name: str
+    layer: str
+    inputs: int
+    kept_inputs: int
+    outputs: int
+    kept_outputs: int
+    parameters: int
+    kept_parameters: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ShrinkReport(Report):
+    """What `shrink` has removed from a model, and what it could not.
+
+    Attributes:
+        rows: One `LayerRow` per layer with weights.
+        kept_whole: Why a layer has kept all of its units, by its name.
+        parameters: Number of parameters of the model before.
+        kept_parameters: Number of parameters of the new model.
+        macs: Multiply-accumulate operations of one example before, in dense,
+            convolution, recurrent and attention layers; None where a spatial
+            size or the number of time steps is not known.
+        kept_macs: The same of the new model.
+    """
+
+    rows: tuple[LayerRow, ...]
+    kept_whole: dict[str, str]
+    parameters: int
+    kept_parameters: int
+    macs: int | None
+    kept_macs: int | None
+
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether nothing could be removed."""
+        return all(
+            (row.inputs, row.outputs, row.parameters)
+            == (row.kept_inputs, row.kept_outputs, row.kept_parameters)
+            for row in self.rows
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            **dataclasses.asdict(self),
+            "rows": [dataclasses.asdict(row) for row in self.rows],
+            "is_unchanged": self.is_unchanged,
+        }
+
+    def to_table(self) -> rich.table.Table:
+        title = "Nothing could be removed" if self.is_unchanged else "Shrunk"
+        table = rich.table.Table(title=title)
+        table.add_column("layer")
+        for header in ("inputs", "outputs", "parameters", "ratio"):
+            table.add_column(header, justify="right")
+        table.add_column("kept whole, because")
+        for row in self.rows:
+            table.add_row(
+                f"{row.name} ({row.layer})",
+                _change(row.inputs, row.kept_inputs),
+                _change(row.outputs, row.kept_outputs),
+                *_changes(row.parameters, row.kept_parameters),
+                self.kept_whole.get(row.name, ""),
+            )
+        table.add_section()
+        named = {row.name for row in self.rows}
+        for name, reason in self.kept_whole.items():
+            if name not in named:
+                table.add_row(name, "", "", "", "", reason)
+        table.add_section()
+        totals = {
+            "parameters": (self.parameters, self.kept_parameters),
+            "MACs per example": (self.macs, self.kept_macs),
+        }
+        for label, (before, after) in totals.items():
+            table.add_row(label, "", "", *_changes(before, after))
+        return table
+
+
+def _change(before: int | None, after: int | None) -> str:
+    if before is None or after is None:
+        return "unknown"
+    return f"{before:,}" if before == after else f"{before:,} to {after:,}"
+
+
+def _changes(before: int | None, after: int | None) -> tuple[str, str]:
+    ratio = f"{before / after:.1f}" if before and after else ""
+    return _change(before, after), ratio

@@ -1,0 +1,124 @@
+"""From a plain model to a physically smaller one with its predictions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from keras_vd._backend.keras_internals import functional_part
+from keras_vd._backend.validation import NOT_BUILT, check_plain_model
+from keras_vd.conversion.cloning import copy_model
+from keras_vd.conversion.fine_tuning import refreeze_zeros
+from keras_vd.shrinking.analysis import Plan, make_plan
+from keras_vd.shrinking.graph import read_graph
+from keras_vd.shrinking.macs import count_macs
+from keras_vd.shrinking.reasons import find_reasons, full_name
+from keras_vd.shrinking.rebuild import rebuild
+from keras_vd.shrinking.report import LayerRow, ShrinkReport
+
+
+def shrink(
+    model: keras.Model,
+    gather_inputs: bool | None = None,
+    return_report: bool = False,
+    verbose: int = 1,
+) -> Any:
+    """Remove from a plain model what its predictions do not depend on.
+
+    Goes: input features, units, channels, hidden units and columns of an
+    embedding that are zero, constant or read by nobody, and words that share
+    their row of an embedding with others. Constants end up in the biases of
+    the layers that read them. Predictions stay as they are, to 1e-5, and so do
+    inputs and outputs. What is not understood is kept whole; the report says
+    what, and why.
+
+    Nested models are written out: their layers become layers of the result.
+    A Sequential model that uses a layer twice comes back as a Functional one,
+    and a subclass that only adapts a constructor, where it gets smaller, as
+    the Keras layer that it extends.
+
+    Args:
+        model: A built Sequential or Functional model of plain Keras layers;
+            not changed.
+        gather_inputs: Whether dead input features, and dead entries of what a
+            Flatten makes, are read no more, at the cost of picking out the
+            others. None: where at least half of them are dead.
+        return_report: Whether to return the report as well.
+        verbose: 1 to print the report, 0 not to.
+
+    Returns:
+        A new model, not compiled, or with `return_report` the model and its
+        `ShrinkReport`. A model with nothing to remove comes back as a copy.
+
+    Raises:
+        TypeError: if `model` is no Keras model.
+        ValueError: if it is not built, is a subclassed model or has layers of
+            `keras_vd`.
+    """
+    functional = _checked(model)
+    plan = make_plan(read_graph(functional), gather_inputs)
+    if plan.is_unchanged:
+        smaller, layers = copy_model(model), None
+    else:
+        smaller, layers = rebuild(plan, model)
+        refreeze_zeros(smaller)
+    report = _report(plan, model, smaller, layers)
+    if verbose:
+        print(str(report))
+    return (smaller, report) if return_report else smaller
+
+
+def _checked(model: Any) -> keras.Model:
+    """The Functional model to read, or an error that says what to do."""
+    check_plain_model(model)
+    functional = functional_part(model)
+    if functional is not None:
+        return functional
+    if not model.built or isinstance(model, keras.Sequential):
+        raise ValueError(NOT_BUILT.format(name=model.name))
+    raise ValueError(
+        "Argument `model` must be a Sequential or Functional model, whose "
+        f"layers and connections are known. '{model.name}' computes in a "
+        f"`call` of its own, that of {type(model).__name__}: build it with "
+        "the functional API, or shrink the Functional models inside it."
+    )
+
+
+def _report(
+    plan: Plan,
+    model: keras.Model,
+    smaller: keras.Model,
+    layers: dict[int, Any] | None,
+) -> ShrinkReport:
+    rows = []
+    for key, rule in plan.rules.items():
+        old = rule.layer
+        if not isinstance(old, keras.layers.Layer) or not old.weights:
+            continue
+        new = old if layers is None else layers.get(key)
+        after = new.count_params() + rule.added_parameters if new else 0
+        (kept_inputs, inputs), (kept_outputs, outputs) = (
+            rule.inputs_kept,
+            rule.outputs_kept,
+        )
+        rows.append(
+            LayerRow(
+                full_name(rule),
+                type(old).__name__,
+                inputs=inputs,
+                kept_inputs=kept_inputs,
+                outputs=outputs,
+                kept_outputs=kept_outputs,
+                parameters=old.count_params(),
+                kept_parameters=after,
+            )
+        )
+    return ShrinkReport(
+        rows=tuple(rows),
+        kept_whole=find_reasons(plan),
+        parameters=model.count_params(),
+        kept_parameters=smaller.count_params(),
+        macs=count_macs(model),
+        kept_macs=count_macs(smaller),
+    )

@@ -1,0 +1,51 @@
+"""Layers around a layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_vd._backend.keras_internals import computed_class
+from keras_vd.shrinking.graph import Node
+from keras_vd.shrinking.rule import RULES, Inner, Rule, rule_for
+
+
+@rule_for(keras.layers.TimeDistributed)
+class TimeDistributed(Rule):
+    """A layer at every step: the rule of that layer, whose axes are last."""
+
+    def __init__(self, layer: Any, uses: list[Node]) -> None:
+        super().__init__(layer, uses)
+        self.inner = _inner_rule(layer)(layer.layer, uses)
+        self.ties_uses = self.inner.ties_uses
+        self.hands_on = self.inner.hands_on
+        self.outputs_reason = self.inner.outputs_reason
+
+    @classmethod
+    def refusal(cls, layer: Any, node: Node) -> str | None:
+        rule = _inner_rule(layer)
+        if rule is None or not rule.works_per_step:
+            return f"it repeats an unknown {type(layer.layer).__name__}"
+        return rule.refusal(layer.layer, node)
+
+    def sees_borders(self) -> bool:
+        return bool(self.inner.sees_borders())
+
+    def find_constants(self, node: Node) -> None:
+        self.inner.find_constants(node)
+
+    def require(self, node: Node) -> None:
+        self.inner.require(node)
+
+    def shrunk(self) -> tuple[dict[str, Any], list[np.ndarray]] | None:
+        inner = self.inner.shrunk()
+        if inner is None:
+            return None
+        wrapped = Inner(self.layer.layer, inner[0])
+        return {**self.config, "layer": wrapped}, inner[1]
+
+
+def _inner_rule(layer: Any) -> Any:
+    return RULES.get(computed_class(type(layer.layer)))

@@ -1,0 +1,343 @@
+"""What a variational model does not know: Monte Carlo predictions.
+
+A draw is one sample of all weights and gates, the same for all examples, time
+steps and positions, whatever the `estimator` in training: a function, so that
+what it says of several examples goes together, and no batch size changes it.
+With `noise="input"` a draw has one factor per input unit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_vd._backend.keras_internals import (
+    Batches,
+    flatten_layers,
+    functional_part,
+    input_batches,
+)
+from keras_vd._backend.validation import (
+    check_finite_model,
+    check_integer,
+    check_model,
+)
+from keras_vd.calibration import CalibrationReport
+from keras_vd.posteriors.finding import required_posteriors
+from keras_vd.uncertainty.sampler import Padding, Progress, sampler_of
+from keras_vd.uncertainty.summaries import Summary
+from keras_vd.uncertainty.tasks import Meaning, by_output, meanings
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MonteCarloPrediction:
+    """Predictions of many draws of a model's weights, summed up.
+
+    What is about classes is None where `task` is `"regression"`. Entropies
+    have the shape of the outputs without the axis of the classes: that of
+    `"multi-label"` outputs has none, each label is a prediction of its own.
+
+    Attributes:
+        mean: Mean prediction, of the shape of the model's outputs;
+            probabilities but for a regression.
+        standard_deviation: Standard deviation over the draws, of that shape.
+        predictive_entropy: Nats: entropy of the mean class probabilities, all
+            that is uncertain.
+        mutual_information: Nats, of that shape: the part of it that comes
+            from not knowing the weights, `predictive_entropy` minus the mean
+            entropy of the draws (BALD, Houlsby et al. 2011, arXiv:1112.5745).
+        calibration: Confidence and accuracy of `mean`; None without labels.
+        num_samples: Number of draws.
+        task: `"classification"`, `"binary"`, `"multi-label"` or
+            `"regression"`.
+    """
+
+    mean: np.ndarray
+    standard_deviation: np.ndarray
+    predictive_entropy: np.ndarray | None
+    mutual_information: np.ndarray | None
+    calibration: CalibrationReport | None
+    num_samples: int
+    task: str
+
+    @property
+    def expected_calibration_error(self) -> float | None:
+        """Of the mean class probabilities; None without labels."""
+        if self.calibration is None:
+            return None
+        return self.calibration.expected_error
+
+
+def predict_mc(
+    model: keras.Model,
+    x: Any,
+    num_samples: int = 50,
+    batch_size: int | None = None,
+    labels: Any = None,
+    from_logits: Any = None,
+    seed: int | None = None,
+    task: Any = None,
+    steps: int | None = None,
+    verbose: Any = "auto",
+) -> Any:
+    """Predict with many draws of the weights instead of their means.
+
+    A draw is one sample of all weights and gates for all examples; all else is
+    as in `predict`. What `prune` has removed is 0; what a threshold alone
+    leaves out keeps its noise: to know a sparse model's uncertainty, prune it.
+    The model stays as it was and keeps the compiled function for next time.
+
+    Args:
+        model: A built model with variational layers.
+        x: All that `predict` takes. Targets in its batches are left alone.
+        num_samples: Int >= 1: number of draws; memory does not grow with it.
+        batch_size: Int >= 1 or None (32), for arrays only: a matter of speed.
+        labels: For the calibration, one per prediction: class numbers of shape
+            `(examples, ...)`, for `"multi-label"` 0 and 1 of the outputs'.
+        from_logits: Bool: whether to make probabilities of the outputs. None:
+            what the last activation or the compiled loss says.
+        seed: Int >= 0 of the draws. None: one from Python's `random`.
+        task: `"classification"` (classes along the last axis), `"binary"` (one
+            column: class 1), `"multi-label"` (columns that need not sum to 1)
+            or `"regression"`. None: a last softmax, else the compiled loss,
+            else a last sigmoid tells.
+        steps: Int >= 1 or None (all): number of batches.
+        verbose: `"auto"` (a bar after 10 s), 1 (at once) or 0 (none).
+
+    Returns:
+        A `MonteCarloPrediction`; for several outputs a structure of them, and
+        `labels`, `from_logits` and `task` may be such structures, too.
+
+    Raises:
+        TypeError: if an argument is of the wrong type.
+        ValueError: if a value is not allowed, arguments and model contradict
+            each other, or `task` or `from_logits` cannot be told.
+    """
+    check_model(model)
+    required_posteriors(model)  # or an error
+    check_finite_model(model)
+    _refuse_states(model)
+    seed = None if seed is None else check_integer("seed", seed, 0)
+    num_samples = check_integer("num_samples", num_samples, 1)
+    batches = _batches(x, batch_size, steps)
+    progress = Progress(verbose, batches, num_samples)
+    reader = _Reader(model, task, from_logits, labels)
+    _read_all(model, batches, reader, num_samples, seed, progress)
+    return reader.result()
+
+
+def _read_all(
+    model: keras.Model,
+    batches: Batches,
+    reader: _Reader,
+    num_samples: int,
+    seed: int | None,
+    progress: Progress,
+) -> None:
+    """Have all draws for all batches read."""
+    reader.read_graph(batches.num_examples)
+    sampler, padding = sampler_of(model), Padding(model)
+    with sampler.seeded(seed) as seeds:
+        for batch in batches:
+            size = _count_examples(batch)
+            tensors = keras.tree.map_structure(_to_tensor, padding.fill(batch))
+            states = (seeds.of_draw(i) for i in range(num_samples))
+            reader.start_batch(size)
+            for outputs in sampler.draws(tensors, states):
+                reader.add(outputs)
+                progress.step()
+    progress.close()
+    count = len(reader.batches)
+    if batches.steps is not None and count < batches.steps:
+        warnings.warn(
+            f"Argument `steps` is {batches.steps}, and `x` has ended after "
+            f"{count} batches.",
+            stacklevel=3,
+        )
+
+
+class _Reader:
+    """Reads outputs batch by batch, draw by draw.
+
+    Args:
+        model: Where the outputs come from.
+        task: As the user passed it.
+        from_logits: As the user passed it.
+        labels: As the user passed them.
+    """
+
+    def __init__(
+        self, model: keras.Model, task: Any, from_logits: Any, labels: Any
+    ) -> None:
+        self.model = model
+        self.task, self.from_logits = task, from_logits
+        self.labels = labels
+        self.meanings: list[Meaning] | None = None
+        self.examples = 0
+        self.batches: list[list[Summary]] = []
+
+    def read_graph(self, examples: int | None) -> None:
+        """Find out what the outputs are before anything is computed.
+
+        Args:
+            examples: Their number, where it is known.
+        """
+        functional = functional_part(self.model)
+        if functional is None:
+            return
+        if all(x.shape[-1] is not None for x in functional.outputs):
+            self._read_structure(functional.output)
+            if examples is not None:
+                self._check_labels(examples)
+
+    def _read_structure(self, outputs: Any) -> None:
+        self.meanings = meanings(
+            self.model, outputs, self.task, self.from_logits
+        )
+        self.labels = [
+            None if y is None else np.asarray(_on_host(y))
+            for y in by_output("labels", self.labels, outputs)
+        ]
+        for meaning, y in zip(self.meanings, self.labels, strict=True):
+            if y is not None and meaning.task == "regression":
+                raise ValueError(
+                    "Argument `labels` is for the calibration of class "
+                    "probabilities, and these outputs are a regression: "
+                    "compare the targets with `mean` and `standard_deviation` "
+                    "of the prediction. If they are not, pass `task=`."
+                )
+
+    def _check_labels(self, examples: int) -> None:
+        for labels in self.labels:
+            if labels is not None and labels.shape[:1] != (examples,):
+                raise ValueError(
+                    "Argument `labels` must have one entry for each of the "
+                    f"{examples} examples. Received: shape {labels.shape}."
+                )
+
+    def start_batch(self, size: int) -> None:
+        self.examples += size
+        self.size = size
+        self.batches.append([])
+
+    def add(self, outputs: Any) -> None:
+        """Take in one more draw of the last batch."""
+        if self.meanings is None:
+            self._read_structure(outputs)
+        self.structure = outputs
+        summaries = self.batches[-1]
+        if not summaries:
+            summaries += [Summary(meaning) for meaning in self.meanings or ()]
+        leaves = keras.tree.flatten(outputs)
+        for summary, leaf, labels in zip(
+            summaries, leaves, self.labels, strict=True
+        ):
+            array = np.asarray(leaf)
+            if array.shape[:1] < (self.size,):
+                raise ValueError(
+                    "Argument `model` must return one row for each of "
+                    f"{self.size} examples. Received: shape {array.shape}."
+                )
+            summary.add(array[: self.size])
+            if summary.num_samples == 1 and labels is not None:
+                rows = slice(self.examples - self.size, self.examples)
+                summary.check_labels(labels[rows])
+
+    def result(self) -> Any:
+        """A `MonteCarloPrediction` for each output, in their structure."""
+        if not self.examples:
+            raise ValueError(
+                "Argument `x` must have at least one example. Received none."
+            )
+        self._check_labels(self.examples)
+        parts = zip(*self.batches, strict=True)
+        predictions = list(map(_joined, parts, self.labels))
+        return keras.tree.pack_sequence_as(self.structure, predictions)
+
+
+def _joined(
+    summaries: tuple[Summary, ...], labels: Any
+) -> MonteCarloPrediction:
+    """All batches of one output."""
+
+    def joined(name: str) -> np.ndarray:
+        parts = [getattr(summary, name) for summary in summaries]
+        return np.concatenate(parts).astype("float32")
+
+    first, mean = summaries[0], joined("mean")
+    entropies = {
+        name: None if first.is_regression else joined(name)
+        for name in ("predictive_entropy", "mutual_information")
+    }
+    return MonteCarloPrediction(
+        mean=mean,
+        standard_deviation=joined("standard_deviation"),
+        **entropies,
+        calibration=(
+            None if labels is None else first.calibration(mean, labels)
+        ),
+        num_samples=first.num_samples,
+        task=first.meaning.task,
+    )
+
+
+def _batches(x: Any, batch_size: int | None, steps: int | None) -> Batches:
+    if batch_size is not None:
+        batch_size = check_integer("batch_size", batch_size, 1)
+    if steps is not None:
+        steps = check_integer("steps", steps, 1)
+    batches = input_batches(x, batch_size, steps)
+    if batches is None:
+        raise TypeError(
+            "Argument `x` must be what `predict` takes: an array, or a list, "
+            "tuple or dict of arrays, with the examples along the first axis; "
+            "a data frame; a data set; a generator. Received: "
+            f"{x!r} (of type {type(x).__name__})."
+        )
+    if batch_size is not None and not batches.is_array:
+        raise ValueError(
+            "Argument `batch_size` is for arrays, and `x` comes in batches of "
+            f"its own. Received: batch_size={batch_size} with `x` of type "
+            f"{type(x).__name__}."
+        )
+    if batches.is_endless and steps is None:
+        raise ValueError(
+            "Argument `steps` must be given, as `x` has no end. Received: "
+            f"steps=None with `x` of type {type(x).__name__}."
+        )
+    return batches
+
+
+def _refuse_states(model: keras.Model) -> None:
+    for layer in flatten_layers(model):
+        if isinstance(layer, keras.layers.RNN) and layer.stateful:
+            raise ValueError(
+                "Argument `model` must not carry states from one batch to the "
+                f"next, which would pass from draw to draw. Layer "
+                f"'{layer.name}' has `stateful=True`."
+            )
+
+
+def _on_host(value: Any) -> Any:
+    return ops.convert_to_numpy(value) if ops.is_tensor(value) else value
+
+
+def _to_tensor(value: Any) -> Any:
+    return None if value is None else ops.convert_to_tensor(value)
+
+
+def _count_examples(batch: Any) -> int:
+    leaves = [x for x in keras.tree.flatten(batch) if x is not None]
+    sizes = {len(leaf) if leaf.ndim else None for leaf in leaves}
+    if len(sizes) != 1 or sizes & {0, None}:
+        raise ValueError(
+            "Argument `x` must have at least one example, and as many in each "
+            "of its arrays. Received arrays of shapes "
+            f"{[leaf.shape for leaf in leaves]}."
+        )
+    return len(leaves[0])

@@ -1,0 +1,115 @@
+"""Statistics of draws, one after the other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from keras_vd.calibration import (
+    CalibrationReport,
+    are_probabilities,
+    both_classes,
+    calibration_report,
+    check_labels,
+)
+from keras_vd.uncertainty.tasks import Meaning
+
+
+class Summary:
+    """Statistics of one output for one batch, updated draw by draw.
+
+    Welford's algorithm (1962) for mean and variance.
+    """
+
+    def __init__(self, meaning: Meaning) -> None:
+        self.meaning = meaning
+        self.is_regression = meaning.task == "regression"
+        self.num_samples = 0
+        self.mean: Any = 0.0
+        self.squares: Any = 0.0
+        self.entropy: Any = 0.0
+
+    def add(self, outputs: np.ndarray) -> None:
+        """Take in one more draw, of shape `(batch, ...)`."""
+        values = self._read(np.asarray(outputs, "float64"))
+        self.num_samples += 1
+        deviation = values - self.mean
+        self.mean = self.mean + deviation / self.num_samples
+        self.squares = self.squares + deviation * (values - self.mean)
+        if not self.is_regression:
+            self.entropy = self.entropy + _entropy(self._classes(values))
+
+    def _read(self, values: np.ndarray) -> np.ndarray:
+        if not np.all(np.isfinite(values)):
+            raise ValueError(
+                f"The model returns {np.sum(~np.isfinite(values)):,} values "
+                f"that are not finite, of {values.size:,} in a batch: look at "
+                "its weights and at argument `x`."
+            )
+        task = self.meaning.task
+        if self.meaning.from_logits:
+            return (
+                _softmax(values)
+                if task == "classification"
+                else _sigmoid(values)
+            )
+        if self.is_regression or are_probabilities(self._classes(values)):
+            return values
+        sums = " and sum to 1" if task == "classification" else ""
+        raise ValueError(
+            f"Task {task!r} needs probabilities, which are within [0, 1]{sums}."
+            " If these outputs are logits, pass `from_logits=True`; if they "
+            "are no probabilities at all, another `task`. Received outputs of "
+            f"shape {values.shape} from {values.min():g} to {values.max():g}."
+        )
+
+    def _classes(self, probabilities: np.ndarray) -> np.ndarray:
+        """With the classes of a prediction, or one of two, along an axis."""
+        is_column = self.meaning.task == "binary" and probabilities.ndim > 1
+        if is_column or self.meaning.task == "classification":
+            return probabilities
+        return probabilities[..., None]
+
+    def check_labels(self, labels: np.ndarray) -> None:
+        """Raise a ValueError unless they go with the first draw.
+
+        Args:
+            labels: Of this batch, or fewer.
+        """
+        values = both_classes(self._classes(self.mean))
+        check_labels(labels, values[: len(labels)])
+
+    def calibration(self, mean: np.ndarray, labels: Any) -> CalibrationReport:
+        return calibration_report(self._classes(mean), labels)
+
+    @property
+    def standard_deviation(self) -> np.ndarray:
+        return np.sqrt(self.squares / self.num_samples)
+
+    @property
+    def predictive_entropy(self) -> np.ndarray:
+        return _entropy(self._classes(self.mean))
+
+    @property
+    def mutual_information(self) -> np.ndarray:
+        # Never negative but for rounding.
+        difference = self.predictive_entropy - self.entropy / self.num_samples
+        return np.maximum(difference, 0.0)
+
+
+def _entropy(probabilities: np.ndarray) -> np.ndarray:
+    """Entropy in nats along the last axis, with 0 log 0 = 0."""
+    values = np.clip(both_classes(probabilities), 0.0, 1.0)
+    logs = np.log(np.where(values > 0.0, values, 1.0))
+    return -np.sum(values * logs, axis=-1)
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    return 0.5 + 0.5 * np.tanh(0.5 * logits)
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities along the last axis."""
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
