@@ -125,7 +125,7 @@ FAMILIES = {
         sparse_vd, variance_dtype="bfloat16"
     ),
     "keras_vd, per sequence": functools.partial(
-        Variational, estimator="sequence"
+        Variational, weight_samples="sequence"
     ),
     "plain, bfloat16": functools.partial(Plain, "mixed_bfloat16"),
     "keras_vd, bfloat16": functools.partial(Variational, "mixed_bfloat16"),

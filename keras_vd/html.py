@@ -12,6 +12,7 @@ from typing import Any
 
 import keras
 
+from keras_vd._backend.tables import html_fragment
 from keras_vd.sparsity import SparsityReport, sparsity_report
 
 _PAGE = """<!DOCTYPE html>
@@ -67,7 +68,7 @@ def html_report(
     """
     report = sparsity_report(model)
     sections = [
-        ("Sparsity", report.to_html_fragment()),
+        ("Sparsity", html_fragment(report)),
         *(
             (title, _embedded(figure))
             for title, figure in _figures(model, report, history)

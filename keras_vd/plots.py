@@ -67,7 +67,7 @@ def plot_kept_weights(model: keras.layers.Layer) -> Figure:
     panels = figure.subplots(1, len(posteriors), squeeze=False)[0]
     for panel, posterior in zip(panels, posteriors, strict=True):
         nonzero = ops.convert_to_numpy(posterior.mean()) != 0.0
-        outputs = posterior.output_axes
+        outputs = posterior.axes.outputs
         picture = np.moveaxis(nonzero, outputs, range(-len(outputs), 0))
         columns = int(np.prod([nonzero.shape[axis] for axis in outputs]))
         panel.imshow(

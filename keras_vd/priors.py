@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import keras
 
+from keras_vd._backend.types import Tensor
 from keras_vd._backend.validation import check_choice, check_number, resolve
 from keras_vd.divergences import kl
 
@@ -24,7 +25,9 @@ class Prior:
     `keras.saving.register_keras_serializable` to save models that use it.
     """
 
-    def kl_divergence(self, theta: Any, log_sigma2: Any, log_alpha: Any) -> Any:
+    def kl_divergence(
+        self, theta: Tensor, log_sigma2: Tensor, log_alpha: Tensor
+    ) -> Tensor:
         """KL(q || prior) of every weight on its own.
 
         Args:
@@ -38,21 +41,6 @@ class Prior:
         raise NotImplementedError(
             f"{type(self).__name__} must implement `kl_divergence`."
         )
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        # A divergence of one's own does not inherit another's faster form.
-        if "kl_divergence" in vars(cls) and "kl_by_snr" not in vars(cls):
-            cls.kl_by_snr = Prior.kl_by_snr  # type: ignore[method-assign]
-
-    @property
-    def kl_by_snr(self) -> Callable[[Any, Any], Any] | None:
-        """The divergence by signal-to-noise ratios, where that is faster.
-
-        A function of log_alpha, for the sake of its gradient, and of
-        exp(-log_alpha / 2), for the sake of its value.
-        """
-        return None
 
     def get_config(self) -> dict[str, Any]:
         """Arguments of the constructor."""
@@ -90,20 +78,14 @@ class LogUniform(Prior):
         "kingma": kl.log_uniform_kingma,
         "lower_bound": kl.log_uniform_lower_bound,
     }
-    _by_snr: ClassVar[dict[str, Callable[[Any, Any], Any]]] = {
-        "exact": kl.exact_by_snr,
-        "molchanov": kl.molchanov_by_snr,
-    }
 
     def __init__(self, kl: str = "molchanov") -> None:
         self.kl = check_choice("kl", kl, self._forms)
 
-    def kl_divergence(self, theta: Any, log_sigma2: Any, log_alpha: Any) -> Any:
+    def kl_divergence(
+        self, theta: Tensor, log_sigma2: Tensor, log_alpha: Tensor
+    ) -> Tensor:
         return self._forms[self.kl](log_alpha)
-
-    @property
-    def kl_by_snr(self) -> Callable[[Any, Any], Any] | None:
-        return self._by_snr.get(self.kl)
 
     def get_config(self) -> dict[str, Any]:
         return {"kl": self.kl}
@@ -118,12 +100,10 @@ class ARD(Prior):
     arXiv:1811.00596). Unlike the log-uniform prior it is proper.
     """
 
-    def kl_divergence(self, theta: Any, log_sigma2: Any, log_alpha: Any) -> Any:
+    def kl_divergence(
+        self, theta: Tensor, log_sigma2: Tensor, log_alpha: Tensor
+    ) -> Tensor:
         return kl.ard(log_alpha)
-
-    @property
-    def kl_by_snr(self) -> Callable[[Any, Any], Any]:
-        return kl.ard_by_snr
 
 
 @keras.saving.register_keras_serializable(package="keras_vd")
@@ -141,7 +121,9 @@ class Gaussian(Prior):
     def __init__(self, stddev: float = 1.0) -> None:
         self.stddev = check_number("stddev", stddev, 0.0, exclusive=True)
 
-    def kl_divergence(self, theta: Any, log_sigma2: Any, log_alpha: Any) -> Any:
+    def kl_divergence(
+        self, theta: Tensor, log_sigma2: Tensor, log_alpha: Tensor
+    ) -> Tensor:
         return kl.gaussian(theta, log_sigma2, self.stddev)
 
     def get_config(self) -> dict[str, Any]:

@@ -366,12 +366,12 @@ def _nonzero(arrays: list[np.ndarray]) -> int:
 
 def _row(name: str, posterior: WeightPosterior) -> WeightRow:
     nonzero = ops.convert_to_numpy(posterior.mean()) != 0.0
-    reads = _any_along(nonzero, posterior.input_axes)
-    if posterior.conv_groups > 1:
+    reads = _any_along(nonzero, posterior.axes.inputs)
+    if posterior.axes.conv_groups > 1:
         # Each group of outputs reads channels of its own: split the last axis.
-        split = (*nonzero.shape[:-1], posterior.conv_groups, -1)
+        split = (*nonzero.shape[:-1], posterior.axes.conv_groups, -1)
         reads = _any_along(nonzero.reshape(split), (-3, -2))
-    writes = _any_along(nonzero, posterior.output_axes)
+    writes = _any_along(nonzero, posterior.axes.outputs)
     return WeightRow(
         name=name,
         shape=tuple(nonzero.shape),

@@ -24,15 +24,15 @@ class RecurrentCase(Case):
     """A recurrent layer, the weights of which belong to its cell.
 
     Attributes:
-        estimator: Value of that argument.
+        weight_samples: Value of that argument.
     """
 
     weights: tuple[str, ...] = KERNELS
-    estimator: str = "batch"
+    weight_samples: str = "batch"
 
     @property
     def all_arguments(self) -> dict[str, Any]:
-        return {**super().all_arguments, "estimator": self.estimator}
+        return {**super().all_arguments, "weight_samples": self.weight_samples}
 
     def owner(self, layer: Any) -> Any:
         return layer.cell
@@ -50,10 +50,12 @@ def make_case(
         name: Name of the case, and of its layer.
         layer: Class of the layer.
         core: Whether to run it on all backends.
-        **options: Arguments; `groups` and `estimator` go where they belong.
+        **options: Arguments; `groups` and `weight_samples` go where they
+            belong.
     """
     own = {
-        key: options.pop(key) for key in {"groups", "estimator"} & set(options)
+        key: options.pop(key)
+        for key in {"groups", "weight_samples"} & set(options)
     }
     return RecurrentCase(
         name,

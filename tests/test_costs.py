@@ -247,7 +247,7 @@ def test_draws_in_the_jaxpr(name):
     keras.backend.backend() == "torch", reason="it does not trace"
 )
 @pytest.mark.parametrize("name", ["sparse_vd", "lstm"])
-def test_traces(name):
+def test_traces(name, monkeypatch):
     """Oracle: after an epoch and a validation Python has nothing to do.
 
     Whatever the annealed weight, the seeds and the masks become.
@@ -257,13 +257,13 @@ def test_traces(name):
     weights = keras_vd.variational_weights(model)
     calls = collections.Counter()
     for weight in weights:
-        start = weight._start_pass
+        start = weight._training_pass
 
         def count(*arguments, start=start, weight=weight):
             calls[weight.label] += 1
             return start(*arguments)
 
-        object.__setattr__(weight, "_start_pass", count)
+        monkeypatch.setattr(weight, "_training_pass", count)
 
     def fit(initial_epoch):
         annealing = keras_vd.callbacks.KLAnnealing(BATCH, 1, 1, verbose=0)

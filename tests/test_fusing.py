@@ -60,7 +60,9 @@ LAYERS = {
     ),
     "conv": lambda: layers.VDConv1D(3, 2, kl_weight=0.01),
     "lstm": lambda: layers.VDLSTM(3, groups=("gates",), kl_weight=0.01),
-    "sequence": lambda: layers.VDGRU(3, estimator="sequence", kl_weight=0.01),
+    "sequence": lambda: layers.VDGRU(
+        3, weight_samples="sequence", kl_weight=0.01
+    ),
     "embedding": lambda: layers.VDEmbedding(
         7, 3, groups=("vocabulary",), kl_weight=0.01
     ),

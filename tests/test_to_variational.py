@@ -331,7 +331,7 @@ def test_what_stays_and_why():
         assert word in report.skipped[name], name
     assert json.loads(json.dumps(report.to_dict())) == report.to_dict()
     assert "Converted: 1 of 9 layers" in str(report)
-    assert "made in the code" in report.to_html()
+    assert "made in the code" in report._repr_html_()
     inputs = random_inputs(3, 6)
     np.testing.assert_allclose(
         predict(variational, inputs)[0], predict(model, inputs)[0], rtol=1e-6

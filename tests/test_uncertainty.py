@@ -210,7 +210,7 @@ STACKS = {
     "recurrent": lambda: ((4, 3), [recurrent_layer()]),
     "sequences": lambda: (
         (4, 3),
-        [layers.VDGRU(4, estimator="sequence", posterior=gaussian())],
+        [layers.VDGRU(4, weight_samples="sequence", posterior=gaussian())],
     ),
     "log-normal": lambda: ((6,), [layers.LogNormalDropout(mu_init=-1.0)]),
     "beta-bernoulli": lambda: ((6,), [layers.BetaBernoulliDropout()]),

@@ -9,12 +9,19 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_vd._backend.types import Tensor
+
 # Entries of a tensor from which on it pays to start a compiled kernel.
 MIN_SIZE = 2**14
 USUAL_BATCH_SIZE = 2**7
 
+# By the very function, other forms of it that compilers make less of: their
+# authors enter them, and what each takes is said where it is used. A method
+# that overrides another is another function, and has no form by accident.
+FAST_FORMS: dict[Callable[..., Any], Any] = {}
 
-def compiled(function: Callable[..., Any], *tensors: Any) -> Any:
+
+def compiled(function: Callable[..., Any], *tensors: Any) -> Tensor:
     """Call an elementwise function that no gradient is wanted of.
 
     TensorFlow on a CPU would make one pass over memory per operation; here
@@ -56,7 +63,7 @@ def recomputed(
     return function(variables, *constants)
 
 
-def rounded(product: Any) -> Any:
+def rounded(product: Any) -> Tensor:
     """Round a product before it is added to something.
 
     XLA computes what is cheap anew in each loop that reads it, and takes a
@@ -72,9 +79,21 @@ def rounded(product: Any) -> Any:
     return ops.where(ops.greater(product, bound), bound, product)
 
 
-def is_compiled(tensors: Sequence[Any]) -> bool:
-    """Whether a compiler makes few loops of what is done to these tensors."""
-    return keras.backend.backend() == "jax" or _is_worth_a_kernel(tensors)
+def fast_form(function: Callable[..., Any], tensors: Sequence[Any]) -> Any:
+    """Return what computes the same as a function, where a compiler runs it.
+
+    Args:
+        function: A key of `FAST_FORMS`, or any other function.
+        tensors: What it is about to be computed of.
+
+    Returns:
+        The entry; None if there is none, or if no compiler makes few loops of
+        what is done to these tensors.
+    """
+    is_compiled = keras.backend.backend() == "jax"
+    if is_compiled or _is_worth_a_kernel(tensors):
+        return FAST_FORMS.get(function)
+    return None
 
 
 def _is_worth_a_kernel(tensors: Sequence[Any]) -> bool:
@@ -94,7 +113,7 @@ def _is_worth_a_kernel(tensors: Sequence[Any]) -> bool:
     )
 
 
-def _size(tensor: Any) -> int:
+def _size(tensor: Tensor) -> int:
     """Entries of a weight, or of the outputs for a batch of usual size.
 
     0 if there is no telling: each new size is compiled anew, and texts have

@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_vd._backend.fusing import compiled
+from keras_vd._backend.types import Tensor
 
 # Box and Muller's radius gets 18 of the bits, their angle 14: the largest value
 # is 5.1, beyond which 3 in 10 million would lie.
@@ -19,7 +20,7 @@ _RADIUS_BITS = 18
 _SINE = (1.57079101, -0.64589285, 0.07943434, -0.0043331)
 
 
-def standard_normal(shape: tuple[Any, ...], dtype: Any, seed: Any) -> Any:
+def standard_normal(shape: tuple[Any, ...], dtype: Any, seed: Any) -> Tensor:
     """Draw independent N(0, 1) values.
 
     Args:
@@ -39,7 +40,7 @@ def standard_normal(shape: tuple[Any, ...], dtype: Any, seed: Any) -> Any:
     return compiled(lambda bits: _from_bits(bits, size, dtype), bits)
 
 
-def _random_bits(shape: tuple[Any, ...], seed: Any) -> Any:
+def _random_bits(shape: tuple[Any, ...], seed: Any) -> Tensor:
     """Int32 tensor of random bits."""
     if keras.backend.backend() == "jax":
         import jax
@@ -57,7 +58,7 @@ def _random_bits(shape: tuple[Any, ...], seed: Any) -> Any:
     )
 
 
-def _from_bits(bits: Any, size: Any, dtype: Any) -> Any:
+def _from_bits(bits: Tensor, size: Any, dtype: Any) -> Tensor:
     """N(0, 1) values.
 
     Args:

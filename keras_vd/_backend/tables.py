@@ -1,4 +1,4 @@
-"""Reports that can be read in a terminal, in a notebook and as a web page."""
+"""Reports that can be read in a terminal and in a notebook."""
 
 from __future__ import annotations
 
@@ -28,23 +28,8 @@ class Report:
             f"{type(self).__name__} must implement `to_dict`."
         )
 
-    def to_html(self) -> str:
-        """The report as a web page of its own."""
-        return self._export()
-
-    def to_html_fragment(self) -> str:
-        """The report as a part of a web page."""
-        return self._export(code_format=_FRAGMENT)
-
-    def _export(self, **options: Any) -> str:
-        console = rich.console.Console(
-            file=io.StringIO(), width=WIDTH, record=True
-        )
-        console.print(self.to_table())
-        return console.export_html(inline_styles=True, **options)
-
     def _repr_html_(self) -> str:
-        return self.to_html()
+        return html_fragment(self)
 
     def __str__(self) -> str:
         text = io.StringIO()
@@ -53,3 +38,10 @@ class Report:
         )
         console.print(self.to_table())
         return text.getvalue()
+
+
+def html_fragment(report: Report) -> str:
+    """Return the table of a report as a part of a web page."""
+    console = rich.console.Console(file=io.StringIO(), width=WIDTH, record=True)
+    console.print(report.to_table())
+    return console.export_html(inline_styles=True, code_format=_FRAGMENT)

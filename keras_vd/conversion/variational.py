@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import keras
 
@@ -35,6 +35,27 @@ COUNTERPARTS: dict[type, type] = {
 }
 
 
+@overload
+def to_variational(
+    model: keras.Model,
+    posterior: Any = "sparse_vd",
+    include: Selectors | None = None,
+    exclude: Selectors | None = None,
+    kl_weight: float | None = None,
+    return_report: Literal[False] = False,
+    verbose: int = 1,
+) -> keras.Model: ...
+@overload
+def to_variational(
+    model: keras.Model,
+    posterior: Any = "sparse_vd",
+    include: Selectors | None = None,
+    exclude: Selectors | None = None,
+    kl_weight: float | None = None,
+    *,
+    return_report: Literal[True],
+    verbose: int = 1,
+) -> tuple[keras.Model, ConversionReport]: ...
 def to_variational(
     model: keras.Model,
     posterior: Any = "sparse_vd",
@@ -43,7 +64,7 @@ def to_variational(
     kl_weight: float | None = None,
     return_report: bool = False,
     verbose: int = 1,
-) -> Any:
+) -> keras.Model | tuple[keras.Model, ConversionReport]:
     """Replace Keras layers by their variational forms, weights and all.
 
     The trained weights become the posterior means, so predictions stay as

@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from keras_vd._backend.types import Tensor
+
 # Below 1 by the smallest step of float32, above 0 by far less.
 _MAX_LOG_PROBABILITY = -6e-8
 # Arguments of gamma functions are raised by this much before Stirling's series.
 _SHIFT = 7
 
 
-def kl_divergence(a: Any, b: Any, alpha: float) -> Any:
+def kl_divergence(a: Tensor, b: Tensor, alpha: float) -> Tensor:
     """Compute the KL from Kumaraswamy(a, b) to Beta(alpha, 1).
 
     (1 - alpha / a) (-gamma - psi(b) - 1 / b) + log(a b / alpha) - (b - 1) / b
@@ -34,12 +36,12 @@ def kl_divergence(a: Any, b: Any, alpha: float) -> Any:
     return (alpha / a - 1.0) * harmonic + logs - 1.0 + 1.0 / b
 
 
-def mean(a: Any, b: Any) -> Any:
+def mean(a: Tensor, b: Tensor) -> Tensor:
     """Compute E[pi] = Gamma(1 + 1/a) Gamma(1 + b) / Gamma(1 + 1/a + b)."""
     return ops.exp(_log_gamma(1.0 + b) - _log_gamma_ratio(1.0 + 1.0 / a, b))
 
 
-def sample_log_probability(a: Any, b: Any, uniforms: Any) -> Any:
+def sample_log_probability(a: Tensor, b: Tensor, uniforms: Tensor) -> Tensor:
     """Turn uniform draws into draws of log(pi), pi ~ Kumaraswamy(a, b).
 
     Args:
@@ -51,7 +53,7 @@ def sample_log_probability(a: Any, b: Any, uniforms: Any) -> Any:
     return ops.minimum(log_pi, _MAX_LOG_PROBABILITY)
 
 
-def _log_of_rest(log_share: Any) -> Any:
+def _log_of_rest(log_share: Any) -> Tensor:
     """log(1 - exp(x)) for x < 0, to all digits at both ends."""
     is_near = log_share > -np.log(2.0)
     # A branch that is not taken must not spoil the gradient.
@@ -63,8 +65,8 @@ def _log_of_rest(log_share: Any) -> Any:
 
 
 def sample_relaxed_bernoulli(
-    log_probability: Any, temperature: float, uniforms: Any
-) -> Any:
+    log_probability: Tensor, temperature: float, uniforms: Tensor
+) -> Tensor:
     """Draw a relaxed Bernoulli variable (Maddison et al. 2017; Jang et al.).
 
     Args:
@@ -80,7 +82,7 @@ def sample_relaxed_bernoulli(
     return ops.sigmoid((logit + noise) / temperature)
 
 
-def _digamma(x: Any) -> Any:
+def _digamma(x: Tensor) -> Tensor:
     """Logarithmic derivative of the gamma function for x >= 1."""
     y = x + _SHIFT
     inverse = 1.0 / ops.square(y)
@@ -93,20 +95,20 @@ def _digamma(x: Any) -> Any:
     )
 
 
-def _stirling(y: Any) -> Any:
+def _stirling(y: Any) -> Tensor:
     """Log Gamma(y) minus the leading terms, for y >= 7."""
     inverse = 1.0 / ops.square(y)
     return (1 / 12 - inverse * (1 / 360 - inverse / 1260)) / y
 
 
-def _log_gamma(x: Any) -> Any:
+def _log_gamma(x: Tensor) -> Tensor:
     """Log Gamma(x) for x >= 1."""
     y = x + _SHIFT
     leading = (y - 0.5) * ops.log(y) - y + 0.5 * np.log(2.0 * np.pi)
     return leading + _stirling(y) - sum(ops.log(x + j) for j in range(_SHIFT))
 
 
-def _log_gamma_ratio(x: Any, b: Any) -> Any:
+def _log_gamma_ratio(x: Tensor, b: Tensor) -> Tensor:
     """log(Gamma(x + b) / Gamma(x)) for x >= 1, b >= 0; x may be large."""
     y = x + _SHIFT
     leading = (y - 0.5) * ops.log1p(b / y) + b * ops.log(y + b) - b

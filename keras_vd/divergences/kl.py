@@ -20,6 +20,8 @@ from typing import Any
 
 from keras import ops
 
+from keras_vd._backend.types import Tensor
+
 # (Euler's gamma + ln 2) / 2: limit of KL + log_alpha / 2 for alpha -> 0
 LOG_UNIFORM_CONSTANT = 0.6351814227307392
 
@@ -51,7 +53,7 @@ _LARGEST_SNR = 22026.0  # of the fit; the sigmoid is 1 there
 _KINGMA_C1, _KINGMA_C2, _KINGMA_C3 = 1.16145124, -1.50204118, 0.58629921
 
 
-def log_uniform_exact(log_alpha: Any) -> Any:
+def log_uniform_exact(log_alpha: Tensor) -> Tensor:
     """Compute the exact KL from N(theta, sigma2) to the log-uniform prior.
 
     With x = 1 / sqrt(2 alpha) and D the Dawson function,
@@ -87,7 +89,7 @@ def log_uniform_exact(log_alpha: Any) -> Any:
     return _log_uniform_exact(log_alpha, alpha)
 
 
-def log_uniform_molchanov(log_alpha: Any) -> Any:
+def log_uniform_molchanov(log_alpha: Tensor) -> Tensor:
     """Compute Molchanov's sigmoid fit of the log-uniform KL.
 
         KL = k1 sigmoid(-k2 - k3 log_alpha) + log(1 + 1 / alpha) / 2
@@ -118,7 +120,7 @@ def log_uniform_molchanov(log_alpha: Any) -> Any:
     return _log_uniform_molchanov(_float32(log_alpha))
 
 
-def log_uniform_kingma(log_alpha: Any) -> Any:
+def log_uniform_kingma(log_alpha: Tensor) -> Tensor:
     """Compute Kingma's cubic fit of the log-uniform KL, for alpha <= 1.
 
         KL = C - log_alpha / 2 - c1 alpha - c2 alpha**2 - c3 alpha**3
@@ -151,7 +153,7 @@ def log_uniform_kingma(log_alpha: Any) -> Any:
     return LOG_UNIFORM_CONSTANT - 0.5 * bounded - cubic
 
 
-def log_uniform_lower_bound(log_alpha: Any) -> Any:
+def log_uniform_lower_bound(log_alpha: Tensor) -> Tensor:
     """Compute the bound that keeps only the entropy term, for alpha <= 1.
 
         KL = C - log_alpha / 2
@@ -182,7 +184,7 @@ def log_uniform_lower_bound(log_alpha: Any) -> Any:
     return LOG_UNIFORM_CONSTANT - 0.5 * bounded
 
 
-def ard(log_alpha: Any) -> Any:
+def ard(log_alpha: Tensor) -> Tensor:
     """Compute the KL to a Gaussian prior whose variance is optimised.
 
         KL = log(1 + 1 / alpha) / 2
@@ -210,7 +212,7 @@ def ard(log_alpha: Any) -> Any:
     return _ard(_float32(log_alpha))
 
 
-def gaussian(theta: Any, log_sigma2: Any, prior_stddev: float) -> Any:
+def gaussian(theta: Tensor, log_sigma2: Tensor, prior_stddev: float) -> Tensor:
     """Compute the KL from N(theta, sigma2) to N(0, prior_stddev**2).
 
         KL = (sigma2 + theta**2) / (2 s**2) - 1/2 - (log_sigma2 - log s**2) / 2
@@ -244,11 +246,11 @@ def gaussian(theta: Any, log_sigma2: Any, prior_stddev: float) -> Any:
     )
 
 
-def _float32(x: Any) -> Any:
+def _float32(x: Tensor) -> Tensor:
     return ops.cast(ops.convert_to_tensor(x), "float32")
 
 
-def _polynomial(coefficients: tuple[float, ...], x: Any) -> Any:
+def _polynomial(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
     """Evaluate by Horner's rule, highest power first."""
     result = coefficients[0] * x + coefficients[1]
     for coefficient in coefficients[2:]:
@@ -256,17 +258,19 @@ def _polynomial(coefficients: tuple[float, ...], x: Any) -> Any:
     return result
 
 
-def _at_most_zero(log_alpha: Any) -> Any:
+def _at_most_zero(log_alpha: Tensor) -> Tensor:
     # ops.minimum halves the gradient at 0 on two of the three backends
     return ops.where(log_alpha > 0.0, 0.0, log_alpha)
 
 
-def _upstream(args: tuple, upstream: Any) -> Any:
+def _upstream(args: tuple, upstream: Any) -> Tensor:
     # TF and JAX pass it positionally; torch by keyword, after the inputs
     return args[0] if upstream is None else upstream
 
 
-def _fraction(constants: tuple[float, ...], alpha: Any, sign: int = 1) -> Any:
+def _fraction(
+    constants: tuple[float, ...], alpha: Tensor, sign: int = 1
+) -> Tensor:
     """Evaluate c_1 / (alpha + b_1 + c_2 / (alpha + b_2 + ...)).
 
     Safe for any alpha, 0 and infinity included: no level multiplies or
@@ -281,7 +285,7 @@ def _fraction(constants: tuple[float, ...], alpha: Any, sign: int = 1) -> Any:
 
 
 @ops.custom_gradient
-def _log_uniform_exact(log_alpha: Any, alpha: Any) -> Any:
+def _log_uniform_exact(log_alpha: Tensor, alpha: Tensor) -> Tensor:
     def grad(*args: Any, upstream: Any = None) -> Any:
         gradient = _fraction(_SLOPE_FRACTION_2, alpha, sign=-1)
         gradient = gradient + _fraction(_SLOPE_FRACTION_1, alpha, sign=-1)
@@ -293,7 +297,7 @@ def _log_uniform_exact(log_alpha: Any, alpha: Any) -> Any:
 
 
 @ops.custom_gradient
-def _log_uniform_molchanov(log_alpha: Any) -> Any:
+def _log_uniform_molchanov(log_alpha: Tensor) -> Tensor:
     # k1 sigmoid(-k2 - k3 a) = half * (1 + gate): tanh costs less than sigmoid
     half = 0.5 * _MOLCHANOV_K1
     gate = ops.tanh((-0.5 * _MOLCHANOV_K3) * log_alpha - 0.5 * _MOLCHANOV_K2)
@@ -308,7 +312,7 @@ def _log_uniform_molchanov(log_alpha: Any) -> Any:
 
 
 @ops.custom_gradient
-def _ard(log_alpha: Any) -> Any:
+def _ard(log_alpha: Tensor) -> Tensor:
     def grad(*args: Any, upstream: Any = None) -> Any:
         return ops.sigmoid(-log_alpha) * (-0.5 * _upstream(args, upstream))
 
@@ -322,13 +326,13 @@ def _ard(log_alpha: Any) -> Any:
 # own value is never needed, gets a gradient.
 
 
-def exact_by_snr(log_alpha: Any, snr: Any) -> Any:
+def exact_by_snr(log_alpha: Tensor, snr: Tensor) -> Tensor:
     """`log_uniform_exact`, where snr = exp(-log_alpha / 2) is at hand."""
     return _log_uniform_exact(log_alpha, 1.0 / (snr * snr))
 
 
 @ops.custom_gradient
-def molchanov_by_snr(log_alpha: Any, snr: Any) -> Any:
+def molchanov_by_snr(log_alpha: Tensor, snr: Tensor) -> Tensor:
     """`log_uniform_molchanov`, where snr = exp(-log_alpha / 2) is at hand.
 
     A rational function of it stands for the sigmoid. The value changes by at
@@ -353,7 +357,7 @@ def molchanov_by_snr(log_alpha: Any, snr: Any) -> Any:
 
 
 @ops.custom_gradient
-def ard_by_snr(log_alpha: Any, snr: Any) -> Any:
+def ard_by_snr(log_alpha: Tensor, snr: Tensor) -> Tensor:
     """`ard`, where snr = exp(-log_alpha / 2) is at hand."""
     snr2 = snr * snr
 

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from keras_vd._backend.types import Tensor
+
 _NODES, _NODE_WEIGHTS = (
     np.float32(x) / 2.0 for x in np.polynomial.legendre.leggauss(24)
 )
@@ -35,8 +37,8 @@ _LOG_ERFCX = (
 
 
 def kl_divergence(
-    mu: Any, log_sigma: Any, min_log: float, max_log: float
-) -> Any:
+    mu: Tensor, log_sigma: Tensor, min_log: float, max_log: float
+) -> Tensor:
     """Compute the KL from the truncated log-normal to the log-uniform prior.
 
     Neklyudov et al. 2017, eq. 12; the prior is proper, so there is no
@@ -51,18 +53,22 @@ def kl_divergence(
     )
 
 
-def mean(mu: Any, log_sigma: Any, min_log: float, max_log: float) -> Any:
+def mean(
+    mu: Tensor, log_sigma: Tensor, min_log: float, max_log: float
+) -> Tensor:
     """Compute E[theta] (Neklyudov et al. 2017, eq. 13)."""
     return _moments(mu, log_sigma, min_log, max_log)[0]
 
 
-def snr(mu: Any, log_sigma: Any, min_log: float, max_log: float) -> Any:
+def snr(
+    mu: Tensor, log_sigma: Tensor, min_log: float, max_log: float
+) -> Tensor:
     """Compute the signal-to-noise ratio E[theta] / sqrt(Var[theta])."""
     return _moments(mu, log_sigma, min_log, max_log)[1]
 
 
 def _moments(
-    mu: Any, log_sigma: Any, min_log: float, max_log: float
+    mu: Tensor, log_sigma: Tensor, min_log: float, max_log: float
 ) -> tuple[Any, Any]:
     density = _Density(mu, log_sigma, min_log, max_log, power=2)
     # theta / theta_mode - 1, so that small noise is not lost beside 1.
@@ -74,8 +80,8 @@ def _moments(
 
 
 def log_evidence_of_zero(
-    mu: Any, log_sigma: Any, min_log: float, max_log: float
-) -> Any:
+    mu: Tensor, log_sigma: Tensor, min_log: float, max_log: float
+) -> Tensor:
     """Compute by how much a gate fixed at (almost) 0 would be more likely.
 
     Bayesian model reduction: for a prior p and a reduced one p~ the evidence
@@ -97,8 +103,8 @@ def log_evidence_of_zero(
 
 
 def log_evidence_of_rounding(
-    mu: Any, log_sigma: Any, min_log: float, max_log: float, bits: int
-) -> Any:
+    mu: Tensor, log_sigma: Tensor, min_log: float, max_log: float, bits: int
+) -> Tensor:
     """As `log_evidence_of_zero`, for gates that `bits` bits cannot represent.
 
     The reduced prior is log-uniform on [min_log, -bits * log(2)] (BMRS_U):
@@ -136,8 +142,8 @@ class _Density:
 
     def __init__(
         self,
-        mu: Any,
-        log_sigma: Any,
+        mu: Tensor,
+        log_sigma: Tensor,
         min_log: float,
         max_log: float,
         power: int = 0,
@@ -175,27 +181,31 @@ class _Density:
         self.log_mass = ops.logsumexp(log_terms, axis=-1)
         self._shares = ops.softmax(log_terms, axis=-1)
 
-    def log_ratio_at(self, offsets: Any) -> Any:
+    def log_ratio_at(self, offsets: Any) -> Tensor:
         """Log of density(offset) / density(0); offsets of any rank."""
         overshoot, variance = self._overshoot, self._variance
         if len(offsets.shape) > len(variance.shape):
             overshoot, variance = overshoot[..., None], variance[..., None]
         return -offsets * (offsets + 2.0 * overshoot) / (2.0 * variance)
 
-    def expectation(self, values: Any) -> Any:
+    def expectation(self, values: Tensor) -> Tensor:
         """Expectation of something known at the nodes."""
         return ops.sum(self._shares * values, axis=-1)
 
 
-def _reach(slope: Any, variance: Any) -> Any:
+def _reach(slope: Any, variance: Tensor) -> Tensor:
     """Distance at which exp(-(y^2 + 2 |slope| y) / (2 variance)) is tiny."""
     slope, depth = ops.abs(slope), 2.0 * _DEPTH * variance
     return depth / (slope + ops.sqrt(ops.square(slope) + depth))
 
 
 def sample(
-    mu: Any, log_sigma: Any, min_log: float, max_log: float, uniforms: Any
-) -> Any:
+    mu: Tensor,
+    log_sigma: Tensor,
+    min_log: float,
+    max_log: float,
+    uniforms: Tensor,
+) -> Tensor:
     """Turn uniform draws into draws of theta that mu and sigma can move.
 
     The inverse of the distribution function, so that gradients pass. Where mu
@@ -231,11 +241,11 @@ def sample(
     return ops.exp(ops.clip(log_theta, min_log, max_log))
 
 
-def _normal_cdf(x: Any) -> Any:
+def _normal_cdf(x: Tensor) -> Tensor:
     return 0.5 + 0.5 * ops.erf(x / math.sqrt(2.0))
 
 
-def _tail_quantile(start: Any, width: Any, uniforms: Any) -> Any:
+def _tail_quantile(start: Any, width: Any, uniforms: Tensor) -> Tensor:
     """How far past `start` >= 0 a normal tail, cut off at `width`, reaches.
 
     Solves Q(start + d) = share * Q(start) for d, Q(x) = 1 - Phi(x), by
@@ -254,20 +264,20 @@ def _tail_quantile(start: Any, width: Any, uniforms: Any) -> Any:
     return d + _newton_step(start, d, log_share)
 
 
-def _newton_step(start: Any, d: Any, log_share: Any) -> Any:
+def _newton_step(start: Any, d: Any, log_share: Any) -> Tensor:
     # The derivative of log Q is minus the reciprocal of Mills' ratio.
     x = ops.stop_gradient(start + d) / math.sqrt(2.0)
     mills = math.sqrt(math.pi / 2.0) * ops.exp(_log_erfcx(x))
     return mills * (_log_tail_ratio(start, d) - log_share)
 
 
-def _log_tail_ratio(start: Any, d: Any) -> Any:
+def _log_tail_ratio(start: Any, d: Any) -> Tensor:
     """log(Q(start + d) / Q(start)) for start, d >= 0."""
     far, near = (start + d) / math.sqrt(2.0), start / math.sqrt(2.0)
     return -d * (start + 0.5 * d) + _log_erfcx(far) - _log_erfcx(near)
 
 
-def _log_erfcx(x: Any) -> Any:
+def _log_erfcx(x: Tensor) -> Tensor:
     """Log of exp(x^2) * erfc(x) for x >= 0."""
     t = 1.0 / (1.0 + 0.5 * x)
     power_series = ops.zeros_like(t)

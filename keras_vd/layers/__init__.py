@@ -4,7 +4,7 @@ The former are named `VD` plus the Keras name.
 """
 
 from keras_vd.layers.attention import (
-    VDGroupedQueryAttention,
+    VDGroupQueryAttention,
     VDMultiHeadAttention,
 )
 from keras_vd.layers.beta_bernoulli import (
@@ -45,7 +45,7 @@ __all__ = [
     "VDDepthwiseConv2D",
     "VDEinsumDense",
     "VDEmbedding",
-    "VDGroupedQueryAttention",
+    "VDGroupQueryAttention",
     "VDMultiHeadAttention",
     "VDSeparableConv1D",
     "VDSeparableConv2D",

@@ -15,6 +15,7 @@ import keras
 from keras import ops
 
 from keras_vd._backend.keras_internals import with_other_ops
+from keras_vd._backend.types import Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,7 @@ class FlippedKernel:
 
     @classmethod
     def draw(
-        cls, mean: Any, deviation: Any, batch_size: Any, seed: Any
+        cls, mean: Tensor, deviation: Any, batch_size: Any, seed: Any
     ) -> FlippedKernel:
         """Draw the signs.
 
@@ -63,7 +64,7 @@ class FlippedKernel:
         )
 
 
-def _matmul(inputs: Any, kernel: Any) -> Any:
+def _matmul(inputs: Tensor, kernel: Tensor) -> Tensor:
     if not isinstance(kernel, FlippedKernel):
         return ops.matmul(inputs, kernel)
     # `ops.multiply` takes integers, too.
@@ -72,7 +73,7 @@ def _matmul(inputs: Any, kernel: Any) -> Any:
     return ops.matmul(inputs, kernel.mean) + noise * kernel.output_signs
 
 
-def _split(tensor: Any, sections: int, axis: int = 0) -> Any:
+def _split(tensor: Tensor, sections: int, axis: int = 0) -> Any:
     if not isinstance(tensor, FlippedKernel):
         return ops.split(tensor, sections, axis=axis)
     # Cells split kernels by gates, along the columns.

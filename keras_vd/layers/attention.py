@@ -18,6 +18,7 @@ from keras_vd._backend.keras_internals import (
 )
 from keras_vd.layers.base import VariationalLayer, along_axes
 from keras_vd.layers.dense import VDEinsumDense
+from keras_vd.posteriors.binding import Group
 
 _register = keras.saving.register_keras_serializable(package="keras_vd")
 
@@ -70,7 +71,9 @@ class _Attention(VariationalLayer):
         # (heads, value_dim, ...)
         num_heads, expand = along_axes(output.kernel.shape, (0,))
         self.heads_group.bind_group(num_heads, f"{self.name}/heads")
-        output.kernel_posterior.multiply_by("heads", self.heads_group, expand)
+        output.kernel_posterior.multiply_by(
+            "heads", Group(self.heads_group, expand)
+        )
 
 
 @_register
@@ -89,7 +92,7 @@ class VDMultiHeadAttention(_Attention, keras.layers.MultiHeadAttention):
         groups: Tuple of `"heads"`: whether each head has a multiplier, with a
             posterior of its own, of its share of the output, so that all of
             it can go together. A pruned head adds 0 to every output; heads of
-            `VDGroupedQueryAttention` are those of the query.
+            `VDGroupQueryAttention` are those of the query.
         *args: Of `keras.layers.MultiHeadAttention`.
         **kwargs: Of `keras.layers.MultiHeadAttention`.
 
@@ -130,7 +133,7 @@ class VDMultiHeadAttention(_Attention, keras.layers.MultiHeadAttention):
 
 
 @_register
-class VDGroupedQueryAttention(_Attention, keras.layers.GroupQueryAttention):
+class VDGroupQueryAttention(_Attention, keras.layers.GroupQueryAttention):
     """`keras.layers.GroupQueryAttention` with posteriors over its kernels.
 
     Arguments, losses and errors as for `VDMultiHeadAttention`, attributes
@@ -138,7 +141,7 @@ class VDGroupedQueryAttention(_Attention, keras.layers.GroupQueryAttention):
     arXiv:2305.13245).
 
     Example:
-    >>> layer = keras_vd.layers.VDGroupedQueryAttention(4, 6, 2)
+    >>> layer = keras_vd.layers.VDGroupQueryAttention(4, 6, 2)
     >>> x = np.zeros((2, 5, 8), "float32")
     >>> tuple(layer(x, x).shape)
     (2, 5, 8)

@@ -12,7 +12,9 @@ from keras import ops
 
 from keras_vd import posteriors
 from keras_vd._backend.keras_internals import sublayers
+from keras_vd._backend.types import Tensor
 from keras_vd._backend.validation import check_called_once, check_choices
+from keras_vd.posteriors.binding import Axes, Binding, Group
 
 # A mixin has the attributes of the Keras layer that is listed after it.
 if TYPE_CHECKING:
@@ -121,18 +123,20 @@ class VariationalLayer(_Mixin):
     def _bind_posteriors(self, owner: keras.layers.Layer) -> None:
         """Bind the posteriors to the weights, which `owner` has built."""
         for name, weight in self._posteriors():
-            multipliers = {}
+            groups = {}
             for group, (size, expand) in self._expansions(weight).items():
                 variables = getattr(self, f"{group}_group")
                 if not variables.built:
                     variables.bind_group(size, f"{self.name}/{group}")
-                multipliers[group] = (variables, expand)
+                groups[group] = Group(variables, expand)
             is_only_one = len(self._variational_weights) == 1
             getattr(self, name).bind(
-                getattr(owner, weight),
-                self.name if is_only_one else f"{self.name}/{weight}",
-                multipliers=multipliers,
-                **self._kernel_axes(weight),
+                Binding(
+                    getattr(owner, weight),
+                    self.name if is_only_one else f"{self.name}/{weight}",
+                    self._kernel_axes(weight),
+                    groups,
+                )
             )
 
     @classmethod
@@ -142,8 +146,8 @@ class VariationalLayer(_Mixin):
             (f"{name}_posterior", name) for name in cls._variational_weights
         ]
 
-    def _kernel_axes(self, weight: str) -> dict[str, Any]:
-        """Arguments of `WeightPosterior.bind`: which axis means what."""
+    def _kernel_axes(self, weight: str) -> Axes:
+        """What the axes of a weight mean."""
         raise NotImplementedError
 
     def _expansions(self, weight: str) -> dict[str, Expansion]:
@@ -191,25 +195,25 @@ class LinearLayer(VariationalLayer):
     write an output unit; a pruned output unit becomes its activated bias.
     """
 
-    def _linear_op(self, inputs: Any, kernel: Any) -> Any:
+    def _linear_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
         """The layer without noise, bias and activation."""
         raise NotImplementedError
 
     def _expansions(self, weight: str) -> dict[str, Expansion]:
         axes = self._kernel_axes(weight)
         shape = getattr(self, weight).shape
+        along = {"input": axes.inputs, "output": axes.outputs}
         return {
-            group: along_axes(shape, axes[f"{group}_axes"])
-            for group in self.group_names
+            group: along_axes(shape, along[group]) for group in self.group_names
         }
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         outputs = self.kernel_posterior.project(
             self._linear_op, inputs, training
         )
         return self._add_bias_and_activate(outputs)
 
-    def _add_bias_and_activate(self, outputs: Any) -> Any:
+    def _add_bias_and_activate(self, outputs: Tensor) -> Tensor:
         if self.bias is not None:
             bias = self.bias
             if getattr(self, "data_format", None) == "channels_first":

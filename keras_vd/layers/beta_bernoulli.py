@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from keras_vd._backend.noise import standard_normal
+from keras_vd._backend.types import Tensor
 from keras_vd._backend.validation import check_number
 from keras_vd.divergences import beta_bernoulli
 from keras_vd.layers.structured import MIN_UNIFORM, StructuredGate
@@ -81,24 +82,26 @@ class BetaBernoulliDropout(StructuredGate):
         a = ops.softplus(ops.convert_to_tensor(self.a_unconstrained))
         return a, ops.softplus(ops.convert_to_tensor(self.b_unconstrained))
 
-    def gate_mean(self) -> Any:
+    def gate_mean(self) -> Tensor:
         return self._masked(beta_bernoulli.mean(*self._read_parameters()))
 
-    def _is_above(self, threshold: float | None) -> Any:
+    def _is_above(self, threshold: float | None) -> Tensor:
         return beta_bernoulli.mean(*self._read_parameters()) > threshold
 
-    def _kl_terms(self) -> Any:
+    def _kl_terms(self) -> Tensor:
         return beta_bernoulli.kl_divergence(
             *self._read_parameters(), self.prior_alpha
         )
 
-    def _draw(self, inputs: Any, training: bool) -> Any:
+    def _draw(self, inputs: Tensor, training: bool) -> Tensor:
         log_pi = beta_bernoulli.sample_log_probability(
             *self._read_parameters(), self._uniforms((self.units,))
         )
         return self._relaxed_bernoulli(log_pi, ops.shape(inputs)[0])
 
-    def _relaxed_bernoulli(self, log_probability: Any, batch_size: Any) -> Any:
+    def _relaxed_bernoulli(
+        self, log_probability: Tensor, batch_size: Any
+    ) -> Any:
         if is_sampling_at_inference():
             batch_size = 1
         return beta_bernoulli.sample_relaxed_bernoulli(
@@ -175,7 +178,7 @@ class DependentBetaBernoulliDropout(BetaBernoulliDropout):
         )
         self.normalization.build((None, self.units))
 
-    def _kl_terms(self) -> Any:
+    def _kl_terms(self) -> Tensor:
         sigma = self._sigma() / self.prior_stddev
         beta = ops.convert_to_tensor(self.normalization.beta)
         beta = beta / self.prior_stddev
@@ -185,7 +188,7 @@ class DependentBetaBernoulliDropout(BetaBernoulliDropout):
     def _sigma(self) -> Any:
         return ops.softplus(ops.convert_to_tensor(self.sigma_unconstrained))
 
-    def _normalized(self, inputs: Any, training: bool) -> Any:
+    def _normalized(self, inputs: Tensor, training: bool) -> Any:
         """BN of the units, float32, shape `(batch, units)`."""
         units = ops.cast(ops.stop_gradient(inputs), "float32")
         others = range(1, len(inputs.shape))
@@ -194,7 +197,7 @@ class DependentBetaBernoulliDropout(BetaBernoulliDropout):
             units = ops.mean(units, axis=axes)
         return self.normalization(units, training=training)
 
-    def _draw(self, inputs: Any, training: bool) -> Any:
+    def _draw(self, inputs: Tensor, training: bool) -> Tensor:
         noise = standard_normal((self.units,), "float32", self.seed_generator)
         phi = self._normalized(inputs, training) + self._sigma() * noise
         # The logit of a relaxed Bernoulli needs probabilities inside (0, 1).
@@ -202,12 +205,12 @@ class DependentBetaBernoulliDropout(BetaBernoulliDropout):
         gates = self._relaxed_bernoulli(ops.log(phi), ops.shape(inputs)[0])
         return super()._draw(inputs, training) * gates
 
-    def _inference_gates(self, inputs: Any) -> Any:
+    def _inference_gates(self, inputs: Tensor) -> Tensor:
         phi = ops.clip(self._normalized(inputs, False), 0.0, 1.0)
         gates = self.mean() * phi
         return ops.where(gates > self.threshold, gates, 0.0)
 
-    def active_per_example(self, inputs: Any) -> float:
+    def active_per_example(self, inputs: Tensor) -> float:
         """Mean number of units that are on, over some inputs of this layer.
 
         Args:
@@ -220,7 +223,9 @@ class DependentBetaBernoulliDropout(BetaBernoulliDropout):
     def constant_factors(self) -> None:
         return None
 
-    def plain_layer(self, input_shape: tuple[int | None, ...]) -> Any:
+    def plain_layer(
+        self, input_shape: tuple[int | None, ...]
+    ) -> keras.layers.Layer:
         self._check_rescaling(rank=2)
         inputs = keras.Input(input_shape[1:], dtype=self.compute_dtype)
         pooled = inputs

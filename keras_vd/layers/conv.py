@@ -14,12 +14,12 @@ of `VDDense` where it is a tuple, over channels and filters.
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 from keras import ops
 
+from keras_vd._backend.types import Tensor
 from keras_vd.layers.base import Expansion, LinearLayer
+from keras_vd.posteriors.binding import Axes
 
 _register = keras.saving.register_keras_serializable(package="keras_vd")
 
@@ -27,32 +27,28 @@ _register = keras.saving.register_keras_serializable(package="keras_vd")
 class _Convolution(LinearLayer):
     """Kernel of shape `(*kernel_size, channels / groups, filters)`."""
 
-    def _kernel_axes(self, weight: str) -> dict[str, Any]:
-        return {
-            "input_axes": (-2,),
-            "output_axes": (-1,),
-            "conv_groups": self.groups,
-            "channel_axis": self._channel_axis(),
-        }
+    def _kernel_axes(self, weight: str) -> Axes:
+        return Axes(
+            inputs=(-2,),
+            outputs=(-1,),
+            conv_groups=self.groups,
+            channel=self._channel_axis(),
+        )
 
     def _channel_axis(self) -> int:
         return -1 if self.data_format == "channels_last" else 1
 
-    def _linear_op(self, inputs: Any, kernel: Any) -> Any:
+    def _linear_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
         return self.convolution_op(inputs, kernel)
 
 
 class _TransposedConvolution(_Convolution):
     """Kernel of shape `(*kernel_size, filters, channels)`."""
 
-    def _kernel_axes(self, weight: str) -> dict[str, Any]:
-        return {
-            "input_axes": (-1,),
-            "output_axes": (-2,),
-            "channel_axis": self._channel_axis(),
-        }
+    def _kernel_axes(self, weight: str) -> Axes:
+        return Axes(inputs=(-1,), outputs=(-2,), channel=self._channel_axis())
 
-    def _linear_op(self, inputs: Any, kernel: Any) -> Any:
+    def _linear_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
         return ops.conv_transpose(
             inputs,
             kernel,
@@ -67,14 +63,12 @@ class _TransposedConvolution(_Convolution):
 class _DepthwiseConvolution(_Convolution):
     """Kernel of shape `(*kernel_size, channels, depth_multiplier)`."""
 
-    def _kernel_axes(self, weight: str) -> dict[str, Any]:
-        return {
-            "input_axes": (-2,),
-            "output_axes": (-2, -1),
-            "channel_axis": self._channel_axis(),
-        }
+    def _kernel_axes(self, weight: str) -> Axes:
+        return Axes(
+            inputs=(-2,), outputs=(-2, -1), channel=self._channel_axis()
+        )
 
-    def _linear_op(self, inputs: Any, kernel: Any) -> Any:
+    def _linear_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
         return ops.depthwise_conv(
             inputs,
             kernel,
@@ -90,21 +84,17 @@ class _SeparableConvolution(_DepthwiseConvolution):
 
     _variational_weights = ("depthwise_kernel", "pointwise_kernel")
 
-    def _kernel_axes(self, weight: str) -> dict[str, Any]:
+    def _kernel_axes(self, weight: str) -> Axes:
         if weight == "depthwise_kernel":
             return super()._kernel_axes(weight)
-        return {
-            "input_axes": (-2,),
-            "output_axes": (-1,),
-            "channel_axis": self._channel_axis(),
-        }
+        return Axes(inputs=(-2,), outputs=(-1,), channel=self._channel_axis())
 
     def _expansions(self, weight: str) -> dict[str, Expansion]:
         group = "input" if weight == "depthwise_kernel" else "output"
         found = super()._expansions(weight)
         return {name: found[name] for name in found if name == group}
 
-    def _pointwise_op(self, inputs: Any, kernel: Any) -> Any:
+    def _pointwise_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
         # TensorFlow has only convolutions with channels last on some CPUs.
         is_first = self.data_format == "channels_first"
         if is_first:
@@ -112,7 +102,7 @@ class _SeparableConvolution(_DepthwiseConvolution):
         outputs = ops.conv(inputs, kernel, data_format="channels_last")
         return ops.moveaxis(outputs, -1, 1) if is_first else outputs
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         outputs = self.depthwise_kernel_posterior.project(
             self._linear_op, inputs, training
         )
@@ -132,7 +122,7 @@ class VDConv1D(_Convolution, keras.layers.Conv1D):
     (2, 10, 4)
     """
 
-    def _linear_op(self, inputs: Any, kernel: Any) -> Any:
+    def _linear_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
         padding = self.padding
         if padding == "causal":
             inputs = ops.pad(inputs, self._compute_causal_padding())

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 from keras import ops
 
+from keras_vd._backend.types import Tensor
 from keras_vd.layers.base import LinearLayer
+from keras_vd.posteriors.binding import Axes
 
 
 @keras.saving.register_keras_serializable(package="keras_vd")
@@ -54,10 +54,10 @@ class VDDense(LinearLayer, keras.layers.Dense):
     (2, 10)
     """
 
-    def _kernel_axes(self, weight: str) -> dict[str, Any]:
-        return {"input_axes": (0,), "output_axes": (1,)}
+    def _kernel_axes(self, weight: str) -> Axes:
+        return Axes(inputs=(0,), outputs=(1,))
 
-    def _linear_op(self, inputs: Any, kernel: Any) -> Any:
+    def _linear_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
         return ops.matmul(inputs, kernel)
 
 
@@ -81,19 +81,18 @@ class VDEinsumDense(LinearLayer, keras.layers.EinsumDense):
         shared = [axis for axis in inputs if axis in kernel + outputs]
         return inputs, "".join(shared), kernel, outputs
 
-    def _kernel_axes(self, weight: str) -> dict[str, Any]:
+    def _kernel_axes(self, weight: str) -> Axes:
         _, inputs, kernel, outputs = self._axes()
         summed = [axis for axis in kernel if axis not in outputs]
         last_summed = max((inputs.index(axis) for axis in summed), default=-1)
-        return {
-            "input_axes": [kernel.index(axis) for axis in summed],
-            "output_axes": [
-                i for i, axis in enumerate(kernel) if axis in outputs
-            ],
-            "channel_axis": last_summed - len(inputs),
-        }
+        written = [i for i, axis in enumerate(kernel) if axis in outputs]
+        return Axes(
+            inputs=tuple(kernel.index(axis) for axis in summed),
+            outputs=tuple(written),
+            channel=last_summed - len(inputs),
+        )
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         # Along an axis that only the inputs have, every entry meets the same
         # weight, and the same noise: sum before anything is squared.
         inputs_axes, shared, _, _ = self._axes()
@@ -104,6 +103,6 @@ class VDEinsumDense(LinearLayer, keras.layers.EinsumDense):
             inputs = ops.einsum(f"{inputs_axes}->{shared}", inputs)
         return super().call(inputs, training=training)
 
-    def _linear_op(self, inputs: Any, kernel: Any) -> Any:
+    def _linear_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
         _, shared, kernel_axes, outputs = self._axes()
         return ops.einsum(f"{shared},{kernel_axes}->{outputs}", inputs, kernel)

@@ -7,7 +7,9 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_vd._backend.types import Tensor
 from keras_vd.layers.base import Expansion, VariationalLayer, along_axes
+from keras_vd.posteriors.binding import Axes
 
 
 @keras.saving.register_keras_serializable(package="keras_vd")
@@ -70,8 +72,8 @@ class VDEmbedding(VariationalLayer, keras.layers.Embedding):
         if not self.built:
             super().build(input_shape)
 
-    def _kernel_axes(self, weight: str) -> dict[str, Any]:
-        return {"input_axes": (0,), "output_axes": (1,)}
+    def _kernel_axes(self, weight: str) -> Axes:
+        return Axes(inputs=(0,), outputs=(1,))
 
     def _expansions(self, weight: str) -> dict[str, Expansion]:
         axes = {"vocabulary": (0,), "features": (1,)}
@@ -80,7 +82,7 @@ class VDEmbedding(VariationalLayer, keras.layers.Embedding):
             group: along_axes(shape, axes[group]) for group in self.group_names
         }
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         inputs = ops.convert_to_tensor(inputs)
         posterior = self.embeddings_posterior
         if posterior.is_sampling(training):

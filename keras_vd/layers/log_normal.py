@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_vd._backend.types import Tensor
 from keras_vd._backend.validation import check_choice, check_number
 from keras_vd.divergences import log_normal
 from keras_vd.layers.structured import StructuredGate
@@ -116,10 +117,10 @@ class LogNormalDropout(StructuredGate):
             self.max_log,
         )
 
-    def gate_mean(self) -> Any:
+    def gate_mean(self) -> Tensor:
         return self._masked(log_normal.mean(*self._read_parameters()))
 
-    def snr(self) -> Any:
+    def snr(self) -> Tensor:
         """Signal-to-noise ratio of every gate: float32, shape `(units,)`.
 
         Units that `prune` has removed have 0.
@@ -131,16 +132,16 @@ class LogNormalDropout(StructuredGate):
             self._check_threshold()
         super().prune(threshold)
 
-    def _is_above(self, threshold: float | None) -> Any:
+    def _is_above(self, threshold: float | None) -> Tensor:
         if threshold is None:
             evidence = log_normal.log_evidence_of_zero(*self._read_parameters())
             return evidence < 0.0
         return log_normal.snr(*self._read_parameters()) > threshold
 
-    def _kl_terms(self) -> Any:
+    def _kl_terms(self) -> Tensor:
         return log_normal.kl_divergence(*self._read_parameters())
 
-    def _draw(self, inputs: Any, training: bool) -> Any:
+    def _draw(self, inputs: Tensor, training: bool) -> Tensor:
         uniforms = self._uniforms((self.units,))
         return log_normal.sample(*self._read_parameters(), uniforms)
 

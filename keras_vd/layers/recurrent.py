@@ -21,6 +21,7 @@ from keras_vd._backend.keras_internals import (
     full_precision_value,
     replaced_attributes,
 )
+from keras_vd._backend.types import Tensor
 from keras_vd._backend.validation import check_choice
 from keras_vd.layers._flipout import FlippedKernel, flipped_methods
 from keras_vd.layers.base import (
@@ -29,6 +30,7 @@ from keras_vd.layers.base import (
     along_axes,
     keras_class,
 )
+from keras_vd.posteriors.binding import Axes
 from keras_vd.posteriors.sampling import is_sampling_at_inference
 
 _register = keras.saving.register_keras_serializable(package="keras_vd")
@@ -48,11 +50,11 @@ class _Recurrent(VariationalLayer):
     _candidate: int
 
     def __init__(
-        self, *args: Any, estimator: str = "batch", **kwargs: Any
+        self, *args: Any, weight_samples: str = "batch", **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.estimator = check_choice(
-            "estimator", estimator, ("batch", "sequence")
+        self.weight_samples = check_choice(
+            "weight_samples", weight_samples, ("batch", "sequence")
         )
         # Keras' `Bidirectional` hands the weights of layers that allow cuDNN
         # to a fused kernel by itself, past `inner_loop` and its samples.
@@ -81,8 +83,8 @@ class _Recurrent(VariationalLayer):
         )
         self._bind_posteriors(self.cell)
 
-    def _kernel_axes(self, weight: str) -> dict[str, Any]:
-        return {"input_axes": (0,), "output_axes": (1,)}
+    def _kernel_axes(self, weight: str) -> Axes:
+        return Axes(inputs=(0,), outputs=(1,))
 
     def _expansions(self, weight: str) -> dict[str, Expansion]:
         shape = getattr(self.cell, weight).shape
@@ -97,7 +99,7 @@ class _Recurrent(VariationalLayer):
             found["input"] = along_axes(shape, (0,))
         return {name: found[name] for name in self.group_names if name in found}
 
-    def _expand_units(self, weight: str, values: Any) -> Any:
+    def _expand_units(self, weight: str, values: Tensor) -> Tensor:
         """Spread the group variables of units over a kernel.
 
         A unit's variable multiplies what the unit takes in. At 0 the unit is
@@ -117,11 +119,11 @@ class _Recurrent(VariationalLayer):
         initial_state: Any,
         mask: Any,
         training: bool | None = False,
-    ) -> Any:
+    ) -> Tensor:
         use_cudnn = self._use_cudnn
         if not self._template().is_sampling(training):
             attributes = self._cast(self._inference_weights())
-        elif self.estimator == "batch" or is_sampling_at_inference():
+        elif self.weight_samples == "batch" or is_sampling_at_inference():
             attributes = self._batch_sample()
         else:
             attributes = self._sequence_samples(ops.shape(sequences)[0])
@@ -181,7 +183,7 @@ class _Recurrent(VariationalLayer):
         return kernels | bias | flipped_methods(self.cell)
 
     def get_config(self) -> dict[str, Any]:
-        config = {**super().get_config(), "estimator": self.estimator}
+        config = {**super().get_config(), "weight_samples": self.weight_samples}
         # Keras forgets the argument; `Bidirectional` copies layers by config.
         if "use_cudnn" in inspect.signature(keras_class(type(self))).parameters:
             config["use_cudnn"] = self._use_cudnn
@@ -207,7 +209,7 @@ class _Recurrent(VariationalLayer):
             bias = bias * ops.stack([ops.ones_like(recurrent), recurrent])
         return {"bias": bias}
 
-    def _at_candidate(self, values: Any, others: Any = None) -> Any:
+    def _at_candidate(self, values: Tensor, others: Any = None) -> Tensor:
         """One value per column: `values` for the candidate's block.
 
         Args:
@@ -220,7 +222,7 @@ class _Recurrent(VariationalLayer):
         return ops.concatenate(blocks)
 
 
-def _is_alive(values: Any) -> Any:
+def _is_alive(values: Tensor) -> Tensor:
     """1 where a group variable is not 0, and 0 elsewhere."""
     return ops.cast(ops.not_equal(values, 0.0), values.dtype)
 
@@ -256,7 +258,7 @@ class VDLSTM(_Recurrent, keras.layers.LSTM):
             gate is its activated bias at all times. A unit's multiplier acts
             on its candidate, the part that the gates let in; a pruned unit is
             0, if it starts at 0.
-        estimator: `"batch"` (one sample for the whole batch, as in
+        weight_samples: `"batch"` (one sample for the whole batch, as in
             arXiv:1708.00077) or `"sequence"`: one for each sequence, all made
             from one draw by random signs for input and output units
             (Flipout, Wen et al. 2018, arXiv:1803.04386). These are exact

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_vd._backend.types import Tensor
 from keras_vd._backend.validation import (
     check_called_once,
     check_finite,
@@ -90,14 +91,14 @@ class StructuredGate(Posterior):
             **options,
         )
 
-    def gate_mean(self) -> Any:
+    def gate_mean(self) -> Tensor:
         """Expected gate of every unit: float32, shape `(units,)`.
 
         Units that `prune` has removed have 0.
         """
         raise NotImplementedError
 
-    def _draw(self, inputs: Any, training: bool) -> Any:
+    def _draw(self, inputs: Tensor, training: bool) -> Tensor:
         """Random gates, float32, shape `(units,)` or `(batch, units)`.
 
         `training` is False for draws at inference, whose noise is the same for
@@ -105,22 +106,22 @@ class StructuredGate(Posterior):
         """
         raise NotImplementedError
 
-    def _kl_terms(self) -> Any:
+    def _kl_terms(self) -> Tensor:
         """KL of every unit's gate in nats, shape `(units,)`."""
         raise NotImplementedError
 
-    def _is_above(self, threshold: float | None) -> Any:
+    def _is_above(self, threshold: float | None) -> Tensor:
         """Which units' gates exceed the threshold."""
         raise NotImplementedError
 
-    def _masked(self, gates: Any) -> Any:
+    def _masked(self, gates: Tensor) -> Tensor:
         return ops.where(ops.convert_to_tensor(self.keep_mask), gates, 0.0)
 
-    def _is_kept(self, threshold: float | None) -> Any:
+    def _is_kept(self, threshold: float | None) -> Tensor:
         keep_mask = ops.convert_to_tensor(self.keep_mask)
         return ops.logical_and(keep_mask, self._is_above(threshold))
 
-    def mean(self) -> Any:
+    def mean(self) -> Tensor:
         """The gates at inference: `gate_mean()`, and 0 below the threshold.
 
         Returns:
@@ -135,7 +136,7 @@ class StructuredGate(Posterior):
         """Number of units that are not 0 at inference."""
         return int(np.count_nonzero(ops.convert_to_numpy(self.mean())))
 
-    def kl_divergence(self) -> Any:
+    def kl_divergence(self) -> Tensor:
         return ops.sum(self._masked(self._kl_terms()))
 
     def prune(self, threshold: float | None = None) -> None:
@@ -156,7 +157,7 @@ class StructuredGate(Posterior):
             threshold = check_number("threshold", threshold, 0.0)
         self.keep_mask.assign(ops.convert_to_numpy(self._is_kept(threshold)))
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         dtype = keras.backend.standardize_dtype(inputs.dtype)
         if "float" not in dtype:
             raise ValueError(
@@ -174,10 +175,10 @@ class StructuredGate(Posterior):
         gates = ops.reshape(gates, self._broadcast_shape)
         return inputs * ops.cast(gates, inputs.dtype)
 
-    def _inference_gates(self, inputs: Any) -> Any:
+    def _inference_gates(self, inputs: Tensor) -> Tensor:
         return self.mean()
 
-    def _uniforms(self, shape: tuple[Any, ...]) -> Any:
+    def _uniforms(self, shape: tuple[Any, ...]) -> Tensor:
         draws = keras.random.uniform(
             shape, dtype="float32", seed=self.seed_generator
         )
@@ -194,7 +195,9 @@ class StructuredGate(Posterior):
         gates = ops.convert_to_numpy(self.mean())
         return gates.reshape(self._broadcast_shape[1:])
 
-    def plain_layer(self, input_shape: tuple[int | None, ...]) -> Any:
+    def plain_layer(
+        self, input_shape: tuple[int | None, ...]
+    ) -> keras.layers.Layer:
         """A layer of Keras with this layer's inference, except its values.
 
         Args:

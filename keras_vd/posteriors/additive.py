@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_vd._backend.fusing import FAST_FORMS
+from keras_vd._backend.types import Tensor
 from keras_vd._backend.validation import check_number
-from keras_vd.posteriors.moments import (
-    THETA2_FLOOR,
-    AdditiveMoments,
-    Moments,
-)
+from keras_vd.posteriors.moments import THETA2_FLOOR
+from keras_vd.posteriors.signal_to_noise import SignalToNoiseMoments
 from keras_vd.posteriors.weight import WeightPosterior
 
 NEW_LOG_SIGMA2 = -10.0
@@ -45,8 +44,6 @@ class AdditiveGaussian(WeightPosterior):
         ValueError: if a value is not allowed.
     """
 
-    _compiled_moments: ClassVar[type[Moments]] = AdditiveMoments
-
     def __init__(
         self, log_sigma2_init: float | None = None, **options: Any
     ) -> None:
@@ -59,7 +56,7 @@ class AdditiveGaussian(WeightPosterior):
         super().build(input_shape)
         self.log_sigma2 = self.add_weight(
             name="log_sigma2",
-            shape=self._shared_shape(self.output_axes),
+            shape=self._shared_shape(self.axes.outputs),
             initializer=keras.initializers.Constant(
                 NEW_LOG_SIGMA2
                 if self.log_sigma2_init is None
@@ -93,7 +90,9 @@ class AdditiveGaussian(WeightPosterior):
     def _noise_parameters(self) -> tuple[keras.Variable, ...]:
         return (self.log_sigma2,)
 
-    def _log_variances(self, theta: Any, *parameters: Any) -> tuple[Any, Any]:
+    def _log_variances(
+        self, theta: Tensor, *parameters: Any
+    ) -> tuple[Any, Any]:
         (log_sigma2,) = parameters
         log_theta2 = ops.log(ops.square(theta) + THETA2_FLOOR)
         return log_sigma2, log_sigma2 - log_theta2
@@ -103,6 +102,9 @@ class AdditiveGaussian(WeightPosterior):
             "log_sigma2_init": self.log_sigma2_init,
             **super().get_config(),
         }
+
+
+FAST_FORMS[AdditiveGaussian._log_variances] = SignalToNoiseMoments
 
 
 @keras.saving.register_keras_serializable(package="keras_vd.posteriors")

@@ -13,6 +13,7 @@ from typing import Any
 
 from keras import ops
 
+from keras_vd._backend.types import Tensor
 from keras_vd.priors import Prior
 
 # A numerical guard, far outside every decision; it also stands for "pruned".
@@ -20,11 +21,9 @@ MAX_ABS_LOG_ALPHA = 20.0
 # log(theta^2 + 1e-8) keeps log_alpha and its gradient finite at theta = 0.
 THETA2_FLOOR = 1e-8
 _LARGEST_ALPHA = math.exp(10.0)
-# Relative; more than rounding errors, so that reaching a threshold counts.
-_TIE = 5e-7
 
 
-def bounded(log_alpha: Any) -> Any:
+def bounded(log_alpha: Tensor) -> Tensor:
     """Clip log_alpha to [-20, 20], with the gradient of a clip."""
     # At less than a clip's own price.
     clipped = ops.clip(
@@ -51,11 +50,11 @@ class Moments:
     keep_mask: Any
 
     @functools.cached_property
-    def log_alpha(self) -> Any:
+    def log_alpha(self) -> Tensor:
         """log(sigma2 / theta^2) within [-20, 20]."""
         return bounded(self.unbounded_log_alpha)
 
-    def is_kept(self, threshold: float | None) -> Any:
+    def is_kept(self, threshold: float | None) -> Tensor:
         """Which weights are not pruned, and below a threshold if given."""
         if threshold is None:
             return self.keep_mask
@@ -63,11 +62,11 @@ class Moments:
             self.keep_mask, ops.less(self.log_alpha, threshold)
         )
 
-    def mean(self, threshold: float | None) -> Any:
+    def mean(self, threshold: float | None) -> Tensor:
         """theta, and 0 where it is not kept."""
         return ops.where(self.is_kept(threshold), self.theta, 0.0)
 
-    def inference_mean(self, threshold: float | None) -> Any:
+    def inference_mean(self, threshold: float | None) -> Tensor:
         """As `mean`, but NaN where log_alpha is: that is no zero."""
         if threshold is None:
             return self.mean(None)
@@ -75,7 +74,7 @@ class Moments:
             self.is_kept(threshold), self.theta, self.log_alpha - self.log_alpha
         )
 
-    def sigma2(self) -> Any:
+    def sigma2(self) -> Tensor:
         """Variances up to exp(10) (theta^2 + 1); pruned weights have none.
 
         A prior that knows no scale lets variances grow, until layers in a row
@@ -84,74 +83,36 @@ class Moments:
         """
         return self._masked_exp(self.log_sigma2, self._largest_sigma2)
 
-    def stddev(self) -> Any:
+    def stddev(self) -> Tensor:
         """Standard deviations; pruned weights have none."""
         largest = ops.sqrt(self._largest_sigma2)
         return self._masked_exp(0.5 * self.log_sigma2, largest)
 
     @property
-    def _largest_sigma2(self) -> Any:
+    def _largest_sigma2(self) -> Tensor:
         theta2 = ops.square(ops.stop_gradient(self.theta))
         return _LARGEST_ALPHA * theta2 + _LARGEST_ALPHA
 
-    def _masked_exp(self, exponent: Any, largest: Any) -> Any:
+    def _masked_exp(self, exponent: Tensor, largest: Tensor) -> Tensor:
         """Exponential up to `largest`, and 0 where pruned."""
         if tuple(exponent.shape) != tuple(self.keep_mask.shape):
             exponent = ops.broadcast_to(exponent, self.keep_mask.shape)
         values = ops.minimum(ops.exp(ops.stop_gradient(exponent)), largest)
         return _known_exp(exponent, ops.where(self.keep_mask, values, 0.0))
 
-    def kl_divergence(self, prior: Prior) -> Any:
+    def kl_divergence(self, prior: Prior) -> Tensor:
         """KL to a prior in nats, summed over what is not pruned."""
         terms = ops.where(self.keep_mask, self._kl_terms(prior), 0.0)
         return ops.cast(ops.sum(terms), "float32")
 
-    def _kl_terms(self, prior: Prior) -> Any:
+    def _kl_terms(self, prior: Prior) -> Tensor:
         return prior.kl_divergence(self.theta, self.log_sigma2, self.log_alpha)
-
-
-class AdditiveMoments(Moments):
-    """The same for compilers, where log_sigma2 is the variable.
-
-    More operations without logarithms become fewer and faster loops.
-    """
-
-    @functools.cached_property
-    def snr(self) -> Any:
-        """Signal-to-noise ratios |theta| / sigma without a gradient.
-
-        0 where pruned, so that few loops have to read the mask.
-        """
-        theta2 = ops.square(ops.stop_gradient(self.theta)) + THETA2_FLOOR
-        inverse = theta2 * ops.exp(-ops.stop_gradient(self.log_sigma2))
-        most = ops.minimum(inverse, math.exp(MAX_ABS_LOG_ALPHA))
-        # The root comes last: XLA then writes out this and nothing before.
-        return ops.sqrt(ops.where(self.keep_mask, most, 0.0))
-
-    def is_kept(self, threshold: float | None) -> Any:
-        if threshold is None:
-            return self.keep_mask
-        return ops.greater(self.snr, math.exp(-0.5 * threshold) * (1.0 + _TIE))
-
-    def mean(self, threshold: float | None) -> Any:
-        # XLA is slower to select theta or 0: it skips reading what is not kept.
-        return self.theta - ops.where(self.is_kept(threshold), 0.0, self.theta)
-
-    def _kl_terms(self, prior: Prior) -> Any:
-        if prior.kl_by_snr is None:
-            return super()._kl_terms(prior)
-        bound = math.exp(0.5 * MAX_ABS_LOG_ALPHA) * (1.0 - _TIE)
-        is_inside = ops.logical_and(
-            ops.less(self.snr, bound), ops.greater(self.snr, 1.0 / bound)
-        )
-        terms = prior.kl_by_snr(self.unbounded_log_alpha, self.snr)
-        return ops.where(is_inside, terms, ops.stop_gradient(terms))
 
 
 # Autodiff would keep the unmasked values, a loop and a tensor more. No closure
 # over `mask`: JAX could not export that.
 @ops.custom_gradient
-def _known_exp(exponent: Any, values: Any) -> Any:
+def _known_exp(exponent: Tensor, values: Tensor) -> Tensor:
     """exp(exponent), of which the values are known and the gradient is not."""
 
     def grad(*args: Any, upstream: Any = None) -> Any:

@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_vd._backend.keras_internals import full_precision_value
 from keras_vd._backend.noise import standard_normal
+from keras_vd._backend.types import Tensor
 from keras_vd._backend.validation import check_choice, check_number
 from keras_vd.posteriors.clipping import Clipped
 from keras_vd.posteriors.moments import THETA2_FLOOR
@@ -94,16 +95,16 @@ class VD(WeightPosterior):
     def build(self, input_shape: tuple[int, ...]) -> None:
         super().build(input_shape)
         by_input = self.noise == "input"
-        if by_input and self.share == "unit" and len(self.input_axes) != 1:
+        if by_input and self.share == "unit" and len(self.axes.inputs) != 1:
             raise ValueError(
                 "`noise='input'` with `share='unit'` needs a weight with one "
-                f"input axis; '{self.label}' has {len(self.input_axes)} in its "
-                f"shape {tuple(self.weight.shape)}. Use `share='layer'`."
+                f"input axis; '{self.label}' has {len(self.axes.inputs)} in "
+                f"its shape {tuple(self.weight.shape)}. Use `share='layer'`."
             )
         self.shared_log_alpha = self.add_weight(
             name="log_alpha",
             shape=self._shared_shape(
-                self.input_axes if by_input else self.output_axes
+                self.axes.inputs if by_input else self.axes.outputs
             ),
             initializer=keras.initializers.Constant(math.log(self.alpha_init)),
             trainable=self.learn_alpha,
@@ -119,7 +120,9 @@ class VD(WeightPosterior):
     def _noise_parameters(self) -> tuple[keras.Variable, ...]:
         return (self.shared_log_alpha,)
 
-    def _log_variances(self, theta: Any, *parameters: Any) -> tuple[Any, Any]:
+    def _log_variances(
+        self, theta: Tensor, *parameters: Any
+    ) -> tuple[Any, Any]:
         (log_alpha,) = parameters
         log_theta2 = ops.log(ops.square(theta) + THETA2_FLOOR)
         return log_alpha + log_theta2, log_alpha
@@ -131,8 +134,11 @@ class VD(WeightPosterior):
         return super()._is_kl_due()
 
     def project(
-        self, linear_op: Callable[[Any, Any], Any], inputs: Any, training: Any
-    ) -> Any:
+        self,
+        linear_op: Callable[[Tensor, Tensor], Tensor],
+        inputs: Tensor,
+        training: bool | None,
+    ) -> Tensor:
         by_input = self.noise == "input" and not self.is_frozen
         if not (by_input and self.is_sampling(training)):
             return super().project(linear_op, inputs, training)
@@ -141,7 +147,7 @@ class VD(WeightPosterior):
         inputs = ops.cast(
             inputs, keras.backend.result_type(inputs.dtype, dtype)
         )
-        (mean,) = self._start_pass(
+        (mean,) = self._training_pass(
             lambda moments: (moments.mean(self._training_threshold),)
         )
         weight = self._scaled(mean, scales)
@@ -155,15 +161,16 @@ class VD(WeightPosterior):
         noisy_inputs = inputs * (1.0 + stddev * noise)
         return linear_op(noisy_inputs, ops.cast(weight, dtype))
 
-    def _unit_factors(self) -> Any:
+    def _unit_factors(self) -> Tensor:
         """A noisy factor for each input unit, broadcastable to the weight."""
-        sizes = tuple(self._theta.shape)
-        shape = [n if i in self.input_axes else 1 for i, n in enumerate(sizes)]
-        filters = self.output_axes[-1]
+        sizes = tuple(self.weight.shape)
+        axes = self.axes
+        shape = [n if i in axes.inputs else 1 for i, n in enumerate(sizes)]
+        filters = axes.outputs[-1]
         repeats = 1
-        if self.conv_groups > 1:  # the filters of a group read units of its own
-            shape[filters] = self.conv_groups
-            repeats = sizes[filters] // self.conv_groups
+        if axes.conv_groups > 1:  # the filters of a group read their own units
+            shape[filters] = axes.conv_groups
+            repeats = sizes[filters] // axes.conv_groups
         log_alpha = full_precision_value(self.shared_log_alpha)
         with self._one_draw():
             noise = standard_normal(
@@ -172,20 +179,20 @@ class VD(WeightPosterior):
         factors = ops.repeat(noise, repeats, axis=filters)
         return 1.0 + ops.exp(0.5 * log_alpha) * factors
 
-    def _input_stddev(self, inputs: Any) -> Any:
+    def _input_stddev(self, inputs: Tensor) -> Tensor:
         """sqrt(alpha), broadcastable to `inputs`."""
         stddev = ops.exp(0.5 * ops.convert_to_tensor(self.shared_log_alpha))
         units = math.prod(self.shared_log_alpha.shape)
         shape = [1] * len(inputs.shape)
         if self.share == "unit":
-            if inputs.shape[self.channel_axis] != units:
+            if inputs.shape[self.axes.channel] != units:
                 raise ValueError(
                     f"Weight '{self.label}' has {units} input units per group "
                     f"for inputs of shape {tuple(inputs.shape)}: "
                     "`noise='input'` with `share='unit'` needs one per entry "
-                    f"of axis {self.channel_axis}. Use `share='layer'`."
+                    f"of axis {self.axes.channel}. Use `share='layer'`."
                 )
-            shape[self.channel_axis] = units
+            shape[self.axes.channel] = units
         return ops.reshape(stddev, shape)
 
     def get_config(self) -> dict[str, Any]:

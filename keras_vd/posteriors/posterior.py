@@ -15,6 +15,7 @@ from keras_vd._backend.keras_internals import (
     own_variables,
 )
 from keras_vd._backend.seeds import SeedGenerator
+from keras_vd._backend.types import Tensor
 from keras_vd._backend.validation import check_number
 from keras_vd.posteriors.kl_weight import NO_KL_WEIGHT, KLWeight
 from keras_vd.posteriors.sampling import is_sampling_at_inference
@@ -109,7 +110,7 @@ class Posterior(keras.layers.Layer):
         )
         self.kl_weight = KLWeight(self.initial_kl_weight)
 
-    def kl_divergence(self) -> Any:
+    def kl_divergence(self) -> Tensor:
         """KL of the posterior to its prior, summed; what is pruned is left out.
 
         Neither `kl_weight` nor `kl_scale` is applied.
@@ -121,15 +122,22 @@ class Posterior(keras.layers.Layer):
             f"{type(self).__name__} must implement `kl_divergence`."
         )
 
+    @property
+    def has_added_kl(self) -> bool:
+        """Whether the KL is among the losses of the running pass already.
+
+        It counts once, however often a layer is called in a pass. Keras
+        forgets all losses where the call of an outermost layer begins.
+        """
+        return bool(self.losses)
+
     def _is_kl_due(self) -> bool:
         """Whether the KL is still to be added to the losses of this pass.
 
         Raises:
             ValueError: if it is and the KL weight was never set.
         """
-        # Without training there is no loss; `losses` are not empty if the
-        # layer was already called in this pass.
-        if is_sampling_at_inference() or self.losses:
+        if is_sampling_at_inference() or self.has_added_kl:
             return False
         if not self.kl_weight.is_set:
             raise ValueError(NO_KL_WEIGHT.format(name=self.label))
@@ -150,7 +158,7 @@ class Posterior(keras.layers.Layer):
         yield
         state.assign(start)
 
-    def _add_kl_loss(self, divergence: Any) -> None:
+    def _add_kl_loss(self, divergence: Tensor) -> None:
         weight = ops.convert_to_tensor(self.kl_weight)
         loss = weight * self.kl_scale * divergence
         # Keras adds losses up in this type, and TensorFlow casts nothing.

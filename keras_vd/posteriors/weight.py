@@ -4,38 +4,40 @@ This is the central idea of the library. The posterior mean `theta` *is* the
 kernel of an ordinary Keras layer; a `WeightPosterior` is a small sub-layer
 that refers to it and owns everything variational: the variance, the prior, the
 KL weight, the noise seed and the mask of kept weights. A layer says which
-linear operation it is, and `project` (in `projection.py`) does the rest, or it
-asks for one `draw` of the weight.
+linear operation it is, and `project` does the rest, or it asks for one `draw`
+of the weight. What is computed of the variables is in `moments.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_vd import priors
-from keras_vd._backend.fusing import is_compiled, recomputed
+from keras_vd._backend.fusing import fast_form, recomputed
 from keras_vd._backend.keras_internals import full_precision_value
 from keras_vd._backend.noise import standard_normal
 from keras_vd._backend.sharding import sharded_like
+from keras_vd._backend.types import Tensor
 from keras_vd._backend.validation import (
     check_choice,
     check_finite,
     check_number,
 )
+from keras_vd.posteriors.binding import Axes, Binding, Group
 from keras_vd.posteriors.moments import MAX_ABS_LOG_ALPHA, Moments
 from keras_vd.posteriors.posterior import Posterior
-from keras_vd.posteriors.projection import Projection
-
-# A group variable's posterior, and what spreads its values over a weight.
-Multiplier = tuple[Any, Callable[[Any], Any]]
+from keras_vd.posteriors.reparameterization import local_reparameterization
+from keras_vd.posteriors.sampling import is_sampling_at_inference
 
 
-class WeightPosterior(Projection, Posterior):
+class WeightPosterior(Posterior):
     """Base of all posteriors: a factorized Gaussian over one weight tensor.
 
     Users choose a posterior by name (`posterior="sparse_vd"`) or pass an
@@ -62,7 +64,7 @@ class WeightPosterior(Projection, Posterior):
 
     Attributes:
         keep_mask: Bool variable of the weight's shape; False is pruned.
-        label: Name of the weight for people.
+        binding: What it knows of its weight; from the build on.
         is_group: Whether the weight is a group variable.
 
     Raises:
@@ -70,7 +72,7 @@ class WeightPosterior(Projection, Posterior):
         ValueError: if a value is not allowed.
     """
 
-    _compiled_moments: ClassVar[type[Moments]] = Moments
+    binding: Binding
 
     def __init__(
         self,
@@ -105,51 +107,23 @@ class WeightPosterior(Projection, Posterior):
         self.variance_dtype = variance_dtype
         self.is_group = False
 
-    def bind(
-        self,
-        weight: keras.Variable,
-        label: str,
-        input_axes: Sequence[int],
-        output_axes: Sequence[int],
-        conv_groups: int = 1,
-        channel_axis: int = -1,
-        multipliers: Mapping[str, Multiplier] | None = None,
-    ) -> None:
-        """Make this the posterior of `weight`, whose value is the mean.
-
-        Args:
-            weight: Variable of the layer that owns this posterior.
-            label: Name of the weight for people.
-            input_axes: Axes of `weight` that run over input units.
-            output_axes: Axes of `weight` that run over output units.
-            conv_groups: Number of groups of a grouped convolution.
-            channel_axis: Axis of the layer's inputs over input units.
-            multipliers: By name, group variables that multiply the weight.
-        """
-        # Hidden from Keras' tracking: other layers own and save these.
-        object.__setattr__(self, "_theta", weight)
-        object.__setattr__(self, "_multipliers", dict(multipliers or {}))
-        self.label = label
-        self.input_axes = tuple(axis % len(weight.shape) for axis in input_axes)
-        self.output_axes = tuple(
-            axis % len(weight.shape) for axis in output_axes
-        )
-        self.conv_groups = conv_groups
-        self.channel_axis = channel_axis
+    def bind(self, binding: Binding) -> None:
+        """Make this the posterior of a weight, whose value is the mean."""
+        weight = binding.weight
+        axes = binding.axes.counted_from_start(len(weight.shape))
+        self.binding = dataclasses.replace(binding, axes=axes)
         with sharded_like(weight):
             self.build(tuple(weight.shape))
 
-    def multiply_by(
-        self, name: str, group: WeightPosterior, expand: Callable[[Any], Any]
-    ) -> None:
+    def multiply_by(self, name: str, group: Group) -> None:
         """Have group variables of another layer multiply the weight.
 
         Args:
             name: Name of the kind of groups.
-            group: Posterior of the group variables.
-            expand: Spreads their values over the weight.
+            group: The group variables.
         """
-        self._multipliers[name] = (group, expand)
+        groups = {**self.binding.groups, name: group}
+        self.binding = dataclasses.replace(self.binding, groups=groups)
 
     def bind_group(self, size: int, label: str) -> None:
         """Make this the posterior of `size` group variables, which start at 1.
@@ -166,7 +140,7 @@ class WeightPosterior(Projection, Posterior):
             autocast=False,
         )
         self.is_group = True
-        self.bind(scales, label, input_axes=(0,), output_axes=(0,))
+        self.bind(Binding(scales, label, Axes((0,), (0,))))
 
     def build(self, input_shape: tuple[int, ...]) -> None:
         self._add_state(input_shape)
@@ -183,7 +157,7 @@ class WeightPosterior(Projection, Posterior):
         Args:
             axes: Axes of the weight that run over units.
         """
-        shape = tuple(self._theta.shape)
+        shape = tuple(self.weight.shape)
         if self.share == "weight":
             return shape
         kept = axes if self.share == "unit" else ()
@@ -193,7 +167,9 @@ class WeightPosterior(Projection, Posterior):
         """Variables that the variance depends on, besides `theta`."""
         return ()
 
-    def _log_variances(self, theta: Any, *parameters: Any) -> tuple[Any, Any]:
+    def _log_variances(
+        self, theta: Tensor, *parameters: Any
+    ) -> tuple[Any, Any]:
         """log_sigma2 and log_alpha, each broadcastable to `theta`.
 
         Args:
@@ -205,49 +181,108 @@ class WeightPosterior(Projection, Posterior):
             f"{type(self).__name__} must implement `_log_variances`."
         )
 
-    def _read_variables(self) -> tuple[tuple[Any, ...], Any]:
-        """Theta and the noise parameters, in one type; and the keep-mask."""
-        theta = full_precision_value(self._theta)
-        parameters = [
-            ops.cast(full_precision_value(parameter), theta.dtype)
-            for parameter in self._noise_parameters()
-        ]
-        return (theta, *parameters), ops.convert_to_tensor(self.keep_mask)
+    def project(
+        self,
+        linear_op: Callable[[Tensor, Tensor], Tensor],
+        inputs: Tensor,
+        training: bool | None,
+    ) -> Tensor:
+        """Apply `linear_op` with this posterior's weight.
 
-    @property
-    def _call_dtype(self) -> str:
-        """Type in which the layer that is being called reads its weight."""
-        return keras.backend.standardize_dtype(self._theta.dtype)
+        Training adds noise, and the KL divergence to the losses; inference
+        uses `mean()` and is deterministic, or one weight sample where draws
+        are asked for.
 
-    def _moments(
-        self, variables: Sequence[Any], keep_mask: Any, kind: type[Moments]
-    ) -> Moments:
-        return kind(variables[0], *self._log_variances(*variables), keep_mask)
+        Args:
+            linear_op: `(inputs, weight) -> outputs`, linear in both, without
+                a bias: noise belongs to the weight alone.
+            inputs: Tensor; floats in the layer's compute dtype.
+            training: Bool or None, never a tensor.
 
-    def _current_moments(self) -> Moments:
-        return self._moments(*self._read_variables(), Moments)
+        Returns:
+            Tensor of the shape and dtype of `linear_op(inputs, weight)`, with
+            the weight in the dtype in which the layer would read it.
 
-    def _compute(
-        self, function: Callable[..., tuple[Any, ...]], *constants: Any
-    ) -> tuple[Any, ...]:
-        """A deterministic function of the moments, in few passes over memory.
-
-        Its result is a tuple of tensors.
+        Raises:
+            ValueError: if `training` and the KL weight was never set.
         """
-        variables, keep_mask = self._read_variables()
-        kind = self._compiled_moments if is_compiled(variables) else Moments
-        return recomputed(
-            lambda variables, keep_mask, *constants: function(
-                self._moments(variables, keep_mask, kind), *constants
-            ),
-            variables,
-            (keep_mask, *constants),
+        # Not that of the inputs, which may be integers.
+        dtype = self._call_dtype
+        if not self.is_sampling(training):
+            return linear_op(inputs, ops.cast(self.mean(), dtype))
+        scales = self.draw_groups()
+        # A draw at inference is a function: one weight for all examples.
+        is_weight = self.estimator == "weight" or is_sampling_at_inference()
+        if is_weight or self.is_frozen:
+            return linear_op(inputs, ops.cast(self.draw(scales), dtype))
+
+        def mean_and_variance(moments: Moments) -> tuple[Any, Any]:
+            mean = moments.mean(self._training_threshold)
+            if scales:
+                return mean, moments.sigma2()
+            # What nothing multiplies leaves the kernel in its final type.
+            return (
+                ops.cast(mean, dtype),
+                ops.cast(moments.sigma2(), self.variance_dtype or dtype),
+            )
+
+        mean, variance = self._training_pass(mean_and_variance)
+        return local_reparameterization(
+            linear_op,
+            inputs,
+            ops.cast(self._scaled(mean, scales), dtype),
+            self._scaled(variance, scales, power=2),
+            functools.partial(standard_normal, seed=self.seed_generator),
+            self.variance_dtype,
         )
 
-    def _start_pass(
+    def draw(self, scales: Mapping[str, Any]) -> Tensor:
+        """Start a training pass: one draw of the weight, the KL in the losses.
+
+        A frozen weight is what it is at inference, without a KL.
+
+        Args:
+            scales: Values of this weight's group variables, by name.
+
+        Returns:
+            Tensor of the weight's shape.
+
+        Raises:
+            ValueError: if the KL weight was never set.
+        """
+        if self.is_frozen:
+            return self._scaled(self._own_mean(), scales)
+        (weight,) = self._training_pass(
+            lambda *inputs: (sum(self._mean_and_deviation(*inputs)),),
+            self._noise(),
+        )
+        return self._scaled(weight, scales)
+
+    def draw_parts(self, scales: Mapping[str, Any]) -> tuple[Any, Any]:
+        """As `draw`, but return the mean and the deviation from it apart."""
+        if self.is_frozen:
+            mean = self._own_mean()
+            return self._scaled(mean, scales), ops.zeros_like(mean)
+        mean, deviation = self._training_pass(
+            self._mean_and_deviation, self._noise()
+        )
+        return self._scaled(mean, scales), self._scaled(deviation, scales)
+
+    def draw_groups(self) -> dict[str, Any]:
+        """As `draw`, for the group variables of this weight, by name."""
+        return {
+            name: group.posterior.draw({})
+            for name, group in self.binding.groups.items()
+        }
+
+    def _training_pass(
         self, function: Callable[..., tuple[Any, ...]], *constants: Any
     ) -> tuple[Any, ...]:
-        """As `_compute`, and add the KL to the losses.
+        """Compute a function of the moments, and add the KL to the losses.
+
+        Args:
+            function: Of the moments and the constants; returns a tuple.
+            *constants: Tensors that no gradient is wanted for.
 
         Raises:
             ValueError: if the KL weight was never set.
@@ -265,13 +300,88 @@ class WeightPosterior(Projection, Posterior):
         self._add_kl_loss(divergence)
         return tuple(outputs)
 
+    def _compute(
+        self, function: Callable[..., tuple[Any, ...]], *constants: Any
+    ) -> tuple[Any, ...]:
+        """As `_training_pass`, without the KL; in few passes over memory."""
+        variables, keep_mask = self._read_variables()
+        kind = fast_form(type(self)._log_variances, variables) or Moments
+        return recomputed(
+            lambda variables, keep_mask, *constants: function(
+                self._moments(variables, keep_mask, kind), *constants
+            ),
+            variables,
+            (keep_mask, *constants),
+        )
+
+    def _read_variables(self) -> tuple[tuple[Any, ...], Any]:
+        """Theta and the noise parameters, in one type; and the keep-mask."""
+        theta = full_precision_value(self.weight)
+        parameters = [
+            ops.cast(full_precision_value(parameter), theta.dtype)
+            for parameter in self._noise_parameters()
+        ]
+        return (theta, *parameters), ops.convert_to_tensor(self.keep_mask)
+
+    def _moments(
+        self, variables: Sequence[Any], keep_mask: Tensor, kind: type[Moments]
+    ) -> Moments:
+        return kind(variables[0], *self._log_variances(*variables), keep_mask)
+
+    def _current_moments(self) -> Moments:
+        return self._moments(*self._read_variables(), Moments)
+
+    def _noise(self) -> Tensor:
+        dtype = full_precision_value(self.weight).dtype
+        with self._one_draw():
+            return standard_normal(
+                self.weight.shape, dtype, self.seed_generator
+            )
+
+    def _mean_and_deviation(
+        self, moments: Moments, noise: Tensor
+    ) -> tuple[Any, Any]:
+        return moments.mean(self._training_threshold), moments.stddev() * noise
+
+    @property
+    def _call_dtype(self) -> str:
+        """Type in which the layer that is being called reads its weight."""
+        return keras.backend.standardize_dtype(self.weight.dtype)
+
+    @property
+    def _training_threshold(self) -> float | None:
+        return self.threshold if self.train_clip else None
+
+    def _scaled(
+        self, tensor: Tensor, scales: Mapping[str, Any], power: int = 1
+    ) -> Tensor:
+        """A tensor of the weight's shape times powers of group variables."""
+        for name, group in self.binding.groups.items():
+            scale = ops.cast(group.expand(scales[name]), tensor.dtype)
+            tensor = tensor * scale**power
+        return tensor
+
     @property
     def weight(self) -> keras.Variable:
         """The variable of the layer, whose value is the posterior mean."""
-        return self._theta
+        return self.binding.weight
 
     @property
-    def theta(self) -> Any:
+    def label(self) -> str:
+        """Name of the weight for people."""
+        return self.binding.label
+
+    @label.setter
+    def label(self, label: str) -> None:
+        self.binding = dataclasses.replace(self.binding, label=label)
+
+    @property
+    def axes(self) -> Axes:
+        """What the axes of the weight mean."""
+        return self.binding.axes
+
+    @property
+    def theta(self) -> Tensor:
         """Posterior means: tensor of the weight's shape.
 
         This one and those below are float32, for a float64 weight float64.
@@ -280,7 +390,7 @@ class WeightPosterior(Projection, Posterior):
         return variables[0]
 
     @property
-    def log_alpha(self) -> Any:
+    def log_alpha(self) -> Tensor:
         """log(sigma2 / theta^2): tensor of the weight's shape.
 
         Pruned weights have the largest value there is, 20.
@@ -290,7 +400,7 @@ class WeightPosterior(Projection, Posterior):
             moments.keep_mask, moments.log_alpha, MAX_ABS_LOG_ALPHA
         )
 
-    def mean(self) -> Any:
+    def mean(self) -> Tensor:
         """The weight at inference: theta, and 0 where it is pruned.
 
         Group variables are multiplied in, at their own inference values.
@@ -300,14 +410,14 @@ class WeightPosterior(Projection, Posterior):
         """
         return self._scaled(
             self._own_mean(),
-            {name: group.mean() for name, (group, _) in self._groups()},
+            {k: x.posterior.mean() for k, x in self.binding.groups.items()},
         )
 
-    def _own_mean(self) -> Any:
+    def _own_mean(self) -> Tensor:
         # No compiled kernel: not every runtime of exported models has XLA.
         return self._current_moments().inference_mean(self.threshold)
 
-    def sample(self) -> Any:
+    def sample(self) -> Tensor:
         """One draw of the weight from the posterior used in training.
 
         Group variables are multiplied in, with a draw of their own.
@@ -315,72 +425,13 @@ class WeightPosterior(Projection, Posterior):
         Returns:
             Tensor of the weight's shape.
         """
+        moments, noise = self._current_moments(), self._noise()
         return self._scaled(
-            sum(self._deviate(self._current_moments(), self._noise())),
-            {name: group.sample() for name, (group, _) in self._groups()},
+            sum(self._mean_and_deviation(moments, noise)),
+            {k: x.posterior.sample() for k, x in self.binding.groups.items()},
         )
 
-    def draw(self, scales: Mapping[str, Any]) -> Any:
-        """Start a training pass: one draw of the weight, the KL in the losses.
-
-        A frozen weight is what it is at inference, without a KL.
-
-        Args:
-            scales: Values of this weight's group variables, by name.
-
-        Returns:
-            Tensor of the weight's shape.
-
-        Raises:
-            ValueError: if the KL weight was never set.
-        """
-        if self.is_frozen:
-            return self._scaled(self._own_mean(), scales)
-        (weight,) = self._start_pass(
-            lambda *inputs: (sum(self._deviate(*inputs)),), self._noise()
-        )
-        return self._scaled(weight, scales)
-
-    def draw_parts(self, scales: Mapping[str, Any]) -> tuple[Any, Any]:
-        """As `draw`, but return the mean and the deviation from it apart."""
-        if self.is_frozen:
-            mean = self._own_mean()
-            return self._scaled(mean, scales), ops.zeros_like(mean)
-        mean, deviation = self._start_pass(self._deviate, self._noise())
-        return self._scaled(mean, scales), self._scaled(deviation, scales)
-
-    def draw_groups(self) -> dict[str, Any]:
-        """As `draw`, for the group variables of this weight, by name."""
-        return {name: group.draw({}) for name, (group, _) in self._groups()}
-
-    def _noise(self) -> Any:
-        dtype = full_precision_value(self._theta).dtype
-        with self._one_draw():
-            return standard_normal(
-                self._theta.shape, dtype, self.seed_generator
-            )
-
-    def _deviate(self, moments: Moments, noise: Any) -> tuple[Any, Any]:
-        """Mean, and a deviation from it."""
-        return moments.mean(self._training_threshold), moments.stddev() * noise
-
-    @property
-    def _training_threshold(self) -> float | None:
-        return self.threshold if self.train_clip else None
-
-    def _groups(self) -> Iterable[tuple[str, Multiplier]]:
-        return self._multipliers.items()
-
-    def _scaled(
-        self, tensor: Any, scales: Mapping[str, Any], power: int = 1
-    ) -> Any:
-        """A tensor of the weight's shape times powers of group variables."""
-        for name, (_, expand) in self._groups():
-            scale = ops.cast(expand(scales[name]), tensor.dtype)
-            tensor = tensor * scale**power
-        return tensor
-
-    def kl_divergence(self) -> Any:
+    def kl_divergence(self) -> Tensor:
         (divergence,) = self._compute(
             lambda moments: (moments.kl_divergence(self.prior),)
         )
@@ -398,7 +449,7 @@ class WeightPosterior(Projection, Posterior):
             ValueError: if it is not within [-20, 20], or if a value of the
                 weight or of its noise is not finite.
         """
-        check_finite(f"Weight '{self.label}'", [self._theta, *self.weights])
+        check_finite(f"Weight '{self.label}'", [self.weight, *self.weights])
         if threshold is None:
             threshold = self.threshold
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import keras
 
@@ -18,12 +18,27 @@ from keras_vd.shrinking.rebuild import rebuild
 from keras_vd.shrinking.report import LayerRow, ShrinkReport
 
 
+@overload
+def shrink(
+    model: keras.Model,
+    gather_inputs: bool | None = None,
+    return_report: Literal[False] = False,
+    verbose: int = 1,
+) -> keras.Model: ...
+@overload
+def shrink(
+    model: keras.Model,
+    gather_inputs: bool | None = None,
+    *,
+    return_report: Literal[True],
+    verbose: int = 1,
+) -> tuple[keras.Model, ShrinkReport]: ...
 def shrink(
     model: keras.Model,
     gather_inputs: bool | None = None,
     return_report: bool = False,
     verbose: int = 1,
-) -> Any:
+) -> keras.Model | tuple[keras.Model, ShrinkReport]:
     """Remove from a plain model what its predictions do not depend on.
 
     Goes: input features, units, channels, hidden units and columns of an

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 import numpy as np
@@ -73,6 +73,12 @@ class MonteCarloPrediction:
         return self.calibration.expected_error
 
 
+# Of a model with one output, or of each of several, in their structure.
+Predictions: TypeAlias = (
+    "MonteCarloPrediction | dict[str, Any] | list[Any] | tuple[Any, ...]"
+)
+
+
 def predict_mc(
     model: keras.Model,
     x: Any,
@@ -84,7 +90,7 @@ def predict_mc(
     task: Any = None,
     steps: int | None = None,
     verbose: Any = "auto",
-) -> Any:
+) -> Predictions:
     """Predict with many draws of the weights instead of their means.
 
     A draw is one sample of all weights and gates for all examples; all else is
@@ -248,7 +254,7 @@ class _Reader:
                 rows = slice(self.examples - self.size, self.examples)
                 summary.check_labels(labels[rows])
 
-    def result(self) -> Any:
+    def result(self) -> Predictions:
         """A `MonteCarloPrediction` for each output, in their structure."""
         if not self.examples:
             raise ValueError(

@@ -18,6 +18,7 @@ from keras_vd._backend.keras_internals import (
     compilation,
     flatten_layers,
 )
+from keras_vd._backend.types import Tensor
 from keras_vd.posteriors import Posterior
 from keras_vd.posteriors.sampling import sampling_at_inference
 
@@ -39,20 +40,19 @@ class Sampler(keras.Model):
         self.model = model
         self.run_eagerly = model.run_eagerly
         self.jit_compile = model.jit_compile
-        # Hidden from Keras' tracking: they are the model's.
-        object.__setattr__(self, "_states", _seed_states(model))
+        self.generators = _SeedGenerators(_seed_states(model))
         self.seeds = self.add_weight(
             name="seeds",
-            shape=(len(self._states), 2),
+            shape=(len(self.generators.states), 2),
             dtype="int32",
             initializer="zeros",
             trainable=False,
         )
         self.built = True
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Tensor) -> Tensor:
         seeds = ops.convert_to_tensor(self.seeds)
-        for i, state in enumerate(self._states):
+        for i, state in enumerate(self.generators.states):
             state.assign(ops.cast(seeds[i], state.dtype))
         with sampling_at_inference():
             return self.model(inputs, training=False)
@@ -66,11 +66,12 @@ class Sampler(keras.Model):
         """
         seed = random.randrange(2**31) if seed is None else seed
         # Copies: a compiled step may free what it was given.
-        kept = [np.array(ops.convert_to_numpy(x)) for x in self._states]
+        states = self.generators.states
+        kept = [np.array(ops.convert_to_numpy(x)) for x in states]
         try:
-            yield _Seeds(seed, len(self._states))
+            yield _Seeds(seed, len(states))
         finally:
-            for state, value in zip(self._states, kept, strict=True):
+            for state, value in zip(states, kept, strict=True):
                 state.assign(value)
 
     def draws(self, inputs: Any, seeds: Iterable[np.ndarray]) -> Iterator[Any]:
@@ -83,6 +84,16 @@ class Sampler(keras.Model):
         for values in seeds:
             self.seeds.assign(values)
             yield self.predict_on_batch(inputs)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _SeedGenerators:
+    """The states of a model's seed generators.
+
+    They are the model's: Keras does not track what a dataclass holds.
+    """
+
+    states: tuple[keras.Variable, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,8 +163,7 @@ def sampler_of(model: keras.Model) -> Sampler:
     kept = vars(model).get(_ATTRIBUTE)
     if kept is None or not kept.fits(model):
         kept = _Compiled(Sampler(model), *_dependencies(model))
-        # Past Keras' tracking: it is no part of the model.
-        object.__setattr__(model, _ATTRIBUTE, kept)
+        setattr(model, _ATTRIBUTE, kept)
     return kept.sampler
 
 

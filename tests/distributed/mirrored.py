@@ -129,7 +129,7 @@ def replica_outputs(strategy, layer, inputs, calls=2):
         lambda: layers.VDDense(4, posterior="vd", kl_weight=1.0),
         lambda: layers.VDGRU(4, posterior=noisy(), kl_weight=1.0),
         lambda: layers.VDLSTM(
-            4, posterior=noisy(), kl_weight=1.0, estimator="sequence"
+            4, posterior=noisy(), kl_weight=1.0, weight_samples="sequence"
         ),
         lambda: layers.LogNormalDropout(kl_weight=1.0),
         lambda: layers.BetaBernoulliDropout(kl_weight=1.0, a_init=0.0),

@@ -140,7 +140,7 @@ CASES = [
     ),
     AttentionCase(
         "grouped_query",
-        layers.VDGroupedQueryAttention,
+        layers.VDGroupQueryAttention,
         (4, 6),
         {"num_query_heads": 4, "num_key_value_heads": 2, "head_dim": 3},
         core=True,
@@ -509,7 +509,7 @@ COMMON = {
             },
         ),
         (
-            layers.VDGroupedQueryAttention,
+            layers.VDGroupQueryAttention,
             {
                 **{"num_query_heads": 4, "num_key_value_heads": 2},
                 **{"head_dim": 3, **COMMON},

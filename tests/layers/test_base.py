@@ -39,8 +39,8 @@ def test_signature_is_the_keras_layers_and_ours(name):
     assert ours.pop("kl_weight").default is None
     if "groups" not in theirs:
         assert ours.pop("groups").default == ()
-    if "estimator" in ours:
-        assert ours.pop("estimator").default == "batch"
+    if "weight_samples" in ours:
+        assert ours.pop("weight_samples").default == "batch"
     assert set(ours) == set(theirs)
     assert [name for name in ours if name in theirs] == list(theirs)
     for argument, parameter in theirs.items():

@@ -47,7 +47,7 @@ CASES = {
     "lstm": ("sequence", lambda **o: layers.VDLSTM(3, groups=("units",), **o)),
     "gru": (
         "sequence",
-        lambda **o: layers.VDGRU(3, estimator="sequence", **o),
+        lambda **o: layers.VDGRU(3, weight_samples="sequence", **o),
     ),
     "embedding": (
         "words",

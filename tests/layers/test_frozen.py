@@ -39,7 +39,7 @@ CASES = {
         SEQUENCES,
     ),
     "sequences": (
-        lambda **o: layers.VDGRU(3, estimator="sequence", **o),
+        lambda **o: layers.VDGRU(3, weight_samples="sequence", **o),
         SEQUENCES,
     ),
     "log_normal": (layers.LogNormalDropout, SEQUENCES),

@@ -62,7 +62,7 @@ CASES = {
         SEQUENCES,
     ),
     "grouped_attention": (
-        layers.VDGroupedQueryAttention,
+        layers.VDGroupQueryAttention,
         {"head_dim": 3, "num_query_heads": 4, "num_key_value_heads": 2},
         SEQUENCES,
     ),
@@ -156,7 +156,7 @@ def test_inference_in_mixed_precision(case, dtype):
         {"estimator": "weight"},
         {"noise": "input"},
         {"variance_dtype": "bfloat16"},
-        {"estimator": "sequence"},
+        {"weight_samples": "sequence"},
     ],
     ids=lambda options: "-".join(options.values()) or "default",
 )
@@ -164,7 +164,7 @@ def test_training_is_that_of_the_same_numbers_as_floats(case, dtype, options):
     cls, *_ = CASES[case]
     is_recurrent = issubclass(cls, keras.layers.RNN)
     arguments = {"posterior": posteriors.SparseVD(log_sigma2_init=-4.0)}
-    if options.get("estimator") == "sequence":
+    if options.get("weight_samples") == "sequence":
         if not is_recurrent:
             pytest.skip("of recurrent layers alone")
         arguments |= options

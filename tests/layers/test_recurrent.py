@@ -51,7 +51,7 @@ CASES = [
         "lstm_by_sequence",
         layers.VDLSTM,
         core=True,
-        estimator="sequence",
+        weight_samples="sequence",
         groups=LSTM_GROUPS,
     ),
     make_case(
@@ -67,7 +67,7 @@ CASES = [
     make_case(
         "gru_by_sequence",
         layers.VDGRU,
-        estimator="sequence",
+        weight_samples="sequence",
         implementation=1,
     ),
     make_case(
@@ -106,7 +106,7 @@ class TestMixedPrecision(MixedPrecisionContract):
 
 
 @parametrize(LAYERS)
-def test_batch_estimator(case):
+def test_batch_sample(case):
     """Oracle: loops over the steps with one draw of each kernel."""
     layer, inputs = case.make(return_sequences=True), case.inputs()
     outputs = []
@@ -120,10 +120,10 @@ def test_batch_estimator(case):
 
 
 @parametrize(LAYERS)
-def test_sequence_estimator(case, monkeypatch):
+def test_samples_per_sequence(case, monkeypatch):
     """Oracle: loops over the steps, with weights of each sequence's own."""
     drawn = record_flipped(monkeypatch)
-    layer = case.make(return_sequences=True, estimator="sequence")
+    layer = case.make(return_sequences=True, weight_samples="sequence")
     inputs = case.inputs(4)
     with rewound(layer):
         outputs = layer(inputs, training=True)
@@ -167,7 +167,7 @@ def test_weights_of_sequences_are_uncorrelated_samples():
         use_bias=False,
         unroll=True,
     )
-    layer = simple.make(estimator="sequence")
+    layer = simple.make(weight_samples="sequence")
     unit_inputs = np.zeros((4, 1, 2), "float32")
     unit_inputs[:2, :, 0] = 1.0
     unit_state = np.zeros((4, 3), "float32")
@@ -196,7 +196,7 @@ def test_signs_are_fair_and_independent(monkeypatch):
     """Oracle: means and correlations of 0, within 5 / sqrt(n)."""
     keras.utils.set_random_seed(0)
     drawn, num_sequences = record_flipped(monkeypatch), 2000
-    layer = make_case("lstm", layers.VDLSTM).make(estimator="sequence")
+    layer = make_case("lstm", layers.VDLSTM).make(weight_samples="sequence")
     layer(np.ones((num_sequences, 1, 2), "float32"), training=True)
     signs = [
         to_numpy(part)
@@ -217,7 +217,7 @@ def test_two_sequences_of_one_call_share_the_size_of_the_noise():
     simple = make_case(
         "linear", layers.VDSimpleRNN, activation=None, use_bias=False
     )
-    layer = simple.make(estimator="sequence", unroll=True)
+    layer = simple.make(weight_samples="sequence", unroll=True)
     inputs = np.zeros((6, 1, 2), "float32")
     inputs[..., 0] = 1.0
     rows = to_numpy(layer(inputs, training=True))
@@ -227,10 +227,13 @@ def test_two_sequences_of_one_call_share_the_size_of_the_noise():
 
 
 @parametrize(LAYERS[:2] + LAYERS[-2:])
-@pytest.mark.parametrize("estimator", ["batch", "sequence"])
-def test_nothing_is_drawn_inside_the_loop(case, estimator):
+@pytest.mark.parametrize("weight_samples", ["batch", "sequence"])
+def test_nothing_is_drawn_inside_the_loop(case, weight_samples):
     """Identity: as much noise for 2 steps as for 7; equal at all steps."""
-    layer, seeds = case.make(estimator=estimator, return_sequences=True), []
+    layer, seeds = (
+        case.make(weight_samples=weight_samples, return_sequences=True),
+        [],
+    )
     for posterior in case.posteriors(layer)[1:]:
         posterior.weight.assign(np.zeros(posterior.weight.shape))
         posterior.log_sigma2.assign(np.full(posterior.weight.shape, -80.0))
@@ -261,7 +264,7 @@ def test_kl_loss_knows_neither_batch_nor_steps(case):
 
 @pytest.mark.parametrize("implementation", [1, 2])
 @pytest.mark.parametrize("kind", [layers.VDLSTM, layers.VDGRU])
-def test_dropout_goes_with_both_estimators(kind, implementation):
+def test_dropout_goes_with_both(kind, implementation):
     """Identity: with all inputs dropped, or none, the loop without dropout.
 
     Dropout masks come from the cell's seeds, which are the same.
@@ -269,11 +272,11 @@ def test_dropout_goes_with_both_estimators(kind, implementation):
     keras.utils.set_random_seed(0)
     arguments = {"dropout": 0.5, "recurrent_dropout": 0.5, "seed": 3}
     results = []
-    for estimator in ("batch", "sequence"):
+    for weight_samples in ("batch", "sequence"):
         dropping = make_case(
             "dropping", kind, implementation=implementation, **arguments
         )
-        layer = dropping.make(estimator=estimator)
+        layer = dropping.make(weight_samples=weight_samples)
         for posterior in dropping.posteriors(layer):
             posterior.log_sigma2.assign(np.full(posterior.theta.shape, -80.0))
         results.append(to_numpy(layer(dropping.inputs(), training=True)))
@@ -296,9 +299,9 @@ def test_dropout_goes_with_both_estimators(kind, implementation):
         (layers.VDGRU, {"groups": ("vocabulary",)}, "groups"),
         (layers.VDGRU, {"groups": 2}, "groups"),
         (layers.VDGRU, {"groups": None}, "groups"),
-        (layers.VDLSTM, {"estimator": "local"}, "estimator"),
-        (layers.VDLSTM, {"estimator": "weight"}, "estimator"),
-        (layers.VDGRU, {"estimator": None}, "estimator"),
+        (layers.VDLSTM, {"weight_samples": "local"}, "weight_samples"),
+        (layers.VDLSTM, {"weight_samples": "weight"}, "weight_samples"),
+        (layers.VDGRU, {"weight_samples": None}, "weight_samples"),
     ],
 )
 def test_bad_arguments(layer, arguments, message):
@@ -308,7 +311,7 @@ def test_bad_arguments(layer, arguments, message):
         layer(3, **arguments)
     allowed = {
         "groups": sorted({"input", "units", "gates"}),
-        "estimator": ["batch", "sequence"],
+        "weight_samples": ["batch", "sequence"],
     }[name]
     if layer is layers.VDSimpleRNN:
         allowed.remove("gates")
@@ -342,11 +345,11 @@ def test_input_noise_is_refused():
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("estimator", ["batch", "sequence"])
-def test_missing_kl_weight(estimator):
+@pytest.mark.parametrize("weight_samples", ["batch", "sequence"])
+def test_missing_kl_weight(weight_samples):
     """Also of the groups alone, after the kernels' were set."""
     gru = make_case("gru", layers.VDGRU, groups=("units",))
-    layer = gru.make(kl_weight=None, estimator=estimator, name="mine")
+    layer = gru.make(kl_weight=None, weight_samples=weight_samples, name="mine")
     layer(gru.inputs())
     with pytest.raises(ValueError, match=r"'mine.*KLAnnealing"):
         layer(gru.inputs(), training=True)
@@ -400,7 +403,9 @@ def test_random_seed_makes_training_reproducible():
     gru, results = make_case("gru", layers.VDGRU, unroll=True), []
     for seed in (1, 1, 2):
         keras.utils.set_random_seed(seed)
-        layer = gru.layer(3, kl_weight=0.1, estimator="sequence", unroll=True)
+        layer = gru.layer(
+            3, kl_weight=0.1, weight_samples="sequence", unroll=True
+        )
         layer.build((None, 4, 2))
         randomize(layer)
         results.append(to_numpy(layer(gru.inputs(), training=True)))
@@ -431,7 +436,7 @@ ARGUMENTS = {
     "stateful": True,
     "unroll": True,
     "groups": ("units", "input"),
-    "estimator": "sequence",
+    "weight_samples": "sequence",
 }
 GATED = {"recurrent_activation": "hard_sigmoid", "use_cudnn": False}
 
@@ -453,9 +458,9 @@ def test_every_argument_survives_the_config(layer, arguments):
     )
 
 
-def test_estimator_survives_files(tmp_path):
-    """Oracle: the two estimators' use of the batch."""
-    gru = make_case("gru", layers.VDGRU, estimator="sequence")
+def test_weight_samples_survive_files(tmp_path):
+    """Oracle: how the two use the batch."""
+    gru = make_case("gru", layers.VDGRU, weight_samples="sequence")
     model = keras.Sequential([keras.Input((4, 2)), gru.make()])
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
@@ -463,6 +468,6 @@ def test_estimator_survives_files(tmp_path):
     for found in (model, loaded, keras.models.clone_model(model)):
         outputs = to_numpy(found(inputs, training=True))
         assert np.abs(outputs - outputs[:1]).max() > 1e-3
-    whole = dataclasses.replace(gru, estimator="batch").make()
+    whole = dataclasses.replace(gru, weight_samples="batch").make()
     outputs = to_numpy(whole(inputs, training=True))
     assert_close(outputs, outputs[:1].repeat(6, axis=0))

@@ -41,7 +41,7 @@ CASES = {
     ),
 }
 parametrize = pytest.mark.parametrize("name", CASES)
-estimators = pytest.mark.parametrize("estimator", ["batch", "sequence"])
+both_samples = pytest.mark.parametrize("weight_samples", ["batch", "sequence"])
 
 
 def make(name, **arguments):
@@ -83,7 +83,7 @@ def test_training_multiplies_the_draws(name):
 def test_sequences_share_the_group_variables(name, monkeypatch):
     """Oracle: mean and deviation of each kernel, multiplied one by one."""
     drawn = record_flipped(monkeypatch)
-    case, layer = make(name, estimator="sequence")
+    case, layer = make(name, weight_samples="sequence")
     with rewound(layer):
         layer(case.inputs(), training=True)
     values = redraw(layer)
@@ -101,11 +101,11 @@ def test_sequences_share_the_group_variables(name, monkeypatch):
 
 @pytest.mark.core
 @parametrize
-@estimators
+@both_samples
 @pytest.mark.parametrize("training", [False, True])
-def test_pruned_unit_is_zero(name, estimator, training):
+def test_pruned_unit_is_zero(name, weight_samples, training):
     """Oracle: 0, exactly, at all steps; the others do not read its state."""
-    case, layer = make(name, estimator=estimator)
+    case, layer = make(name, weight_samples=weight_samples)
     kill(layer, "units", 1)
     inputs = case.inputs()
     with rewound(layer):
@@ -122,11 +122,11 @@ def test_pruned_unit_is_zero(name, estimator, training):
 
 @pytest.mark.core
 @parametrize
-@estimators
+@both_samples
 @pytest.mark.parametrize("training", [False, True])
-def test_pruned_input_is_not_read(name, estimator, training):
+def test_pruned_input_is_not_read(name, weight_samples, training):
     """Identity: whatever that entry of the inputs is."""
-    case, layer = make(name, estimator=estimator)
+    case, layer = make(name, weight_samples=weight_samples)
     kill(layer, "input", 0)
     outputs = []
     for value in (0.0, 9.0):
@@ -162,15 +162,15 @@ def constant_gates(layer, biases):
 
 @pytest.mark.core
 @pytest.mark.parametrize("name", ["lstm", "gru", "gru_reset_before"])
-@estimators
+@both_samples
 @pytest.mark.parametrize("training", [False, True])
-def test_pruned_gates_are_their_activated_bias(name, estimator, training):
+def test_pruned_gates_are_their_activated_bias(name, weight_samples, training):
     """Oracle: Keras' equations with constant gates, at all steps.
 
     With `reset_after` the candidate's second bias is multiplied by the reset
     gate, which is pruned here too or not; it has to go with the candidate.
     """
-    case, layer = make(name, estimator=estimator)
+    case, layer = make(name, weight_samples=weight_samples)
     num_columns = layer.cell.kernel.shape[1]
     inputs = case.inputs()
     bias = to_numpy(layer.cell.bias)
@@ -266,7 +266,7 @@ def grouped_model():
                 4,
                 return_sequences=True,
                 groups=("units", "input"),
-                estimator="sequence",
+                weight_samples="sequence",
             ),
             layers.VDGRU(3, groups=ALL),
             layers.VDDense(2, groups=("output", "input")),

@@ -56,7 +56,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("estimator", ["batch", "sequence"])
+@pytest.mark.parametrize("weight_samples", ["batch", "sequence"])
 @pytest.mark.parametrize(
     "variant",
     [
@@ -64,13 +64,13 @@ VARIANTS = {
         for name in VARIANTS
     ],
 )
-def test_variants(kind, estimator, variant, monkeypatch):
+def test_variants(kind, weight_samples, variant, monkeypatch):
     """Oracle: the slow loop; all outputs, the last one and the states."""
     arguments, given = VARIANTS[variant]
     case = make_case("rnn", kind, **arguments)
     drawn = record_flipped(monkeypatch)
     layer = case.make(
-        estimator=estimator, return_sequences=True, return_state=True
+        weight_samples=weight_samples, return_sequences=True, return_state=True
     )
     inputs, call = case.inputs(), {}
     states = STATES[: 1 + (kind is layers.VDLSTM)]
@@ -81,7 +81,7 @@ def test_variants(kind, estimator, variant, monkeypatch):
     with rewound(layer):
         outputs, *last = layer(inputs, training=True, **call)
     weights = [redraw(layer)] * 3
-    if estimator == "sequence":
+    if weight_samples == "sequence":
         drawn = dict(zip(KERNELS, drawn, strict=True))
         weights = [sequence_weights(drawn, b) for b in range(3)]
     for b in range(3):
@@ -99,12 +99,14 @@ def test_variants(kind, estimator, variant, monkeypatch):
 
 @pytest.mark.core
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("estimator", ["batch", "sequence"])
+@pytest.mark.parametrize("weight_samples", ["batch", "sequence"])
 @pytest.mark.parametrize("training", [False, True])
-def test_padding_changes_nothing(kind, estimator, training):
+def test_padding_changes_nothing(kind, weight_samples, training):
     """Identity: a padded sequence's output is that of the bare one."""
     embedding = keras.layers.Embedding(5, 2, mask_zero=True)
-    layer = kind(3, kl_weight=KL_WEIGHT, estimator=estimator, unroll=True)
+    layer = kind(
+        3, kl_weight=KL_WEIGHT, weight_samples=weight_samples, unroll=True
+    )
     outputs = []
     for padding in ((0, 0), (0, 2), (1, 1)):
         ids = np.pad([[1, 4, 2], [3, 3, 1]], ((0, 0), padding))
@@ -171,10 +173,12 @@ def test_stacked_layers():
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("estimator", ["batch", "sequence"])
-def test_time_distributed(estimator):
+@pytest.mark.parametrize("weight_samples", ["batch", "sequence"])
+def test_time_distributed(weight_samples):
     """Oracles: one KL for each kernel; inference step by step."""
-    layer = make_case("lstm", layers.VDLSTM, estimator=estimator).make()
+    layer = make_case(
+        "lstm", layers.VDLSTM, weight_samples=weight_samples
+    ).make()
     model = keras.Sequential(
         [keras.Input((3, 4, 2)), keras.layers.TimeDistributed(layer)]
     )
@@ -297,15 +301,19 @@ def test_bidirectional(kind, merge_mode, arguments):
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("estimator", ["batch", "sequence"])
-def test_directions_have_noise_of_their_own_despite_a_seed(estimator):
+@pytest.mark.parametrize("weight_samples", ["batch", "sequence"])
+def test_directions_have_noise_of_their_own_despite_a_seed(weight_samples):
     """Oracle: correlation 0 of the noise of two directions.
 
     Both have the same weights and see a sequence of equal steps, so without
     noise of their own they would agree.
     """
     wrapper = bidirectional(
-        layers.VDSimpleRNN, None, seed=3, unroll=True, estimator=estimator
+        layers.VDSimpleRNN,
+        None,
+        seed=3,
+        unroll=True,
+        weight_samples=weight_samples,
     )
     forward, backward = directions(wrapper)
     for ours, theirs in zip(
@@ -398,7 +406,7 @@ def test_use_cudnn_is_what_the_user_wants(kind, is_wrapped, fused_calls):
 
 def test_sequences_need_a_loop_of_their_own(fused_calls):
     """A fused kernel knows one set of weights."""
-    case = make_case("lstm", layers.VDLSTM, estimator="sequence")
+    case = make_case("lstm", layers.VDLSTM, weight_samples="sequence")
     layer = case.make()
     layer(case.inputs(), training=True)
     assert fused_calls["lstm"] == []
@@ -407,9 +415,9 @@ def test_sequences_need_a_loop_of_their_own(fused_calls):
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("estimator", ["batch", "sequence"])
+@pytest.mark.parametrize("weight_samples", ["batch", "sequence"])
 @pytest.mark.parametrize("training", [False, True])
-def test_cell_is_as_before_after_an_error(estimator, training):
+def test_cell_is_as_before_after_an_error(weight_samples, training):
     """Identity: the very same attributes, also when the loop has failed."""
     is_broken = []
 
@@ -422,7 +430,7 @@ def test_cell_is_as_before_after_an_error(estimator, training):
         3,
         activation=activation,
         kl_weight=KL_WEIGHT,
-        estimator=estimator,
+        weight_samples=weight_samples,
         use_cudnn="auto",
     )
     inputs = make_case("rnn", layers.VDLSTM).inputs()

@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_vd import priors
+from keras_vd import posteriors, priors
+from keras_vd._backend import fusing
 from keras_vd.divergences import kl
 from keras_vd.posteriors.moments import (
     MAX_ABS_LOG_ALPHA,
     THETA2_FLOOR,
-    AdditiveMoments,
     Moments,
 )
+from keras_vd.posteriors.signal_to_noise import SignalToNoiseMoments
 from tests.contract import to_numpy
 from tests.gradients import gradient
 
@@ -33,6 +34,20 @@ PRIORS = {
     "ard": priors.ARD(),
     "gaussian": priors.Gaussian(0.5),
 }
+# By what a fast form stands for: who computes with it.
+USERS = {
+    priors.LogUniform.kl_divergence: [
+        PRIORS["exact"],
+        PRIORS["molchanov"],
+        PRIORS["kingma"],
+    ],
+    priors.ARD.kl_divergence: [PRIORS["ard"]],
+    posteriors.AdditiveGaussian._log_variances: [
+        posteriors.SparseVD,
+        posteriors.ARD,
+        posteriors.Gaussian,
+    ],
+}
 BY_SNR = [
     (kl.exact_by_snr, kl.log_uniform_exact),
     (kl.molchanov_by_snr, kl.log_uniform_molchanov),
@@ -46,6 +61,16 @@ def moments(kind, theta=THETA, log_sigma2=LOG_SIGMA2, keep_mask=KEEP_MASK):
     return kind(theta, log_sigma2, log_alpha, ops.convert_to_tensor(keep_mask))
 
 
+def test_every_fast_form_is_tested():
+    """The priors in `test_divergence_and_gradients`, moments in all."""
+    assert set(USERS) == set(fusing.FAST_FORMS)
+    for function, users in USERS.items():
+        for user in users:
+            cls = user if isinstance(user, type) else type(user)
+            assert getattr(cls, function.__name__) is function
+            assert isinstance(user, type) or user in PRIORS.values()
+
+
 def test_the_cases_reach_beyond_the_bounds():
     assert 0.3 < INSIDE.mean() < 0.9
     assert LOG_ALPHA.min() < -MAX_ABS_LOG_ALPHA < MAX_ABS_LOG_ALPHA
@@ -54,7 +79,7 @@ def test_the_cases_reach_beyond_the_bounds():
 
 def test_signal_to_noise_ratio():
     """Oracle: the definition, in NumPy."""
-    found = to_numpy(moments(AdditiveMoments).snr)
+    found = to_numpy(moments(SignalToNoiseMoments).snr)
     expected = np.exp(-0.5 * np.maximum(LOG_ALPHA, -MAX_ABS_LOG_ALPHA))
     np.testing.assert_allclose(found[KEEP_MASK], expected[KEEP_MASK], rtol=2e-5)
     assert np.all(found[~KEEP_MASK] == 0.0)
@@ -67,7 +92,7 @@ def test_which_weights_are_kept(threshold):
     expected = KEEP_MASK
     if threshold is not None:
         expected = KEEP_MASK & (np.clip(LOG_ALPHA, -bound, bound) < threshold)
-    for kind in (Moments, AdditiveMoments):
+    for kind in (Moments, SignalToNoiseMoments):
         found = moments(kind)
         np.testing.assert_array_equal(
             to_numpy(found.is_kept(threshold)), expected
@@ -77,7 +102,7 @@ def test_which_weights_are_kept(threshold):
         )
 
 
-@pytest.mark.parametrize("kind", [Moments, AdditiveMoments])
+@pytest.mark.parametrize("kind", [Moments, SignalToNoiseMoments])
 def test_a_weight_at_the_threshold_is_pruned(kind):
     """Where theta is 1, log_alpha is log_sigma2."""
     for threshold in np.arange(-10.0, 10.0, 0.25):
@@ -97,7 +122,7 @@ def test_divergence_and_gradients(name):
 
         return call
 
-    by_logarithm, by_snr = divergence(Moments), divergence(AdditiveMoments)
+    by_logarithm, by_snr = divergence(Moments), divergence(SignalToNoiseMoments)
     expected = float(to_numpy(by_logarithm(THETA, LOG_SIGMA2)))
     found = float(to_numpy(by_snr(THETA, LOG_SIGMA2)))
     assert found == pytest.approx(expected, rel=1e-5)
@@ -126,7 +151,7 @@ class Doubled(priors.LogUniform):
 
 def test_a_divergence_of_ones_own_is_the_one_that_counts():
     """Identity: twice the divergence of the prior it extends."""
-    found = moments(AdditiveMoments)
+    found = moments(SignalToNoiseMoments)
     single = to_numpy(found.kl_divergence(priors.LogUniform()))
     doubled = to_numpy(found.kl_divergence(Doubled()))
     np.testing.assert_allclose(doubled, 2.0 * single, rtol=1e-5)
@@ -139,7 +164,7 @@ def test_shared_variances(shared):
     full = np.broadcast_to(small, SHAPE).copy()
 
     def terms(theta, log_sigma2):
-        found = moments(AdditiveMoments, theta, log_sigma2)
+        found = moments(SignalToNoiseMoments, theta, log_sigma2)
         divergence = found.kl_divergence(PRIORS["molchanov"])
         return ops.sum(found.sigma2()) + ops.sum(found.stddev()) + divergence
 

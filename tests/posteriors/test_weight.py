@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -511,3 +513,49 @@ def test_a_file_that_does_not_fit_is_an_error(change):
     assert change == "shape" or not store.read
     for key, value in stored(posterior).items():
         np.testing.assert_array_equal(value, before[key])
+
+
+class Watch(keras.layers.Layer):
+    """Notes in every call whether a posterior has added its KL."""
+
+    def __init__(self, posterior):
+        super().__init__()
+        self.posterior, self.seen = posterior, []
+
+    def call(self, inputs):
+        self.seen.append(self.posterior.has_added_kl)
+        return inputs
+
+
+def test_whether_the_kl_was_added_in_this_pass():
+    """Oracle: from the first call of a layer on to the end of the pass."""
+    layer = layers.VDDense(4, kl_weight=1.0)
+    layer.build((None, 4))
+    watches = [Watch(layer.kernel_posterior) for _ in range(3)]
+    inputs = keras.Input((4,))
+    x = watches[0](inputs)
+    x = watches[1](layer(x))
+    outputs = watches[2](layer(x))
+    model = keras.Model(inputs, outputs)
+    for watch in watches:
+        watch.seen.clear()
+    data = np.ones((2, 4), "float32")
+    for training in (True, True, False, True):
+        model(data, training=training)
+    assert watches[0].seen == [False, False, False, False]
+    assert watches[1].seen == [True, True, False, True]
+    assert watches[2].seen == [True, True, False, True]
+
+
+def test_keras_does_not_track_what_a_posterior_is_bound_to():
+    """Oracle: the layers that own the weight and the groups."""
+    layer = layers.VDDense(4, groups=("input",), kl_weight=1.0)
+    layer.build((None, 3))
+    posterior = layer.kernel_posterior
+    assert posterior.weight is layer.kernel
+    assert posterior.binding.groups["input"].posterior is layer.input_group
+    own = {id(x) for x in posterior.variables}
+    assert id(layer.kernel) not in own
+    assert not own & {id(x) for x in layer.input_group.weights}
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        posterior.binding.weight = None

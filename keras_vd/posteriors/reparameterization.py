@@ -1,0 +1,60 @@
+"""Local reparameterization: noise on outputs instead of on weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_vd._backend.fusing import recomputed, rounded
+from keras_vd._backend.types import Tensor
+
+
+def local_reparameterization(
+    linear_op: Callable[[Tensor, Tensor], Tensor],
+    inputs: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    noise: Callable[[Any, Any], Tensor],
+    variance_dtype: str | None = None,
+) -> Tensor:
+    """Draw the outputs of a linear operation with a Gaussian weight.
+
+        y ~ N(linear_op(x, mean), linear_op(x^2, variance))
+
+    That is the law of `linear_op(x, w)` for w ~ N(mean, variance), and
+    independent for every output: it takes the place of one noisy weight for
+    the whole batch (Kingma et al. 2015, arXiv:1506.02557, section 2.3).
+
+    Args:
+        linear_op: `(inputs, weight) -> outputs`, linear in both.
+        inputs: Tensor.
+        mean: Tensor of the weight's shape, in the dtype of the product.
+        variance: Tensor of the weight's shape, not negative.
+        noise: `(shape, dtype) -> tensor` of standard normal noise.
+        variance_dtype: Type of the second product; None: that of the first.
+
+    Returns:
+        Tensor of the shape and dtype of `linear_op(inputs, mean)`.
+    """
+    outputs = linear_op(inputs, mean)
+    dtype = variance_dtype or outputs.dtype
+    # Squares of integers may overflow, and have no place for noise.
+    squares = ops.square(ops.cast(inputs, outputs.dtype))
+    variances = linear_op(ops.cast(squares, dtype), ops.cast(variance, dtype))
+    variances = ops.cast(variances, outputs.dtype)
+    # sqrt has no gradient at 0, and 1e-8 is 0 in float16. A rounding error
+    # of a fast convolution may also leave a variance slightly negative.
+    is_half = keras.backend.standardize_dtype(outputs.dtype) == "float16"
+    floor = 1e-6 if is_half else 1e-8
+
+    def add_noise(tensors: Sequence[Any], noise: Tensor) -> tuple[Any]:
+        outputs, variances = tensors
+        stddev = ops.sqrt(ops.relu(variances) + floor)
+        return (outputs + rounded(stddev * noise),)
+
+    drawn = noise(ops.shape(outputs), outputs.dtype)
+    (noisy,) = recomputed(add_noise, (outputs, variances), (drawn,))
+    return noisy
