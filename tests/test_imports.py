@@ -34,7 +34,7 @@ LAYERS_OF_THE_PACKAGE = (
     ("deployment", "shrinking", "callbacks", "plots", "uncertainty"),
     ("conversion", "pruning", "calibration"),
     ("sparsity",),
-    ("layers",),
+    ("layers", "rules"),
     ("posteriors",),
     ("priors",),
     ("kl",),

@@ -14,7 +14,6 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import layers, ops
 
 from keras_vd._backend.keras_internals import (
     Call,
@@ -24,49 +23,15 @@ from keras_vd._backend.keras_internals import (
     graph_calls,
     sublayers,
 )
+from keras_vd._backend.validation import weights_refusal
 from keras_vd.layers.base import VariationalLayer, keras_class
 from keras_vd.layers.structured import StructuredGate
+from keras_vd.rules.factors import Values
+from keras_vd.rules.rule import RULES
 
 # A layer that takes factors in, and the factors: an array that broadcasts to
 # one example of the layer's inputs.
 Target = tuple[keras.layers.Layer, np.ndarray]
-
-_IDENTITIES = (
-    layers.ActivityRegularization,
-    layers.AlphaDropout,
-    layers.Dropout,
-    layers.GaussianDropout,
-    layers.GaussianNoise,
-    layers.Identity,
-    layers.SpatialDropout1D,
-    layers.SpatialDropout2D,
-    layers.SpatialDropout3D,
-)
-# Linear in each channel, or a maximum: factors >= 0 of channels pass.
-_CHANNELWISE = (
-    *(layers.AveragePooling1D, layers.AveragePooling2D),
-    *(layers.AveragePooling3D, layers.MaxPooling1D, layers.MaxPooling2D),
-    *(layers.MaxPooling3D, layers.Cropping1D, layers.Cropping2D),
-    *(layers.Cropping3D, layers.ZeroPadding1D, layers.ZeroPadding2D),
-    *(layers.ZeroPadding3D, layers.UpSampling1D, layers.UpSampling2D),
-    layers.UpSampling3D,
-)
-_GLOBAL_POOLING = (
-    *(layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D),
-    *(layers.GlobalAveragePooling3D, layers.GlobalMaxPooling1D),
-    *(layers.GlobalMaxPooling2D, layers.GlobalMaxPooling3D),
-)
-_CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
-_TRANSPOSED = (
-    *(layers.Conv1DTranspose, layers.Conv2DTranspose),
-    layers.Conv3DTranspose,
-)
-_DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
-_SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
-_RECURRENT = (layers.SimpleRNN, layers.LSTM, layers.GRU)
-_HOMOGENEOUS = tuple(
-    keras.activations.get(name) for name in ("linear", "relu", "leaky_relu")
-)
 
 
 def find_folds(model: keras.Model) -> dict[StructuredGate, list[Target]]:
@@ -149,51 +114,14 @@ def _reads(call: Call, tensor: Any) -> bool:
     return any(x is tensor for x in read)
 
 
-def _along(factors: np.ndarray, axis: int) -> np.ndarray | None:
-    """Factors of one axis, if they do not depend on the others."""
-    is_alone = factors.size == factors.shape[axis]
-    return factors.reshape(-1) if is_alone else None
-
-
-def _channels(layer: Any, factors: np.ndarray) -> np.ndarray | None:
-    is_first = getattr(layer, "data_format", None) == "channels_first"
-    return _along(factors, 0 if is_first else -1)
-
-
 def _passed_on(
     layer: Any, factors: np.ndarray, shape: tuple[Any, ...]
 ) -> np.ndarray | None:
-    """Factors of the outputs, if the inputs' factors simply pass `layer`.
-
-    Args:
-        layer: Any operation.
-        factors: Not negative; broadcasts to one example of the inputs.
-        shape: Shape of that example.
-    """
-    kind = computed_class(type(layer))
+    """What `Rule.passed_on` says; other gates let factors pass as well."""
     if isinstance(layer, StructuredGate):
         return None if layer.constant_factors() is None else factors
-    if kind in _IDENTITIES:
-        return factors
-    if kind is layers.Activation:
-        return factors if layer.activation in _HOMOGENEOUS else None
-    if kind is layers.ReLU:
-        is_plain = layer.max_value is None and layer.threshold == 0
-        return factors if is_plain else None
-    if kind in (layers.LeakyReLU, layers.PReLU):
-        return factors
-    if kind in _CHANNELWISE:
-        return None if _channels(layer, factors) is None else factors
-    if kind in _GLOBAL_POOLING:
-        channels = _channels(layer, factors)
-        return factors if layer.keepdims and channels is not None else channels
-    if kind in (layers.Flatten, layers.Reshape) and None not in shape:
-        is_first = getattr(layer, "data_format", None) == "channels_first"
-        if is_first and len(shape) > 1:
-            return None
-        target = layer.compute_output_shape((1, *shape))[1:]
-        return np.broadcast_to(factors, shape).reshape(target)
-    return None
+    rule = RULES.get(computed_class(type(layer)))
+    return None if rule is None else rule.passed_on(layer, factors, shape)
 
 
 def absorb(layer: Any, factors: np.ndarray) -> None:
@@ -202,96 +130,18 @@ def absorb(layer: Any, factors: np.ndarray) -> None:
         variable.assign(value)
 
 
-def _absorbed(
-    layer: Any, factors: np.ndarray
-) -> list[tuple[keras.Variable, np.ndarray]] | None:
-    """Weights that take the factors of the inputs in; None if none can."""
-    if getattr(layer, "lora_enabled", False) or getattr(
-        layer, "quantization_mode", None
-    ):
+def _absorbed(layer: Any, factors: np.ndarray) -> Values | None:
+    """What `Rule.absorbed` says; a variational layer's weights count too."""
+    if weights_refusal(layer):
         return None
+    if isinstance(layer, keras.layers.Bidirectional):
+        parts = [
+            _absorbed(one, factors)
+            for one in (layer.forward_layer, layer.backward_layer)
+        ]
+        known = [part for part in parts if part is not None]
+        return [*known[0], *known[1]] if len(known) == 2 else None
     is_variational = isinstance(layer, VariationalLayer)
     kind = (keras_class if is_variational else computed_class)(type(layer))
-    last = _along(factors, -1) if factors.ndim else None
-    if kind is layers.Dense and last is not None:
-        return [_scaled(layer.kernel, last, 0)]
-    if kind is layers.EinsumDense:
-        return _absorbed_by_einsum(layer, factors)
-    if kind is layers.BatchNormalization:
-        return _absorbed_by_normalization(layer, factors)
-    if kind in _RECURRENT and last is not None:
-        return [_scaled(layer.cell.kernel, last, 0)]
-    if kind is layers.Bidirectional:
-        forward = _absorbed(layer.forward_layer, factors)
-        backward = _absorbed(layer.backward_layer, factors)
-        if forward is None or backward is None:
-            return None
-        return [*forward, *backward]
-    if kind in (*_CONVOLUTIONS, *_TRANSPOSED, *_DEPTHWISE, *_SEPARABLE):
-        channels = _channels(layer, factors)
-        if channels is None:
-            return None
-        if kind in _CONVOLUTIONS:
-            return _absorbed_by_convolution(layer, channels)
-        if kind in _TRANSPOSED:
-            return [_scaled(layer.kernel, channels, -1)]
-        kernel = layer.kernel if kind in _DEPTHWISE else layer.depthwise_kernel
-        return [_scaled(kernel, channels, -2)]
-    return None
-
-
-def _scaled(
-    variable: keras.Variable, factors: np.ndarray, axis: int
-) -> tuple[keras.Variable, np.ndarray]:
-    """A variable, and its value with factors along one axis."""
-    value = ops.convert_to_numpy(variable)
-    shape = [1] * value.ndim
-    shape[axis] = -1
-    return variable, value * factors.reshape(shape)
-
-
-def _absorbed_by_convolution(
-    layer: Any, channels: np.ndarray
-) -> list[tuple[keras.Variable, np.ndarray]]:
-    # Each group of filters reads channels of its own.
-    value = ops.convert_to_numpy(layer.kernel)
-    grouped = value.reshape((*value.shape[:-1], layer.groups, -1))
-    channels = np.broadcast_to(channels, layer.groups * value.shape[-2])
-    factors = channels.reshape(layer.groups, -1).T[..., None]
-    return [(layer.kernel, (grouped * factors).reshape(value.shape))]
-
-
-def _absorbed_by_einsum(
-    layer: Any, factors: np.ndarray
-) -> list[tuple[keras.Variable, np.ndarray]] | None:
-    inputs, kernel = layer.equation.split("->")[0].split(",")
-    axes = [i for i, size in enumerate(factors.shape) if size > 1]
-    if len(axes) != 1:
-        return None
-    # Counted from the end: an ellipsis may stand for axes before it.
-    axis = axes[0] - factors.ndim
-    letters = inputs.split("...")[-1]
-    if -axis > len(letters) or letters[axis] not in kernel:
-        return None
-    position = kernel.index(letters[axis])
-    return [_scaled(layer.kernel, factors.reshape(-1), position)]
-
-
-def _absorbed_by_normalization(
-    layer: Any, factors: np.ndarray
-) -> list[tuple[keras.Variable, np.ndarray]] | None:
-    axis = layer.axis if layer.axis < 0 else layer.axis - 1
-    factors_of_axis = _along(factors, axis)
-    if factors_of_axis is None or not (layer.scale and layer.center):
-        return None
-    # gamma (f x - m) / s + beta = (gamma f) (x - m) / s + beta + shift
-    gamma, beta, average, variance = map(
-        ops.convert_to_numpy,
-        (layer.gamma, layer.beta, layer.moving_mean, layer.moving_variance),
-    )
-    shift = (factors_of_axis - 1.0) * gamma * average
-    shift /= np.sqrt(variance + layer.epsilon)
-    return [
-        (layer.gamma, gamma * factors_of_axis),
-        (layer.beta, beta + shift),
-    ]
+    rule = RULES.get(kind)
+    return None if rule is None else rule.absorbed(layer, factors)

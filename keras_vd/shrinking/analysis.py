@@ -8,8 +8,8 @@ import keras
 import numpy as np
 
 from keras_vd._backend.keras_internals import flatten_layers, own_variables
-from keras_vd.shrinking.graph import Graph, Node, Tensor
-from keras_vd.shrinking.rule import Rule, find_rule, join
+from keras_vd.rules.graph import Graph, Node, Tensor
+from keras_vd.rules.rule import Rule, find_rule, join
 
 
 @dataclasses.dataclass(eq=False)

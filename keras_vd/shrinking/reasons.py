@@ -5,9 +5,9 @@ from __future__ import annotations
 import keras
 import numpy as np
 
+from keras_vd.rules.graph import Node, Tensor
+from keras_vd.rules.rule import Rule
 from keras_vd.shrinking.analysis import Plan
-from keras_vd.shrinking.graph import Node, Tensor
-from keras_vd.shrinking.rule import Rule
 
 
 def find_reasons(plan: Plan) -> dict[str, str]:

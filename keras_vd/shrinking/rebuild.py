@@ -15,9 +15,9 @@ from keras_vd._backend.keras_internals import (
     rename_operation,
 )
 from keras_vd.conversion.cloning import Cloner
+from keras_vd.rules.graph import Node, Tensor
+from keras_vd.rules.rule import Inner, Names, Rule
 from keras_vd.shrinking.analysis import Plan
-from keras_vd.shrinking.graph import Node, Tensor
-from keras_vd.shrinking.rule import Inner, Names, Rule
 
 
 def rebuild(

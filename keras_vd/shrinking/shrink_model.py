@@ -10,9 +10,9 @@ from keras_vd._backend.keras_internals import functional_part
 from keras_vd._backend.validation import NOT_BUILT, check_plain_model
 from keras_vd.conversion.cloning import copy_model
 from keras_vd.conversion.fine_tuning import refreeze_zeros
+from keras_vd.rules.costs import count_macs
+from keras_vd.rules.graph import read_graph
 from keras_vd.shrinking.analysis import Plan, make_plan
-from keras_vd.shrinking.graph import read_graph
-from keras_vd.shrinking.macs import count_macs
 from keras_vd.shrinking.reasons import find_reasons, full_name
 from keras_vd.shrinking.rebuild import rebuild
 from keras_vd.shrinking.report import LayerRow, ShrinkReport

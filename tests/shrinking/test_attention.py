@@ -6,7 +6,7 @@ import pytest
 from keras import layers, ops
 
 import keras_vd
-from keras_vd.shrinking.macs import count_macs
+from keras_vd.rules.costs import count_macs
 from tests.models import random_inputs, run_python, to_numpy
 from tests.shrinking.comparing import (
     assert_equal_predictions,

@@ -9,8 +9,8 @@ import keras
 import pytest
 
 from keras_vd._backend.keras_internals import functional_part
-from keras_vd.shrinking.graph import read_graph
-from keras_vd.shrinking.rule import RULES
+from keras_vd.rules.graph import read_graph
+from keras_vd.rules.rule import RULES
 from tools.random_networks import FEATURES, make_network
 from tools.shrink_networks import ShrinkCheck
 

@@ -8,7 +8,7 @@ import pytest
 from keras import layers
 
 import keras_vd
-from keras_vd.shrinking.macs import count_macs
+from keras_vd.rules.costs import count_macs
 from tests.models import (
     mlp,
     random_inputs,

@@ -6,11 +6,17 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
 from keras_vd._backend.keras_internals import UNARY_OPERATIONS
-from keras_vd.shrinking.activations import evaluate_constants, is_elementwise
-from keras_vd.shrinking.graph import Node
-from keras_vd.shrinking.rule import Rule, finite, join, rule_for, to_numpy
+from keras_vd.rules.activations import evaluate_constants, is_elementwise
+from keras_vd.rules.factors import Values, along, of_channels
+from keras_vd.rules.graph import Node
+from keras_vd.rules.rule import Rule, finite, join, rule_for, to_numpy
+
+_HOMOGENEOUS = tuple(
+    keras.activations.get(name) for name in ("linear", "relu", "leaky_relu")
+)
 
 
 def layers_named(*names: str) -> list[type]:
@@ -22,17 +28,6 @@ def layers_named(*names: str) -> list[type]:
     ]
 
 
-@rule_for(
-    *layers_named(
-        *("Identity", "Dropout", "AlphaDropout", "GaussianDropout"),
-        *("GaussianNoise", "SpatialDropout1D", "SpatialDropout2D"),
-        *("SpatialDropout3D", "ActivityRegularization", "RepeatVector"),
-        *("Cropping1D", "Cropping2D", "Cropping3D"),
-        *("UpSampling1D", "UpSampling3D"),
-        *("MaxPooling1D", "MaxPooling2D", "MaxPooling3D"),
-        *("GlobalMaxPooling1D", "GlobalMaxPooling2D", "GlobalMaxPooling3D"),
-    )
-)
 class Channelwise(Rule):
     """A channel that is constant stays so, with the same value."""
 
@@ -60,12 +55,63 @@ class Channelwise(Rule):
 
 @rule_for(
     *layers_named(
-        *("AveragePooling1D", "AveragePooling2D", "AveragePooling3D"),
-        *("GlobalAveragePooling1D", "GlobalAveragePooling2D"),
-        "GlobalAveragePooling3D",
+        *("Cropping1D", "Cropping2D", "Cropping3D"),
+        *("UpSampling1D", "UpSampling3D"),
+        *("MaxPooling1D", "MaxPooling2D", "MaxPooling3D"),
     )
 )
-class Average(Channelwise):
+class Spatial(Channelwise):
+    """Linear in each channel, or a maximum, over neighbouring positions."""
+
+    @classmethod
+    def passed_on(
+        cls, layer: Any, factors: np.ndarray, shape: tuple[Any, ...]
+    ) -> np.ndarray | None:
+        return None if of_channels(layer, factors) is None else factors
+
+
+@rule_for(
+    *layers_named(
+        *("Identity", "Dropout", "AlphaDropout", "GaussianDropout"),
+        *("GaussianNoise", "SpatialDropout1D", "SpatialDropout2D"),
+        *("SpatialDropout3D", "ActivityRegularization"),
+    )
+)
+class Identity(Channelwise):
+    """Nothing at all, at inference."""
+
+    @classmethod
+    def passed_on(
+        cls, layer: Any, factors: np.ndarray, shape: tuple[Any, ...]
+    ) -> np.ndarray | None:
+        return factors
+
+
+@rule_for(keras.layers.RepeatVector)
+class RepeatVector(Channelwise):
+    """The same at every step."""
+
+
+@rule_for(
+    *layers_named(
+        *("GlobalMaxPooling1D", "GlobalMaxPooling2D", "GlobalMaxPooling3D")
+    )
+)
+class GlobalPooling(Channelwise):
+    """One value of each channel."""
+
+    @classmethod
+    def passed_on(
+        cls, layer: Any, factors: np.ndarray, shape: tuple[Any, ...]
+    ) -> np.ndarray | None:
+        channels = of_channels(layer, factors)
+        return factors if layer.keepdims and channels is not None else channels
+
+
+@rule_for(
+    *layers_named("AveragePooling1D", "AveragePooling2D", "AveragePooling3D")
+)
+class Average(Spatial):
     """A mean of what is the same everywhere, up to the border and a mask."""
 
     def sees_borders(self) -> bool:
@@ -81,9 +127,19 @@ class Average(Channelwise):
 
 
 @rule_for(
+    *layers_named(
+        *("GlobalAveragePooling1D", "GlobalAveragePooling2D"),
+        "GlobalAveragePooling3D",
+    )
+)
+class GlobalAverage(GlobalPooling, Average):
+    """The mean of each channel."""
+
+
+@rule_for(
     *layers_named("ZeroPadding1D", "ZeroPadding2D", "ZeroPadding3D"),
 )
-class ZeroPadding(Channelwise):
+class ZeroPadding(Spatial):
     """Only a channel of zeros is the same at the border."""
 
     def sees_borders(self) -> bool:
@@ -94,7 +150,7 @@ class ZeroPadding(Channelwise):
 
 
 @rule_for(keras.layers.UpSampling2D)
-class UpSampling(Channelwise):
+class UpSampling(Spatial):
     """Interpolation; some ways of it overshoot or fade at the border."""
 
     def sees_borders(self) -> bool:
@@ -117,12 +173,20 @@ class Permute(Channelwise):
         return super().refusal(layer, node)
 
 
-@rule_for(
-    *layers_named("ReLU", "LeakyReLU", "ELU", "Activation"),
-    *UNARY_OPERATIONS.values(),
-)
+@rule_for(*layers_named("ELU"), *UNARY_OPERATIONS.values())
 class Elementwise(Channelwise):
     """A function of every entry by itself."""
+
+    @classmethod
+    def passed_on(
+        cls, layer: Any, factors: np.ndarray, shape: tuple[Any, ...]
+    ) -> np.ndarray | None:
+        return factors if cls.is_homogeneous(layer) else None
+
+    @classmethod
+    def is_homogeneous(cls, layer: Any) -> bool:
+        """Whether f(c x) = c f(x) for every c >= 0."""
+        return False
 
     @classmethod
     def refusal(cls, layer: Any, node: Node) -> str | None:
@@ -134,11 +198,44 @@ class Elementwise(Channelwise):
         return evaluate_constants(self.layer, self.layer.call, constants)
 
 
+@rule_for(keras.layers.Activation)
+class Activation(Elementwise):
+    """A function by its name."""
+
+    @classmethod
+    def is_homogeneous(cls, layer: Any) -> bool:
+        return layer.activation in _HOMOGENEOUS
+
+
+@rule_for(keras.layers.ReLU)
+class ReLU(Elementwise):
+    """A ramp, which may start elsewhere or end."""
+
+    @classmethod
+    def is_homogeneous(cls, layer: Any) -> bool:
+        return layer.max_value is None and layer.threshold == 0
+
+
+@rule_for(keras.layers.LeakyReLU)
+class LeakyReLU(Elementwise):
+    """Two slopes."""
+
+    @classmethod
+    def is_homogeneous(cls, layer: Any) -> bool:
+        return True
+
+
 @rule_for(keras.layers.PReLU)
 class PReLU(Channelwise):
     """Slopes of the shape of one example; shared axes have size 1."""
 
     ties_uses = True
+
+    @classmethod
+    def passed_on(
+        cls, layer: Any, factors: np.ndarray, shape: tuple[Any, ...]
+    ) -> np.ndarray | None:
+        return factors
 
     def _constants(self, constants: np.ndarray) -> np.ndarray:
         # Where the slope differs from place to place, only what is not
@@ -204,6 +301,24 @@ class BatchNormalization(Channelwise):
         if layer.axis not in (-1, len(node.inputs[0].shape) - 1):
             return "its channels are not on the last axis"
         return super().refusal(layer, node)
+
+    @classmethod
+    def absorbed(cls, layer: Any, factors: np.ndarray) -> Values | None:
+        axis = layer.axis if layer.axis < 0 else layer.axis - 1
+        factors_of_axis = along(factors, axis)
+        if factors_of_axis is None or not (layer.scale and layer.center):
+            return None
+        # gamma (f x - m) / s + beta = (gamma f) (x - m) / s + beta + shift
+        gamma, beta, average, variance = map(
+            ops.convert_to_numpy,
+            (layer.gamma, layer.beta, layer.moving_mean, layer.moving_variance),
+        )
+        shift = (factors_of_axis - 1.0) * gamma * average
+        shift /= np.sqrt(variance + layer.epsilon)
+        return [
+            (layer.gamma, gamma * factors_of_axis),
+            (layer.beta, beta + shift),
+        ]
 
     def _constants(self, constants: np.ndarray) -> np.ndarray:
         layer = self.layer

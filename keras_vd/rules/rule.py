@@ -11,7 +11,8 @@ from keras import ops
 
 from keras_vd._backend.keras_internals import computed_class
 from keras_vd._backend.validation import weights_refusal
-from keras_vd.shrinking.graph import Node, Tensor
+from keras_vd.rules.factors import Values
+from keras_vd.rules.graph import Node, Tensor
 
 RULES: dict[type, type[Rule]] = {}
 
@@ -93,6 +94,32 @@ class Rule:
         """Why this use of the layer is more than the rule understands."""
         if len(node.inputs) != 1 or len(node.outputs) != 1:
             return "it is called in an unusual way"
+        return None
+
+    @classmethod
+    def macs(cls, layer: Any, node: Node) -> int | None:
+        """Multiply-accumulate operations of one use, for one example.
+
+        None if a size is not known.
+        """
+        return 0
+
+    @classmethod
+    def passed_on(
+        cls, layer: Any, factors: np.ndarray, shape: tuple[Any, ...]
+    ) -> np.ndarray | None:
+        """Factors of the outputs, if those of the inputs simply pass.
+
+        Args:
+            layer: The layer.
+            factors: Not negative; broadcast to one example of the inputs.
+            shape: Shape of that example.
+        """
+        return None
+
+    @classmethod
+    def absorbed(cls, layer: Any, factors: np.ndarray) -> Values | None:
+        """Weights that take the factors of the inputs in; None: none can."""
         return None
 
     def sees_borders(self) -> bool:
@@ -180,6 +207,17 @@ def config_of(layer: Any) -> dict[str, Any]:
     """What the class of Keras that a layer is of calls its config."""
     kind: Any = computed_class(type(layer))
     return dict(kind.get_config(layer))
+
+
+def macs_of(layer: Any, node: Node) -> int | None:
+    """What `Rule.macs` says, of a layer or of one that another one wraps.
+
+    A subclass counts as what it extends.
+    """
+    for cls in type(layer).__mro__:
+        if cls in RULES:
+            return RULES[cls].macs(layer, node)
+    return 0
 
 
 def find_rule(layer: Any, uses: list[Node], reason: str | None = None) -> Rule:

@@ -9,8 +9,8 @@ import keras
 import numpy as np
 
 from keras_vd._backend.keras_internals import BINARY_OPERATIONS, computed_class
-from keras_vd.shrinking.graph import Node, Tensor
-from keras_vd.shrinking.rule import Names, Rule, join, rule_for
+from keras_vd.rules.graph import Node, Tensor
+from keras_vd.rules.rule import Names, Rule, join, rule_for
 
 
 class Merge(Rule):
@@ -212,6 +212,16 @@ class Reshape(Rule):
             return "the number of its channels is not known"
         narrow, wide = sorted(x.width for x in tensors)
         return "it mixes channels" if not narrow or wide % narrow else None
+
+    @classmethod
+    def passed_on(
+        cls, layer: Any, factors: np.ndarray, shape: tuple[Any, ...]
+    ) -> np.ndarray | None:
+        is_first = getattr(layer, "data_format", None) == "channels_first"
+        if None in shape or (is_first and len(shape) > 1):
+            return None
+        target = layer.compute_output_shape((1, *shape))[1:]
+        return np.broadcast_to(factors, shape).reshape(target)
 
     def find_constants(self, node: Node) -> None:
         constants = self.constants_of(node.inputs[0])

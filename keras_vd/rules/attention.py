@@ -16,14 +16,19 @@ import keras
 import numpy as np
 
 from keras_vd._backend.keras_internals import attention_projections
-from keras_vd.shrinking.graph import Node, Tensor
-from keras_vd.shrinking.rule import (
+from keras_vd.rules.graph import DATA_ARGUMENTS, Node, Tensor
+from keras_vd.rules.rule import (
     Rule,
     config_of,
     finite,
     rule_for,
     to_numpy,
 )
+from keras_vd.rules.sizes import entries, product, total
+
+_NAMES = ("query", "value", "key")
+DATA_ARGUMENTS[keras.layers.MultiHeadAttention] = _NAMES
+DATA_ARGUMENTS[keras.layers.GroupQueryAttention] = _NAMES
 
 
 @dataclasses.dataclass
@@ -152,6 +157,29 @@ class Attention(Rule):
         if any(_rank(x) >= rank + len(axes) for x in _masks(node)):
             return "its mask has an axis of heads"
         return None
+
+    @classmethod
+    def macs(cls, layer: Any, node: Node) -> int | None:
+        """Of the projections, the scores and the sums weighted by them."""
+        queries, keys = (x.shape[1:-1] for x in node.inputs[:2])
+        found = attention_projections(layer)
+        # (inputs, heads, dims) and (heads, dims, outputs)
+        num_heads = found["output"].kernel.shape[0]
+        dims = found["query"].kernel.shape[2] + found["output"].kernel.shape[1]
+        sizes = {name: entries(one.kernel) for name, one in found.items()}
+        from_keys = sizes.pop("key") + sizes.pop("value")
+        # Axes that are not attended along are common to both.
+        axes = getattr(layer, "attention_axes", (1,))
+        if not all(0 < axis <= len(keys) for axis in axes):
+            return None
+        attended = [keys[axis - 1] for axis in axes]
+        return total(
+            (
+                product((*queries, sum(sizes.values()))),
+                product((*keys, from_keys)),
+                product((*queries, *attended, num_heads * dims)),
+            )
+        )
 
     def _constants(self, position: int) -> np.ndarray:
         """What one of the inputs holds, the same in all uses, or NaN."""

@@ -8,15 +8,18 @@ import keras
 import numpy as np
 
 from keras_vd._backend.keras_internals import computed_class
-from keras_vd.shrinking.activations import evaluate, is_elementwise
-from keras_vd.shrinking.graph import Node, Tensor
-from keras_vd.shrinking.rule import (
+from keras_vd.rules.activations import evaluate, is_elementwise
+from keras_vd.rules.factors import Values, along, scaled
+from keras_vd.rules.graph import Node, Tensor
+from keras_vd.rules.rule import (
     Inner,
     Rule,
     config_of,
+    macs_of,
     rule_for,
     to_numpy,
 )
+from keras_vd.rules.sizes import entries, product, total
 
 # Number of gates, and which of them is the candidate.
 GATES: dict[type, tuple[int, int]] = {
@@ -149,6 +152,16 @@ class Recurrent(Rule):
             return "it is called in an unusual way"
         return units_refusal(layer)
 
+    @classmethod
+    def macs(cls, layer: Any, node: Node) -> int | None:
+        weights = (layer.cell.kernel, layer.cell.recurrent_kernel)
+        return product((node.inputs[0].shape[1], entries(*weights)))
+
+    @classmethod
+    def absorbed(cls, layer: Any, factors: np.ndarray) -> Values | None:
+        last = along(factors, -1)
+        return None if last is None else [scaled(layer.cell.kernel, last, 0)]
+
     def find_constants(self, node: Node) -> None:
         if self.starts_at_zero:
             self.units.find_zero(self.constants_of(node.inputs[0]))
@@ -200,6 +213,11 @@ class Bidirectional(Rule):
         if len(node.inputs) != 1:
             return "it is called in an unusual way"
         return units_refusal(one) or units_refusal(other)
+
+    @classmethod
+    def macs(cls, layer: Any, node: Node) -> int | None:
+        directions = (layer.forward_layer, layer.backward_layer)
+        return total(macs_of(direction, node) for direction in directions)
 
     def _parts(self, node: Node) -> list[tuple[Tensor, slice, Units]]:
         """Which channels of which output are the units of a direction."""

@@ -17,7 +17,9 @@ from keras_vd._backend.keras_internals import (
     mask_of,
 )
 
-ATTENTION = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
+# Names of the arguments that are data, of layers that take more than one: their
+# rules enter them.
+DATA_ARGUMENTS: dict[type, tuple[str, ...]] = {}
 
 
 @dataclasses.dataclass(eq=False)
@@ -98,8 +100,8 @@ class Node:
 
     @property
     def _data_names(self) -> tuple[str, ...]:
-        is_attention = isinstance(self.operation, ATTENTION)
-        return ("query", "value", "key") if is_attention else ()
+        found = (DATA_ARGUMENTS.get(x) for x in type(self.operation).__mro__)
+        return next((names for names in found if names), ())
 
     @property
     def _data_arguments(self) -> int:

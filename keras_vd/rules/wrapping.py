@@ -8,8 +8,8 @@ import keras
 import numpy as np
 
 from keras_vd._backend.keras_internals import computed_class
-from keras_vd.shrinking.graph import Node
-from keras_vd.shrinking.rule import RULES, Inner, Rule, rule_for
+from keras_vd.rules.graph import Node
+from keras_vd.rules.rule import RULES, Inner, Rule, macs_of, rule_for
 
 
 @rule_for(keras.layers.TimeDistributed)
@@ -29,6 +29,10 @@ class TimeDistributed(Rule):
         if rule is None or not rule.works_per_step:
             return f"it repeats an unknown {type(layer.layer).__name__}"
         return rule.refusal(layer.layer, node)
+
+    @classmethod
+    def macs(cls, layer: Any, node: Node) -> int | None:
+        return macs_of(layer.layer, node)
 
     def sees_borders(self) -> bool:
         return bool(self.inner.sees_borders())

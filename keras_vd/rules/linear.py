@@ -8,9 +8,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_vd.shrinking.activations import evaluate_constants, is_elementwise
-from keras_vd.shrinking.graph import Node
-from keras_vd.shrinking.rule import Rule, finite, rule_for, to_numpy
+from keras_vd.rules.activations import evaluate_constants, is_elementwise
+from keras_vd.rules.factors import Values, along, of_channels, scaled
+from keras_vd.rules.graph import Node
+from keras_vd.rules.rule import Rule, finite, rule_for, to_numpy
+from keras_vd.rules.sizes import entries, positions, product
 
 
 class Linear(Rule):
@@ -92,6 +94,15 @@ class Linear(Rule):
 class Dense(Linear):
     """The last axis of the input, times a matrix."""
 
+    @classmethod
+    def macs(cls, layer: Any, node: Node) -> int | None:
+        return product((*node.inputs[0].shape[1:-1], entries(layer.kernel)))
+
+    @classmethod
+    def absorbed(cls, layer: Any, factors: np.ndarray) -> Values | None:
+        last = along(factors, -1)
+        return None if last is None else [scaled(layer.kernel, last, 0)]
+
     def shrunk(self) -> tuple[dict[str, Any], list[np.ndarray]]:
         kernel = self._sliced()
         config = {**self.config, "units": kernel.shape[-1]}
@@ -112,6 +123,38 @@ class EinsumDense(Linear):
         if layer.bias_axes not in (None, found[4]):
             return f"its bias has the axes {layer.bias_axes!r}"
         return super().refusal(layer, node)
+
+    @classmethod
+    def macs(cls, layer: Any, node: Node) -> int | None:
+        """The product of the sizes of all axes that the equation names."""
+        shape = node.inputs[0].shape
+        inputs, kernel = layer.equation.split("->")[0].split(",")
+        # Axes behind "..." take part too, and stand first or last.
+        named = len(inputs.replace("...", ""))
+        if inputs.endswith("..."):
+            sizes, rest = shape[:named], shape[named:]
+        else:
+            start = len(shape) - named
+            sizes, rest = shape[start:], shape[:start]
+        letters = dict(zip(inputs.replace("...", ""), sizes, strict=True))
+        letters |= zip(kernel, layer.kernel.shape, strict=True)
+        first = inputs[0] if inputs[0] != "." else None
+        every = [size for letter, size in letters.items() if letter != first]
+        return product((*every, *(rest[1:] if first is None else rest)))
+
+    @classmethod
+    def absorbed(cls, layer: Any, factors: np.ndarray) -> Values | None:
+        inputs, kernel = layer.equation.split("->")[0].split(",")
+        axes = [i for i, size in enumerate(factors.shape) if size > 1]
+        if len(axes) != 1:
+            return None
+        # Counted from the end: an ellipsis may stand for axes before it.
+        axis = axes[0] - factors.ndim
+        letters = inputs.split("...")[-1]
+        if -axis > len(letters) or letters[axis] not in kernel:
+            return None
+        position = kernel.index(letters[axis])
+        return [scaled(layer.kernel, factors.reshape(-1), position)]
 
     def shrunk(self) -> tuple[dict[str, Any], list[np.ndarray]]:
         kernel = self._sliced()
@@ -148,6 +191,27 @@ class Conv(Linear):
     def refusal(cls, layer: Any, node: Node) -> str | None:
         return conv_refusal(layer) or super().refusal(layer, node)
 
+    @classmethod
+    def macs(cls, layer: Any, node: Node) -> int | None:
+        return product(
+            (*positions(layer, node.outputs[0]), entries(layer.kernel))
+        )
+
+    @classmethod
+    def absorbed(cls, layer: Any, factors: np.ndarray) -> Values | None:
+        channels = of_channels(layer, factors)
+        return None if channels is None else cls._scaled(layer, channels)
+
+    @classmethod
+    def _scaled(cls, layer: Any, channels: np.ndarray) -> Values:
+        """Weights with a factor for each channel of the inputs."""
+        # Each group of filters reads channels of its own.
+        value = to_numpy(layer.kernel)
+        grouped = value.reshape((*value.shape[:-1], layer.groups, -1))
+        channels = np.broadcast_to(channels, layer.groups * value.shape[-2])
+        factors = channels.reshape(layer.groups, -1).T[..., None]
+        return [(layer.kernel, (grouped * factors).reshape(value.shape))]
+
     def sees_borders(self) -> bool:
         return is_padded(self.layer)
 
@@ -165,6 +229,16 @@ class Conv(Linear):
 class ConvTranspose(Conv):
     """A transposed convolution: `(size, ..., outputs, inputs)`."""
 
+    @classmethod
+    def macs(cls, layer: Any, node: Node) -> int | None:
+        return product(
+            (*positions(layer, node.inputs[0]), entries(layer.kernel))
+        )
+
+    @classmethod
+    def _scaled(cls, layer: Any, channels: np.ndarray) -> Values:
+        return [scaled(layer.kernel, channels, -1)]
+
     def _kernel(self) -> np.ndarray:
         return np.swapaxes(to_numpy(self.layer.kernel), -1, -2)
 
@@ -180,6 +254,15 @@ class ConvTranspose(Conv):
 @rule_for(keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
 class SeparableConv(Conv):
     """A depthwise convolution, then one of size 1 over all channels."""
+
+    @classmethod
+    def macs(cls, layer: Any, node: Node) -> int | None:
+        size = entries(layer.depthwise_kernel, layer.pointwise_kernel)
+        return product((*positions(layer, node.outputs[0]), size))
+
+    @classmethod
+    def _scaled(cls, layer: Any, channels: np.ndarray) -> Values:
+        return [scaled(layer.depthwise_kernel, channels, -2)]
 
     def _kernel(self) -> np.ndarray:
         depthwise = to_numpy(self.layer.depthwise_kernel)
@@ -221,6 +304,19 @@ class DepthwiseConv(Rule):
         if not is_elementwise(layer.activation):
             return "its activation mixes channels"
         return conv_refusal(layer) or super().refusal(layer, node)
+
+    @classmethod
+    def macs(cls, layer: Any, node: Node) -> int | None:
+        return product(
+            (*positions(layer, node.outputs[0]), entries(layer.kernel))
+        )
+
+    @classmethod
+    def absorbed(cls, layer: Any, factors: np.ndarray) -> Values | None:
+        channels = of_channels(layer, factors)
+        if channels is None:
+            return None
+        return [scaled(layer.kernel, channels, -2)]
 
     def sees_borders(self) -> bool:
         return is_padded(self.layer)

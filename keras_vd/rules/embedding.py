@@ -10,8 +10,8 @@ import numpy as np
 from keras import ops
 
 from keras_vd._backend.keras_internals import rename_operation
-from keras_vd.shrinking.graph import Node
-from keras_vd.shrinking.rule import Names, Rule, rule_for, to_numpy
+from keras_vd.rules.graph import Node
+from keras_vd.rules.rule import Names, Rule, rule_for, to_numpy
 
 # Above it float32, in which an embedding holds the new ids, has gaps.
 _MOST_ROWS = 2**24
