@@ -76,7 +76,7 @@ def interface(model: keras.Model, steps: int) -> tuple[list[Any], int]:
 
 
 def write_onnx(model: keras.Model, path: Path, batch_size: int) -> None:
-    path.write_bytes(onnx_files.convert(model, None, flat_inputs(model, None)))
+    path.write_bytes(onnx_files.convert(model, flat_inputs(model, None), None))
 
 
 # What writes a model to a path for a batch size, and the runtime that reads it.

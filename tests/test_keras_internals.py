@@ -306,7 +306,7 @@ def test_splitting_in_cells():
 
 @pytest.mark.core
 @pytest.mark.parametrize("kind", ["multi_head", "grouped_query"])
-def test_with_other_globals(kind):
+def test_with_projections(kind, monkeypatch):
     """Oracle: by hand; what attention layers build goes by one name."""
     layer = {
         "multi_head": lambda: keras.layers.MultiHeadAttention(2, 3),
@@ -324,8 +324,8 @@ def test_with_other_globals(kind):
     for name in ("_make_output_dense", "build"):
         if hasattr(layer, name):
             method = getattr(type(layer), name).__get__(layer)
-            copy = internals.with_other_globals(method, EinsumDense=Noted)
-            object.__setattr__(layer, name, copy)
+            copy = internals.with_projections(method, Noted)
+            monkeypatch.setattr(layer, name, copy)
     layer.build((None, 4, 6), (None, 4, 6))
     assert module.EinsumDense is einsum_dense
     names = ["query", "key", "value", "attention_output"]

@@ -527,10 +527,25 @@ def portable_operations() -> Iterator[None]:
         module["signbit"] = kept
 
 
-def with_other_globals(method: Any, **objects: Any) -> Any:
+def with_projections(method: Any, make: Callable[..., Any]) -> Any:
+    """Return a bound method of Keras' attention that makes projections anew.
+
+    Attention builds them by the global name `EinsumDense`, and has no hook for
+    another class. Exchanged afterwards, the first ones would have drawn their
+    weights in vain, and stay among the layers that Keras tracks.
+
+    Args:
+        method: `build` or `_make_output_dense` of an attention layer.
+        make: Takes the arguments of `EinsumDense`.
+    """
+    return _with_other_globals(method, EinsumDense=make)
+
+
+def _with_other_globals(method: Any, **objects: Any) -> Any:
     """A bound method of Keras that finds other objects under some names.
 
-    A copy of the function with globals of its own: nothing else is touched.
+    A copy of the function with globals of its own: to put others into the
+    module itself, even for a while, would change it for other threads.
     """
     function = method.__func__
     copy = types.FunctionType(
@@ -545,9 +560,13 @@ def with_other_globals(method: Any, **objects: Any) -> Any:
 
 
 def with_other_ops(method: Any, **functions: Callable[..., Any]) -> Any:
-    """A bound method of Keras with some of its `ops` functions replaced."""
+    """Return a bound method of Keras with other functions for some of `ops`.
+
+    Recurrent cells multiply by their kernels with `ops.matmul`, and have no
+    hook for kernels that differ from sequence to sequence.
+    """
     known = vars(method.__func__.__globals__["ops"])
-    return with_other_globals(
+    return _with_other_globals(
         method, ops=types.SimpleNamespace(**{**known, **functions})
     )
 

@@ -6,7 +6,7 @@ from typing import Any, Literal, overload
 
 import keras
 
-from keras_vd import layers, posteriors
+from keras_vd import posteriors
 from keras_vd._backend.keras_internals import (
     computed_class,
     flatten_layers,
@@ -23,16 +23,9 @@ from keras_vd._backend.validation import (
 from keras_vd.conversion.cloning import Cloner, Config
 from keras_vd.conversion.report import ConversionReport, ConversionRow
 from keras_vd.conversion.selection import Path, Selectors, select
-from keras_vd.layers.base import VariationalLayer, keras_class
+from keras_vd.layers.base import COUNTERPARTS, VariationalLayer
 from keras_vd.layers.structured import StructuredGate
 from keras_vd.posteriors.finding import variational_weights
-
-# By the class that computes: a subclass may compute anything.
-COUNTERPARTS: dict[type, type] = {
-    keras_class(cls): cls
-    for name, cls in vars(layers).items()
-    if name.startswith("VD")
-}
 
 
 @overload

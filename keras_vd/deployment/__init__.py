@@ -1,9 +1,10 @@
 """Writers of plain models, each file read back before it takes its place.
 
-`interface` knows what goes into a model and comes out, and `readers` how the
-runtimes open a file. `keras_files`, `saved_models`, `packed`, `litert` and
-`onnx_files` write one format each; `coding` and `stripping` make files small;
-`measuring` and `comparison` compare them.
+`writer` is the skeleton of all of them, `interface` knows what goes into a
+model and comes out, and `readers` how the runtimes open a file. `keras_files`,
+`saved_models`, `packed`, `litert` and `onnx_files` write one format each;
+`coding` and `stripping` make files small; `measuring` and `comparison` compare
+them.
 """
 
 from keras_vd.deployment.comparison import deployment_report

@@ -130,7 +130,7 @@ def _onnx_artifacts() -> Iterator[Artifact]:
         "dense",
         runtime,
         "dense.onnx",
-        lambda m, p, x: p.write_bytes(convert(m, None, x)),
+        lambda m, p, x: p.write_bytes(convert(m, x, None)),
         True,
     )
     yield Artifact(

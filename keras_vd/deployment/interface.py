@@ -16,7 +16,8 @@ from keras_vd._backend.writing import read_back
 from keras_vd.deployment.readers import Arrays, Reader, as_text
 
 TOLERANCE = 1e-4  # of outputs, relative to the largest
-ROUNDED_TOLERANCE = 0.05  # the same with weights of 8 bits
+# The same by what weights are stored in, of formats that also round them.
+TOLERANCES = {"float32": TOLERANCE, "int8": 0.05}
 # The same where a model computes with 16 bits: a few of their steps.
 HALF_TOLERANCES = {"float16": 0.005, "bfloat16": 0.04}
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import keras
 
-from keras_vd._backend.writing import write_checked
 from keras_vd.conversion.fine_tuning import without_frozen_zeros
 from keras_vd.deployment.drawing import flat_inputs
-from keras_vd.deployment.interface import (
-    check_deployable,
-    outputs_check,
-)
-from keras_vd.deployment.readers import read_keras
+from keras_vd.deployment.readers import Arrays
+from keras_vd.deployment.writer import Writer
 
 
 def save_compressed(
@@ -56,19 +54,8 @@ def save_compressed(
         >>> keras.models.load_model(path).count_params()
         10
     """
-    check_deployable(model)
-    check_ending(path, ".keras")
-    check = outputs_check(model, read_keras, flat_inputs(model, x))
-    write_checked(path, lambda new: _write(model, new), check)
-
-
-def check_ending(path: str | os.PathLike[str], ending: str) -> None:
-    """Raise a ValueError unless `path` ends in `ending`."""
-    if Path(path).suffix != ending:
-        raise ValueError(
-            f"Argument `path` must end in '{ending}'. Received: "
-            f"path={os.fspath(path)!r}."
-        )
+    WRITER.check(model, path)
+    WRITER.write(model, path, flat_inputs(model, x))
 
 
 def save_uncompiled(model: keras.Model, path: Path) -> None:
@@ -77,6 +64,10 @@ def save_uncompiled(model: keras.Model, path: Path) -> None:
         model.save(path)
     if model.compiled:
         keras.models.load_model(path, compile=False).save(path)
+
+
+def _make(model: keras.Model, arrays: Arrays) -> Callable[[Path], None]:
+    return functools.partial(_write, model)
 
 
 def _write(model: keras.Model, new: Path) -> None:
@@ -91,3 +82,6 @@ def _write(model: keras.Model, new: Path) -> None:
         ):
             for name in source.namelist():
                 target.writestr(name, source.read(name))
+
+
+WRITER = Writer("save_compressed", "Keras", _make, ending=".keras")

@@ -9,22 +9,17 @@ from typing import Any
 import keras
 
 from keras_vd._backend.keras_internals import flatten_layers
-from keras_vd._backend.validation import check_choice, check_integer
-from keras_vd._backend.writing import write_checked
+from keras_vd._backend.validation import check_integer
 from keras_vd.deployment.drawing import EXAMPLES, flat_inputs, input_dtype
 from keras_vd.deployment.interface import (
-    ROUNDED_TOLERANCE,
     TOLERANCE,
-    check_deployable,
-    check_precision,
-    outputs_check,
+    TOLERANCES,
     precision_advice,
 )
-from keras_vd.deployment.keras_files import check_ending
 from keras_vd.deployment.logs import collected_logs
-from keras_vd.deployment.readers import Arrays, read_litert
-from keras_vd.deployment.requirements import check_backend, require
-from keras_vd.deployment.saved_models import lookup_tables, traced
+from keras_vd.deployment.readers import Arrays
+from keras_vd.deployment.saved_models import TENSORFLOW, lookup_tables, traced
+from keras_vd.deployment.writer import Writer
 
 ADVICE = (
     "LiteRT computes sparse dense layers wrongly if their number of inputs is "
@@ -88,22 +83,18 @@ def export_litert(
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
         >>> deployment.export_litert(model, path)  # doctest: +SKIP
     """
-    check_deployable(model)
-    check_choice("weights", weights, OPTIMIZATIONS)
-    check_ending(path, ".tflite")
+    WRITER.check(model, path, weights)
     if batch_size is not None:
         check_integer("batch_size", batch_size, 1)
-    check_backend("export_litert", ["tensorflow"])
-    require("tensorflow", "tensorflow")
-    require("ai_edge_litert.interpreter")
     _check_types(model)
-    check_precision(model, "LiteRT", ["float16", "bfloat16", "float64"])
-    arrays = _examples(model, x, batch_size)
-    tolerance = ROUNDED_TOLERANCE if weights == "int8" else TOLERANCE
-    advice = ADVICE if weights == "sparse" else ""
-    check = outputs_check(model, read_litert, arrays, tolerance, advice)
-    content = convert(model, weights, batch_size)
-    write_checked(path, lambda new: new.write_bytes(content), check)
+    WRITER.write(
+        model,
+        path,
+        _examples(model, x, batch_size),
+        ADVICE if weights == "sparse" else "",
+        weights=weights,
+        batch_size=batch_size,
+    )
 
 
 def _check_types(model: keras.Model) -> None:
@@ -148,8 +139,9 @@ def _examples(model: keras.Model, x: Any, batch_size: int | None) -> Arrays:
     return [array[:batch_size] for array in arrays]
 
 
-def convert(model: keras.Model, weights: str, batch_size: int | None) -> bytes:
-    """The LiteRT file of a model; see `export_litert`."""
+def _make(
+    model: keras.Model, arrays: Arrays, weights: str, batch_size: int | None
+) -> bytes:
     concrete = traced(model, batch_size)
     with collected_logs("tensorflow", "absl"):
         try:
@@ -186,3 +178,15 @@ def _converted(concrete: Any, weights: str) -> bytes:
         getattr(tf.lite.Optimize, name) for name in OPTIMIZATIONS[weights]
     ]
     return bytes(converter.convert())
+
+
+WRITER = Writer(
+    "export_litert",
+    "LiteRT",
+    _make,
+    ending=".tflite",
+    backends=("tensorflow",),
+    packages=(TENSORFLOW, ("ai_edge_litert.interpreter", "runtimes")),
+    tolerances={"sparse": TOLERANCE, **TOLERANCES},
+    unknown_types=("float16", "bfloat16", "float64"),
+)

@@ -9,20 +9,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_vd._backend.validation import check_choice
-from keras_vd._backend.writing import write_checked
-from keras_vd.deployment.coding import VALUE_BYTES, Stream, encode
+from keras_vd.deployment.coding import Stream, encode
 from keras_vd.deployment.drawing import flat_inputs
-from keras_vd.deployment.interface import (
-    ROUNDED_TOLERANCE,
-    TOLERANCE,
-    check_deployable,
-    check_precision,
-    outputs_check,
-)
-from keras_vd.deployment.keras_files import check_ending
+from keras_vd.deployment.interface import TOLERANCES
 from keras_vd.deployment.onnx_graphs import dense_graph, graphs
-from keras_vd.deployment.readers import Arrays, read_onnx
+from keras_vd.deployment.readers import Arrays
+from keras_vd.deployment.writer import Writer
 
 
 def export_onnx(
@@ -70,18 +62,11 @@ def export_onnx(
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
         >>> deployment.export_onnx(model, path)  # doctest: +SKIP
     """
-    check_deployable(model)
-    check_choice("weights", weights, VALUE_BYTES)
-    check_ending(path, ".onnx")
-    check_precision(model, "ONNX Runtime", ["bfloat16"])
-    arrays = flat_inputs(model, x)
-    tolerance = TOLERANCE if weights == "float32" else ROUNDED_TOLERANCE
-    check = outputs_check(model, read_onnx, arrays, tolerance)
-    content = convert(model, weights, arrays)
-    write_checked(path, lambda new: new.write_bytes(content), check)
+    WRITER.check(model, path, weights)
+    WRITER.write(model, path, flat_inputs(model, x), weights=weights)
 
 
-def convert(model: keras.Model, weights: str | None, arrays: Arrays) -> bytes:
+def convert(model: keras.Model, arrays: Arrays, weights: str | None) -> bytes:
     """The ONNX file of a model, packed, or dense as converted with None.
 
     `arrays` are inputs that the model takes.
@@ -181,3 +166,14 @@ def _shorten_names(graph: Any) -> None:
             node.name = node.doc_string = ""
             node.input[:] = map(shorten, node.input)
             node.output[:] = map(shorten, node.output)
+
+
+WRITER = Writer(
+    "export_onnx",
+    "ONNX Runtime",
+    convert,
+    ending=".onnx",
+    packages=(("onnx", "runtimes"), ("onnxruntime", "runtimes")),
+    tolerances=TOLERANCES,
+    unknown_types=("bfloat16",),
+)

@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_vd._backend.validation import check_choice
-from keras_vd._backend.writing import write_checked
-from keras_vd.deployment.coding import CHECK_PRIME, VALUE_BYTES, Stream, encode
+from keras_vd.deployment.coding import CHECK_PRIME, Stream, encode
 from keras_vd.deployment.drawing import flat_inputs
-from keras_vd.deployment.interface import (
-    ROUNDED_TOLERANCE,
-    TOLERANCE,
-    check_deployable,
-    outputs_check,
-)
-from keras_vd.deployment.readers import read_saved_model
-from keras_vd.deployment.requirements import check_backend, require
+from keras_vd.deployment.interface import TOLERANCES
+from keras_vd.deployment.readers import Arrays
 from keras_vd.deployment.saved_models import (
     BACKENDS,
+    TENSORFLOW,
     computation,
     flattened,
     lookup_tables,
@@ -33,6 +26,7 @@ from keras_vd.deployment.saved_models import (
     weight_values,
 )
 from keras_vd.deployment.stripping import strip_saved_model
+from keras_vd.deployment.writer import Writer
 
 DAMAGED = "The file is damaged: its sparse weights are not those written."
 
@@ -78,21 +72,21 @@ def export_packed(
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
         >>> deployment.export_packed(model, path)  # doctest: +SKIP
     """
-    check_deployable(model)
-    check_choice("weights", weights, VALUE_BYTES)
-    check_backend("export_packed", BACKENDS)
-    require("tensorflow", "tensorflow")
-    tolerance = TOLERANCE if weights == "float32" else ROUNDED_TOLERANCE
-    arrays = flat_inputs(model, x)
-    check = outputs_check(model, read_saved_model, arrays, tolerance)
+    WRITER.check(model, path, weights)
+    WRITER.write(model, path, flat_inputs(model, x), weights=weights)
+
+
+def _make(
+    model: keras.Model, arrays: Arrays, weights: str
+) -> Callable[[Path], None]:
     module = _module(model, weights)
+    module.flat = flattened(model, module.serve)
 
     def write(new: Path) -> None:
         save_module(module, new)
         strip_saved_model(new)
 
-    module.flat = flattened(model, module.serve)
-    write_checked(path, write, check, is_folder=True)
+    return write
 
 
 def _module(model: keras.Model, weights: str) -> Any:
@@ -245,3 +239,13 @@ def _checksum(positions: Any, values: Any) -> Any:
     )
     products = raw.Mul(x=raw.AddV2(x=factors, y=one), y=terms)
     return raw.Sum(input=products, axis=tf.constant(0))
+
+
+WRITER = Writer(
+    "export_packed",
+    "TensorFlow",
+    _make,
+    backends=BACKENDS,
+    packages=(TENSORFLOW,),
+    tolerances=TOLERANCES,
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,20 +12,19 @@ import keras
 import numpy as np
 
 from keras_vd._backend.keras_internals import portable_operations
-from keras_vd._backend.writing import write_checked
 from keras_vd.deployment.drawing import flat_inputs
 from keras_vd.deployment.interface import (
-    check_deployable,
     has_nested_outputs,
     input_names,
     output_names,
-    outputs_check,
     pack,
 )
-from keras_vd.deployment.readers import read_saved_model
-from keras_vd.deployment.requirements import check_backend, require
+from keras_vd.deployment.readers import Arrays
+from keras_vd.deployment.writer import Writer
 
+# Of every format that TensorFlow writes from a traced function.
 BACKENDS = ("tensorflow", "jax")
+TENSORFLOW = ("tensorflow", "tensorflow")
 
 
 def export_saved_model(
@@ -70,11 +70,16 @@ def export_saved_model(
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
         >>> deployment.export_saved_model(model, path)  # doctest: +SKIP
     """
-    check_deployable(model)
-    check_backend("export_saved_model", BACKENDS)
-    tf = require("tensorflow", "tensorflow")
+    WRITER.check(model, path)
     arrays = flat_inputs(model, x)
-    check = outputs_check(model, read_saved_model, arrays)
+    WRITER.write(model, path, arrays, jit_compile=jit_compile)
+
+
+def _make(
+    model: keras.Model, arrays: Arrays, jit_compile: bool
+) -> Callable[[Path], None]:
+    import tensorflow as tf
+
     module = tf.Module()
     module.tables = lookup_tables(model)
     module.weights = [
@@ -87,9 +92,7 @@ def export_saved_model(
         model, lambda inputs: compute(list(module.weights), inputs)
     )
     module.flat = flattened(model, module.serve)
-    write_checked(
-        path, lambda new: save_module(module, new), check, is_folder=True
-    )
+    return functools.partial(save_module, module)
 
 
 def weight_values(model: keras.Model) -> list[np.ndarray]:
@@ -230,3 +233,12 @@ def save_module(module: Any, folder: Path) -> None:
     )
     signatures = {"serve": module.flat, "serving_default": module.flat}
     tf.saved_model.save(module, str(folder), signatures, options)
+
+
+WRITER = Writer(
+    "export_saved_model",
+    "TensorFlow",
+    _make,
+    backends=BACKENDS,
+    packages=(TENSORFLOW,),
+)

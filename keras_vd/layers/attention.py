@@ -14,7 +14,7 @@ import keras
 from keras_vd import posteriors
 from keras_vd._backend.keras_internals import (
     attention_projections,
-    with_other_globals,
+    with_projections,
 )
 from keras_vd.layers.base import VariationalLayer, along_axes
 from keras_vd.layers.dense import VDEinsumDense
@@ -51,10 +51,10 @@ class _Attention(VariationalLayer):
         self, query_shape: Any, value_shape: Any, key_shape: Any = None
     ) -> None:
         # Past the mixin's, which has a single input shape.
-        keras_build = super(VariationalLayer, self).build
-        with_other_globals(keras_build, EinsumDense=self._projection)(
-            query_shape, value_shape, key_shape
+        build = with_projections(
+            super(VariationalLayer, self).build, self._projection
         )
+        build(query_shape, value_shape, key_shape)
         for projection in attention_projections(self).values():
             label = f"{self.name}/{projection.name}"
             projection.kernel_posterior.label = label
@@ -125,9 +125,7 @@ class VDMultiHeadAttention(_Attention, keras.layers.MultiHeadAttention):
     """
 
     def _make_output_dense(self, *args: Any, **kwargs: Any) -> VDEinsumDense:
-        make = with_other_globals(
-            super()._make_output_dense, EinsumDense=self._projection
-        )
+        make = with_projections(super()._make_output_dense, self._projection)
         made: VDEinsumDense = make(*args, **kwargs)
         return made
 

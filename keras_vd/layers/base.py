@@ -23,6 +23,9 @@ else:
     _Mixin = object
 
 
+# Variational forms by the Keras layer that they extend: they enter themselves.
+COUNTERPARTS: dict[type, type] = {}
+
 # Number of group variables, and what spreads their values over a weight.
 Expansion = tuple[int, Callable[[Any], Any]]
 
@@ -31,7 +34,8 @@ class VariationalLayer(_Mixin):
     """Mixin that gives a Keras layer a posterior for each of its weights.
 
     To be listed before the Keras layer. A subclass names its weights, says
-    what their axes mean and which groups of weights may go together.
+    what their axes mean and which groups of weights may go together. The first
+    one for a Keras layer is what `to_variational` makes of that layer.
     """
 
     _variational_weights: tuple[str, ...] = ("kernel",)
@@ -41,6 +45,8 @@ class VariationalLayer(_Mixin):
         super().__init_subclass__(**kwargs)
         if issubclass(cls, keras.layers.Layer):
             cls.__signature__ = _extended_signature(cls)
+            # What extends a variational layer takes nobody's place.
+            COUNTERPARTS.setdefault(keras_class(cls), cls)
 
     def __init__(
         self,

@@ -1,0 +1,109 @@
+"""One skeleton for all formats: check, write beside the place, read back."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from keras_vd._backend.validation import check_choice
+from keras_vd._backend.writing import write_checked
+from keras_vd.deployment.interface import (
+    TOLERANCE,
+    check_deployable,
+    check_precision,
+    outputs_check,
+)
+from keras_vd.deployment.readers import READERS, Arrays
+from keras_vd.deployment.requirements import check_backend, require
+
+
+@dataclasses.dataclass(frozen=True)
+class Writer:
+    """A format of files: what it needs, and how a model becomes such a file.
+
+    Attributes:
+        function: Name of the function that users call.
+        runtime: What reads the file back: a key of `READERS`.
+        make: `(model, arrays, **options)`: makes the content of the file, or a
+            function that writes to a path.
+        ending: Of the file's name; None: a folder is written.
+        backends: Those that can write it; None: all.
+        packages: Modules that it imports, each with the extra that has it.
+        tolerances: Largest difference of outputs, relative to the largest
+            output, by the value of the option `weights`.
+        unknown_types: Types that the runtime does not compute with.
+    """
+
+    function: str
+    runtime: str
+    make: Callable[..., bytes | Callable[[Path], object]]
+    ending: str | None = None
+    backends: tuple[str, ...] | None = None
+    packages: tuple[tuple[str, str], ...] = ()
+    tolerances: Mapping[str, float] = dataclasses.field(
+        default_factory=lambda: {"float32": TOLERANCE}
+    )
+    unknown_types: tuple[str, ...] = ()
+
+    def check(
+        self,
+        model: Any,
+        path: str | os.PathLike[str],
+        weights: str = "float32",
+    ) -> None:
+        """Raise if the model cannot become such a file here.
+
+        Raises:
+            TypeError: if it is no Keras model.
+            ValueError: if it is not plain or not built, or if `weights` or
+                the ending of `path` is not allowed.
+            RuntimeError: if the running backend cannot write the format.
+            ImportError: if a package is missing.
+        """
+        check_deployable(model)
+        check_choice("weights", weights, self.tolerances)
+        if self.ending is not None and Path(path).suffix != self.ending:
+            raise ValueError(
+                f"Argument `path` must end in '{self.ending}'. Received: "
+                f"path={os.fspath(path)!r}."
+            )
+        if self.backends is not None:
+            check_backend(self.function, self.backends)
+        for module, extra in self.packages:
+            require(module, extra)
+        check_precision(model, self.runtime, self.unknown_types)
+
+    def write(
+        self,
+        model: keras.Model,
+        path: str | os.PathLike[str],
+        arrays: Arrays,
+        advice: str = "",
+        **options: Any,
+    ) -> None:
+        """Write the file; it takes its place once its outputs are right.
+
+        Args:
+            model: A model that `check` has let pass.
+            path: Where to.
+            arrays: Inputs that the outputs are compared for.
+            advice: What to do if they differ.
+            **options: Of `make`.
+        """
+        tolerance = self.tolerances[options.get("weights", "float32")]
+        read = READERS[self.runtime]
+        check = outputs_check(model, read, arrays, tolerance, advice)
+        made = self.make(model, arrays, **options)
+        if isinstance(made, bytes):
+            made = functools.partial(_write_bytes, made)
+        write_checked(path, made, check, is_folder=self.ending is None)
+
+
+def _write_bytes(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
