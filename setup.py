@@ -1,11 +1,19 @@
 """Package metadata; tool settings are in pyproject.toml."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
+# A fork changes this line; nothing else names the place.
+URL = "https://github.com/keras-vd/keras-vd"
+
 ROOT = Path(__file__).parent
 VERSION = (ROOT / "keras_vd" / "version.py").read_text().split('"')[-2]
+# Paths inside the repository lead nowhere from a package index.
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = re.sub(r"(?<=\]\()(?=docs/\S+\.png)", f"{URL}/raw/v{VERSION}/", README)
+README = re.sub(r"(?<=\]\()(?=docs/)", f"{URL}/blob/v{VERSION}/", README)
 
 TENSORFLOW = ["tensorflow>=2.21"]
 BENCHMARKS = ["matplotlib>=3.8", "psutil>=5.9"]
@@ -39,9 +47,30 @@ setup(
         "Keras layers that learn which of their weights can go: variational "
         "dropout, sparse variational dropout and relatives"
     ),
-    long_description=(ROOT / "README.md").read_text(),
+    long_description=README,
     long_description_content_type="text/markdown",
+    author="keras_vd contributors",
+    url=URL,
+    project_urls={
+        "Documentation": f"{URL}/tree/main/docs",
+        "Source": URL,
+        "Issues": f"{URL}/issues",
+        "Changelog": f"{URL}/blob/main/CHANGELOG.md",
+    },
     license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=[
+        "keras",
+        "variational dropout",
+        "sparsity",
+        "pruning",
+        "model compression",
+        "Bayesian neural networks",
+        "uncertainty",
+        "tensorflow",
+        "jax",
+        "pytorch",
+    ],
     packages=find_packages(include=["keras_vd", "keras_vd.*"]),
     package_data={"keras_vd": ["py.typed"]},
     python_requires=">=3.11",
@@ -69,14 +98,25 @@ setup(
             "pandas>=2.2",
             "pytest>=8",
             "pytest-xdist>=3.6",
+            "pyyaml>=6",
             "ruff>=0.8",
             "scipy>=1.11",
+            "setuptools>=77",
         ],
     },
     classifiers=[
         "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Education",
         "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
         "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Software Development :: Libraries :: Python Modules",
+        "Typing :: Typed",
     ],
 )
