@@ -57,7 +57,7 @@ setup(
         "Issues": f"{URL}/issues",
         "Changelog": f"{URL}/blob/main/CHANGELOG.md",
     },
-    license="Apache-2.0",
+    license_expression="Apache-2.0",
     license_files=["LICENSE"],
     keywords=[
         "keras",
