@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import keras_vd
+from tools import layer_table
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -84,3 +85,8 @@ def test_docstring_examples(name):
     for example in finder.find(module, name, extraglobs=names):
         runner.run(example)
     assert runner.failures == 0
+
+
+def test_the_table_of_layers_is_that_of_the_package():
+    """Oracle: what the command that it names would write."""
+    assert (ROOT / "docs" / "layers.md").read_text() == layer_table.page()

@@ -310,16 +310,11 @@ _DECISIVE = {
 }
 
 
-def overridden(cls: type, package: str) -> list[str]:
-    """What a class changes of the class that it extends, by name.
+def overridden(cls: type, base: type) -> list[str]:
+    """What a class changes of one that it extends, by name.
 
-    Constructors and configs do not count, nor does what that class has not.
-
-    Args:
-        cls: The class.
-        package: Where the class that it extends is from, such as "keras".
+    Constructors and configs do not count, nor does what `base` has not.
     """
-    base = extended(cls, package)
     changed: set[str] = set()
     for one in cls.__mro__[: cls.__mro__.index(base)]:
         changed |= {
@@ -344,7 +339,8 @@ def computed_class(cls: type) -> type:
 
     That is itself, unless it only adapts the constructor of another.
     """
-    return cls if overridden(cls, "keras") else extended(cls, "keras")
+    base = extended(cls, "keras")
+    return cls if overridden(cls, base) else base
 
 
 def exclude_from_weight_decay(

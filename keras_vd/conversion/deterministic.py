@@ -15,7 +15,11 @@ from keras_vd._backend.keras_internals import (
 from keras_vd._backend.validation import check_finite_model, check_model
 from keras_vd.conversion.cloning import Cloner, Replacement
 from keras_vd.conversion.folding import absorb, find_folds
-from keras_vd.layers.base import VariationalLayer, keras_class
+from keras_vd.layers.base import (
+    COUNTERPARTS,
+    VariationalLayer,
+    keras_class,
+)
 from keras_vd.layers.structured import StructuredGate
 from keras_vd.posteriors.finding import required_posteriors
 
@@ -81,14 +85,26 @@ def _is_ours(layer: Any) -> bool:
 
 
 def _check_code(layer: Any) -> None:
-    changed = overridden(type(layer), "keras_vd") if _is_ours(layer) else []
+    cls = type(layer)
+    changed = overridden(cls, _known_class(cls)) if _is_ours(layer) else []
     if changed:
         names = ", ".join(f"`{name}`" for name in changed)
         raise ValueError(
             "Argument `model` must compute what layers of keras_vd and Keras "
-            f"compute. '{type(layer).__name__}' overrides {names}, which no "
+            f"compute. '{cls.__name__}' overrides {names}, which no "
             "plain layer knows."
         )
+
+
+def _known_class(cls: type) -> type:
+    """The class of which it is known what it computes at inference.
+
+    The variational form of a Keras layer, or the nearest class of this package.
+    """
+    forms = COUNTERPARTS.values()
+    return next(
+        (x for x in cls.__mro__ if x in forms), extended(cls, "keras_vd")
+    )
 
 
 def _plain(layer: Any) -> Replacement | None:
@@ -99,7 +115,7 @@ def _plain(layer: Any) -> Replacement | None:
         return gate
     if not isinstance(layer, VariationalLayer):
         return None
-    cls: Any = extended(type(layer), "keras_vd")
+    cls: Any = _known_class(type(layer))
     added = _added_arguments(cls)
     config = {k: v for k, v in cls.get_config(layer).items() if k not in added}
     # Names of group variables, where Keras has an integer of its own.

@@ -23,11 +23,8 @@ from keras_vd._backend.keras_internals import (
     graph_calls,
     sublayers,
 )
-from keras_vd._backend.validation import weights_refusal
-from keras_vd.layers.base import VariationalLayer, keras_class
 from keras_vd.layers.structured import StructuredGate
-from keras_vd.rules.factors import Values
-from keras_vd.rules.rule import RULES
+from keras_vd.rules.rule import RULES, absorbed_by
 
 # A layer that takes factors in, and the factors: an array that broadcasts to
 # one example of the layer's inputs.
@@ -97,7 +94,7 @@ class _Graph:
             if not reader.args or reader.args[0] is not output:
                 return None
             layer = reader.operation
-            if _absorbed(layer, factors) is not None:
+            if absorbed_by(layer, factors) is not None:
                 found.append((layer, factors))
                 continue
             further = self.targets(
@@ -126,22 +123,5 @@ def _passed_on(
 
 def absorb(layer: Any, factors: np.ndarray) -> None:
     """Change the weights of `layer` as if its inputs had these factors."""
-    for variable, value in _absorbed(layer, factors) or ():
+    for variable, value in absorbed_by(layer, factors) or ():
         variable.assign(value)
-
-
-def _absorbed(layer: Any, factors: np.ndarray) -> Values | None:
-    """What `Rule.absorbed` says; a variational layer's weights count too."""
-    if weights_refusal(layer):
-        return None
-    if isinstance(layer, keras.layers.Bidirectional):
-        parts = [
-            _absorbed(one, factors)
-            for one in (layer.forward_layer, layer.backward_layer)
-        ]
-        known = [part for part in parts if part is not None]
-        return [*known[0], *known[1]] if len(known) == 2 else None
-    is_variational = isinstance(layer, VariationalLayer)
-    kind = (keras_class if is_variational else computed_class)(type(layer))
-    rule = RULES.get(kind)
-    return None if rule is None else rule.absorbed(layer, factors)

@@ -186,9 +186,9 @@ def _refusal(layer: keras.layers.Layer) -> str | None:
         return "variational already"
     kind = type(layer)
     if computed_class(kind) not in COUNTERPARTS:
-        known = [x for x in COUNTERPARTS if isinstance(layer, x)]
+        known = [x for x in kind.__mro__ if x in COUNTERPARTS]
         if known:
-            changed = ", ".join(f"`{x}`" for x in overridden(kind, "keras"))
+            changed = ", ".join(f"`{x}`" for x in overridden(kind, known[0]))
             return f"a subclass of {known[0].__name__} that overrides {changed}"
         return f"no variational form of {kind.__name__}"
     if not layer.trainable:

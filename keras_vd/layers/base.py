@@ -15,6 +15,7 @@ from keras_vd._backend.keras_internals import sublayers
 from keras_vd._backend.types import Tensor
 from keras_vd._backend.validation import check_called_once, check_choices
 from keras_vd.posteriors.binding import Axes, Binding, Group
+from keras_vd.rules.rule import SAME_WEIGHTS
 
 # A mixin has the attributes of the Keras layer that is listed after it.
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ class VariationalLayer(_Mixin):
         if issubclass(cls, keras.layers.Layer):
             cls.__signature__ = _extended_signature(cls)
             # What extends a variational layer takes nobody's place.
-            COUNTERPARTS.setdefault(keras_class(cls), cls)
+            if COUNTERPARTS.setdefault(keras_class(cls), cls) is cls:
+                SAME_WEIGHTS[cls] = keras_class(cls)
 
     def __init__(
         self,

@@ -178,17 +178,6 @@ class Elementwise(Channelwise):
     """A function of every entry by itself."""
 
     @classmethod
-    def passed_on(
-        cls, layer: Any, factors: np.ndarray, shape: tuple[Any, ...]
-    ) -> np.ndarray | None:
-        return factors if cls.is_homogeneous(layer) else None
-
-    @classmethod
-    def is_homogeneous(cls, layer: Any) -> bool:
-        """Whether f(c x) = c f(x) for every c >= 0."""
-        return False
-
-    @classmethod
     def refusal(cls, layer: Any, node: Node) -> str | None:
         if not is_elementwise(getattr(layer, "activation", None)):
             return "its activation mixes channels"
@@ -198,31 +187,41 @@ class Elementwise(Channelwise):
         return evaluate_constants(self.layer, self.layer.call, constants)
 
 
+class Ramp(Elementwise):
+    """A function that may have f(c x) = c f(x) for every c >= 0."""
+
+    @classmethod
+    def passed_on(
+        cls, layer: Any, factors: np.ndarray, shape: tuple[Any, ...]
+    ) -> np.ndarray | None:
+        return factors if cls._is_homogeneous(layer) else None
+
+    @classmethod
+    def _is_homogeneous(cls, layer: Any) -> bool:
+        return True
+
+
+@rule_for(keras.layers.LeakyReLU)
+class LeakyReLU(Ramp):
+    """Two slopes."""
+
+
 @rule_for(keras.layers.Activation)
-class Activation(Elementwise):
+class Activation(Ramp):
     """A function by its name."""
 
     @classmethod
-    def is_homogeneous(cls, layer: Any) -> bool:
+    def _is_homogeneous(cls, layer: Any) -> bool:
         return layer.activation in _HOMOGENEOUS
 
 
 @rule_for(keras.layers.ReLU)
-class ReLU(Elementwise):
+class ReLU(Ramp):
     """A ramp, which may start elsewhere or end."""
 
     @classmethod
-    def is_homogeneous(cls, layer: Any) -> bool:
+    def _is_homogeneous(cls, layer: Any) -> bool:
         return layer.max_value is None and layer.threshold == 0
-
-
-@rule_for(keras.layers.LeakyReLU)
-class LeakyReLU(Elementwise):
-    """Two slopes."""
-
-    @classmethod
-    def is_homogeneous(cls, layer: Any) -> bool:
-        return True
 
 
 @rule_for(keras.layers.PReLU)

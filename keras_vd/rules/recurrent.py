@@ -14,6 +14,7 @@ from keras_vd.rules.graph import Node, Tensor
 from keras_vd.rules.rule import (
     Inner,
     Rule,
+    absorbed_by,
     config_of,
     macs_of,
     rule_for,
@@ -218,6 +219,14 @@ class Bidirectional(Rule):
     def macs(cls, layer: Any, node: Node) -> int | None:
         directions = (layer.forward_layer, layer.backward_layer)
         return total(macs_of(direction, node) for direction in directions)
+
+    @classmethod
+    def absorbed(cls, layer: Any, factors: np.ndarray) -> Values | None:
+        forward = absorbed_by(layer.forward_layer, factors)
+        backward = absorbed_by(layer.backward_layer, factors)
+        if forward is None or backward is None:
+            return None
+        return [*forward, *backward]
 
     def _parts(self, node: Node) -> list[tuple[Tensor, slice, Units]]:
         """Which channels of which output are the units of a direction."""

@@ -15,6 +15,8 @@ from keras_vd.rules.factors import Values
 from keras_vd.rules.graph import Node, Tensor
 
 RULES: dict[type, type[Rule]] = {}
+# By classes of this package, the Keras layers whose weights they have as well.
+SAME_WEIGHTS: dict[type, type] = {}
 
 
 def rule_for(*classes: type) -> Callable[[type[Rule]], type[Rule]]:
@@ -218,6 +220,16 @@ def macs_of(layer: Any, node: Node) -> int | None:
         if cls in RULES:
             return RULES[cls].macs(layer, node)
     return 0
+
+
+def absorbed_by(layer: Any, factors: np.ndarray) -> Values | None:
+    """What `Rule.absorbed` says, of a variational layer as well."""
+    if weights_refusal(layer):
+        return None
+    kinds = (SAME_WEIGHTS.get(cls) for cls in type(layer).__mro__)
+    kind = next(filter(None, kinds), None) or computed_class(type(layer))
+    rule = RULES.get(kind)
+    return None if rule is None else rule.absorbed(layer, factors)
 
 
 def find_rule(layer: Any, uses: list[Node], reason: str | None = None) -> Rule:

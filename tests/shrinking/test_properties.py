@@ -41,7 +41,9 @@ def test_every_layer_with_a_rule_is_in_some_network():
     for seed in range(len(FEATURES)):
         graph = read_graph(functional_part(make_network(seed).model))
         known.update(type(node.operation) for node in graph.nodes)
-    missing = set(RULES) - known
+    # Other tests enter rules for layers of their own.
+    ours = {cls for cls in RULES if not cls.__module__.startswith("tests.")}
+    missing = ours - known
     assert not missing, f"add these to tools/random_networks: {missing}"
 
 

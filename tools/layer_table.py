@@ -1,0 +1,81 @@
+"""Write the table of layers that the documentation shows.
+
+    python -m tools.layer_table docs/layers.md
+
+It is read from the tables of the package, where layers and rules enter
+themselves: `tests/test_documentation.py` says when it is to be written anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import keras
+
+from keras_vd.layers.base import COUNTERPARTS
+from keras_vd.rules.rule import RULES, Rule
+
+TEXT = """# Layers
+
+What each layer of Keras can do here. *Variational form*: what `to_variational`
+makes of it, and its `groups=`. *shrink*: whether it gets smaller, or lets what
+is dead pass; layers that are not listed are kept whole. *Factors*: whether
+`to_deterministic` can put the factors of a gate into its weights, or let them
+pass on to the layers after it. *MACs*: whether its multiplications are counted.
+This page is written by `python -m tools.layer_table docs/layers.md`.
+
+"""
+HEADER = (
+    *("Keras layer", "variational form", "groups"),
+    *("shrink", "factors", "MACs"),
+)
+NAMES = {
+    value: name
+    for name, value in vars(keras.layers).items()
+    if isinstance(value, type)
+}
+
+
+def row(cls: type) -> tuple[str, ...]:
+    """Make the cells of one Keras layer."""
+    form = COUNTERPARTS.get(cls)
+    rule = RULES.get(cls)
+    factors = ""
+    if rule is not None:
+        if _has(rule, "absorbed"):
+            factors = "takes in"
+        elif _has(rule, "passed_on"):
+            factors = "lets pass"
+    groups = form._available_groups if form is not None else ()
+    return (
+        f"`{NAMES[cls]}`",
+        f"`{form.__name__}`" if form is not None else "",
+        ", ".join(f'`"{group}"`' for group in groups),
+        "yes" if rule is not None else "",
+        factors,
+        "yes" if rule is not None and _has(rule, "macs") else "",
+    )
+
+
+def _has(rule: type[Rule], name: str) -> bool:
+    return getattr(rule, name).__func__ is not getattr(Rule, name).__func__
+
+
+def page() -> str:
+    """Return the whole page."""
+    layers = [cls for cls in {*COUNTERPARTS, *RULES} if cls in NAMES]
+    # Those with a variational form come first.
+    layers.sort(key=lambda cls: (cls not in COUNTERPARTS, NAMES[cls]))
+    lines = [HEADER, ["---"] * len(HEADER), *map(row, layers)]
+    return TEXT + "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("file", type=Path)
+    parser.parse_args().file.write_text(page())
+
+
+if __name__ == "__main__":
+    main()
