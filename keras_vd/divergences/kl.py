@@ -25,7 +25,7 @@ from keras_vd._backend.types import Tensor
 # (Euler's gamma + ln 2) / 2: limit of KL + log_alpha / 2 for alpha -> 0
 LOG_UNIFORM_CONSTANT = 0.6351814227307392
 
-# Printed by benchmarks/fit_exact_kl.py, which also says what they mean.
+# Printed by tools/fit_exact_kl.py, which also says what they mean.
 # Innermost level of each continued fraction first.
 _VALUE_SCALE = 0.0484587507
 _VALUE_FRACTION = (
@@ -46,7 +46,7 @@ _SLOPE_FRACTION_2 = (
 )
 
 _MOLCHANOV_K1, _MOLCHANOV_K2, _MOLCHANOV_K3 = 0.63576, 1.87320, 1.48695
-# Printed by benchmarks/fit_molchanov.py; highest power first.
+# Printed by tools/fit_molchanov.py; highest power first.
 _TOP = (1e-14, 2.27622096e-13, 4.44445455e-13, 7.57926573e-14)
 _REST = (7.35603297e-14, 1.5513758e-12, 2.85669091e-12, 4.51365281e-13)
 _LARGEST_SNR = 22026.0  # of the fit; the sigmoid is 1 there
@@ -336,7 +336,7 @@ def molchanov_by_snr(log_alpha: Tensor, snr: Tensor) -> Tensor:
     """`log_uniform_molchanov`, where snr = exp(-log_alpha / 2) is at hand.
 
     A rational function of it stands for the sigmoid. The value changes by at
-    most 3e-7 nats, the gradient by 4e-7 (`benchmarks/fit_molchanov.py`).
+    most 3e-7 nats, the gradient by 4e-7 (`tools/fit_molchanov.py`).
     """
     # sigmoid(-k2 - k3 log_alpha) = top / bottom; 1 - sigmoid = rest / bottom
     s = ops.minimum(snr, _LARGEST_SNR)

@@ -1,20 +1,14 @@
 """Sixty epochs of MNIST without a value that is not finite."""
 
 import os
-import pathlib
-import sys
 
 import keras
 import numpy as np
 import pytest
 
 import keras_vd
+from experiments.mnist import data as mnist_data
 from keras_vd import layers
-
-EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-import mnist_data
 
 GATES = (
     layers.LogNormalDropout,

@@ -1,0 +1,1 @@
+"""Trained Keras models, converted, made sparse, shrunk and deployed."""

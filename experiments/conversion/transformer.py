@@ -1,0 +1,191 @@
+"""A small Transformer for the sentiment of texts, made sparse and shrunk.
+
+    python -m experiments.conversion.transformer --dataset synthetic
+    python -m experiments.conversion.transformer --dataset imdb
+
+Trains a plain Keras Transformer, converts it with `keras_vd.to_variational`,
+trains it on with noise, prunes it, trains what is left, shrinks it (attention
+heads, units of the feed-forward layers, words) and writes it for TensorFlow,
+LiteRT and ONNX Runtime. The table says what each stage costs and brings.
+Writes to --out: results.json, the models and a picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from experiments import common
+from experiments.conversion import stages
+from experiments.imdb import data as imdb_data
+
+VOCABULARY = 10_000
+LENGTHS = {"imdb": 128, "synthetic": 25}
+RECIPE = stages.Recipe(
+    epochs=2,
+    variational_epochs=8,
+    finetune_epochs=0,
+    batch_size=128,
+    variational_learning_rate=5e-3,
+    kl_weight=1.5,
+    warmup_share=0.0,
+    threshold=-0.5,
+)
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--dataset", choices=("imdb", "synthetic"), default="imdb")
+    add("--data", type=Path, metavar="FILE.npz", help="texts of your own")
+    add("--length", type=int, help="last tokens to read; default: of the data")
+    add("--width", type=int, default=32, help="of the embedding")
+    add("--heads", type=int, default=4, help="of the attention")
+    add("--blocks", type=int, default=1, help="of attention and feed-forward")
+    add("--units", type=int, default=64, help="of the feed-forward layers")
+    stages.add_arguments(parser, "gaussian")
+    add("--holdout", action="store_true", help="report on held-out texts")
+    parsed = parser.parse_args(arguments)
+    stages.check_arguments(parsed)
+    sizes = ("length", "width", "heads", "blocks", "units")
+    common.check_minima(parsed, dict.fromkeys(sizes, 1))
+    if parsed.width % parsed.heads:
+        common.fail(
+            f"--width must be a multiple of --heads, not {parsed.width} for "
+            f"{parsed.heads} heads"
+        )
+    return parsed
+
+
+def build(
+    words: int, length: int, width: int, heads: int, blocks: int, units: int
+) -> keras.Model:
+    """An untrained Transformer encoder, which returns a logit for each text.
+
+    Args:
+        words: Number of token ids; 0 is padding.
+        length: Number of tokens of a text.
+        width: Number of features of a token.
+        heads: Number of attention heads.
+        blocks: Number of blocks of attention and feed-forward layers.
+        units: Number of hidden units of the feed-forward layers.
+    """
+    ids = keras.Input((length,), dtype="int32", name="ids")
+    # Counted from 1; padding has position 0, so that both masks are the same.
+    is_word = ops.cast(ops.not_equal(ids, 0), "int32")
+    positions = is_word * ops.cumsum(is_word, axis=1)
+    hidden = layers.Add()(
+        [
+            layers.Embedding(number, width, mask_zero=True, name=name)(tokens)
+            for name, number, tokens in (
+                ("words", words, ids),
+                ("positions", length + 1, positions),
+            )
+        ]
+    )
+    for block in range(blocks):
+        attention = layers.MultiHeadAttention(
+            heads, width // heads, name=f"attention_{block}"
+        )
+        normalized = layers.LayerNormalization()(hidden)
+        hidden = layers.Add()([hidden, attention(normalized, normalized)])
+        inner = layers.Dense(units, "relu", name=f"inner_{block}")
+        outer = layers.Dense(width, name=f"outer_{block}")
+        normalized = layers.LayerNormalization()(hidden)
+        hidden = layers.Add()([hidden, outer(inner(normalized))])
+    pooled = layers.GlobalAveragePooling1D()(hidden)
+    return keras.Model(ids, layers.Dense(1, name="opinion")(pooled))
+
+
+def make_task(
+    texts: imdb_data.Texts, batch_size: int, is_held_out: bool
+) -> stages.Task:
+    test = (texts.x_test, texts.y_test)
+    return stages.Task(
+        {"x": texts.x_train, "y": texts.y_train, "batch_size": batch_size},
+        len(texts.x_train),
+        *((texts.x_valid, texts.y_valid) if is_held_out else test),
+        keras.losses.BinaryCrossentropy(from_logits=True),
+        lambda logits, labels: float(
+            np.mean((logits[:, 0] > 0.0) == (labels > 0.5))
+        ),
+    )
+
+
+def describe_heads(file: Path, heads: int, blocks: int) -> list[str]:
+    """What a shrunk Transformer has left of its attention."""
+    model = keras.saving.load_model(file)
+    left = {
+        layer.name: layer
+        for layer in model.layers
+        if isinstance(layer, layers.MultiHeadAttention)
+    }
+    found = []
+    for name in (f"attention_{block}" for block in range(blocks)):
+        if name in left:
+            config = left[name].get_config()
+            found.append(
+                f"{name}: {config['num_heads']} of {heads} heads, keys of "
+                f"{config['key_dim']}, values of {config['value_dim']}"
+            )
+        else:
+            found.append(f"{name}: gone")
+    return found
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    data = arguments.data.stem if arguments.data else arguments.dataset
+    out = common.prepare_folder(
+        arguments.out
+        or Path("runs") / f"transformer-{data}-seed{arguments.seed}"
+    )
+    keras.utils.set_random_seed(arguments.seed)
+    length = arguments.length or LENGTHS[arguments.dataset]
+    texts = imdb_data.load(
+        arguments.dataset, arguments.data, VOCABULARY, length, arguments.seed
+    )
+    if arguments.limit:
+        texts = texts.limited(arguments.limit)
+    recipe = stages.choose_recipe(RECIPE, arguments, len(texts.x_train))
+    task = make_task(texts, recipe.batch_size, arguments.holdout)
+    sizes = {
+        name: getattr(arguments, name)
+        for name in ("width", "heads", "blocks", "units")
+    }
+    dense = build(len(texts.words), length, **sizes)
+    task.fit(dense, recipe.epochs, recipe.learning_rate)
+    results = stages.run(
+        dense,
+        task,
+        recipe,
+        arguments.posterior,
+        out,
+        arguments.deploy,
+        {
+            "data": data,
+            "model": "transformer",
+            "seed": arguments.seed,
+            "holdout": arguments.holdout,
+            "length": length,
+            **sizes,
+        },
+    )
+    file = out / "shrunk.keras"
+    for line in describe_heads(file, arguments.heads, arguments.blocks):
+        print(line)
+    return results
+
+
+if __name__ == "__main__":
+    run(parse_arguments())

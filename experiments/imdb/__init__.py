@@ -1,0 +1,1 @@
+"""Sentiment of texts: which words, units and gates are needed."""

@@ -1,0 +1,1 @@
+"""Sparse networks on images, with a recipe for each method."""

@@ -1,0 +1,179 @@
+"""Training loops of the image experiments: plain, variational, fine-tuning."""
+
+from __future__ import annotations
+
+import random
+import sys
+from typing import Any
+
+import keras
+import numpy as np
+
+import keras_vd
+from experiments.mnist import models, recipes
+from experiments.mnist.data import Images, ShiftedBatches
+
+History = dict[str, list[float]]
+
+
+class LearningRates(keras.callbacks.Callback):
+    """Learning rates by epoch: constant first, then linear to 0.
+
+    Keras' own scheduler knows a single rate.
+    """
+
+    def __init__(self, recipe: recipes.Recipe, epochs: int) -> None:
+        super().__init__()
+        self.share_at = recipe.learning_rate_share(epochs)
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        optimizer = self.model.optimizer
+        self.optimizers = getattr(optimizer, "optimizers", [optimizer])
+        self.initial = [float(x.learning_rate) for x in self.optimizers]
+
+    def on_epoch_begin(
+        self, epoch: int, logs: dict[str, Any] | None = None
+    ) -> None:
+        for optimizer, rate in zip(self.optimizers, self.initial, strict=True):
+            optimizer.learning_rate = rate * self.share_at(epoch)
+
+
+def make_optimizer(
+    rate: float, gate_factor: float
+) -> keras.optimizers.Optimizer:
+    """Adam, with a rate of its own for gates where that is another one."""
+    adam = keras.optimizers.Adam(rate)
+    if gate_factor == 1.0:
+        return adam
+    faster = keras.optimizers.Adam(rate * gate_factor, name="adam_of_gates")
+    gates = rf"(.*/)?{models.GATE_NAME}_\d+/.*"
+    return keras.optimizers.MultiOptimizer(
+        keras.optimizers.OptimizerMap(adam, {gates: faster})
+    )
+
+
+def fit(
+    model: keras.Model,
+    images: Images,
+    epochs: int,
+    recipe: recipes.Recipe,
+    learning_rate: float,
+    callbacks: tuple[keras.callbacks.Callback, ...] = (),
+) -> History:
+    """Train with Adam, the learning rate constant first, then linear to 0."""
+    has_gates = any(map(models.is_gate, model.layers))
+    model.compile(
+        make_optimizer(learning_rate, recipe.gate_factor if has_gates else 1.0),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    data: dict[str, Any] = {
+        "x": images.x_train,
+        "y": images.y_train,
+        "batch_size": recipe.batch_size,
+    }
+    if recipe.shift:
+        seed = random.randrange(2**31)  # follows --seed
+        data = {
+            "x": ShiftedBatches(images, recipe.batch_size, recipe.shift, seed)
+        }
+    history = model.fit(
+        **data,
+        epochs=epochs,
+        callbacks=[*callbacks, LearningRates(recipe, epochs)],
+        # The test set is not looked at during training; held-out images are.
+        validation_data=(
+            (images.x_test, images.y_test) if images.is_held_out else None
+        ),
+        verbose=1 if sys.stdout.isatty() else 2,
+    )
+    return history.history
+
+
+def error_percent(logits: np.ndarray, labels: np.ndarray) -> float:
+    return 100.0 * float(np.mean(logits.argmax(-1) != labels))
+
+
+def predict(model: keras.Model, images: Images) -> np.ndarray:
+    return model.predict(images.x_test, batch_size=1000, verbose=0)
+
+
+def train_plain(
+    network: str,
+    images: Images,
+    recipe: recipes.Recipe,
+    method: str,
+    epochs: int,
+) -> keras.Sequential:
+    model = models.build(
+        network, method, images.x_train.shape[1:], images.classes, recipe
+    )
+    fit(model, images, epochs, recipe, recipe.plain_learning_rate)
+    return model
+
+
+def train_variational(
+    network: str,
+    images: Images,
+    recipe: recipes.Recipe,
+    method: str,
+    start: keras.Sequential | None,
+) -> tuple[keras.Sequential, History]:
+    """Train a variational network.
+
+    Args:
+        network: One of `models.MODELS`.
+        images: The data.
+        recipe: How to train it.
+        method: One of `models.VARIATIONAL`.
+        start: Trained network that it starts from, or None.
+    """
+    model = models.build(
+        network, method, images.x_train.shape[1:], images.classes, recipe
+    )
+    if start is not None:
+        models.start_from(model, start)
+    annealing = keras_vd.callbacks.KLAnnealing(
+        num_examples=len(images.x_train),
+        max_weight=recipe.kl_weight,
+        schedule=recipe.kl_share,
+    )
+    history = fit(
+        model, images, recipe.epochs, recipe, recipe.learning_rate, (annealing,)
+    )
+    return model, history
+
+
+def pretrain(
+    network: str,
+    images: Images,
+    recipe: recipes.Recipe,
+) -> keras.Sequential | None:
+    """The network that a method starts from; None for a random start."""
+    if recipe.first is not None:
+        # Gates that depend on the input refine gates that do not.
+        start = pretrain(network, images, recipe.first)
+        method = "beta_bernoulli"
+        return train_variational(network, images, recipe.first, method, start)[
+            0
+        ]
+    if not recipe.pretrain_epochs:
+        return None
+    return train_plain(network, images, recipe, "none", recipe.pretrain_epochs)
+
+
+def finetune(
+    plain: keras.Sequential,
+    images: Images,
+    recipe: recipes.Recipe,
+) -> None:
+    """Train the weights that are left once more."""
+    if recipe.finetune_epochs:
+        keras_vd.freeze_zeros(plain)
+        fit(
+            plain,
+            images,
+            recipe.finetune_epochs,
+            recipe,
+            recipe.finetune_learning_rate,
+        )
