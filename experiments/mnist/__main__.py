@@ -130,7 +130,7 @@ def run_variational(
     recipe: recipes.Recipe,
     out: Path,
     results: dict[str, Any],
-) -> tuple[keras.Sequential, keras_vd.SparsityReport]:
+) -> tuple[keras.Sequential, keras_vd.reports.SparsityReport]:
     """Train, prune, fine-tune; add to `results` and write to `out`."""
     errors, plots = results["errors_percent"], keras_vd.plots
     start = training.pretrain(arguments.model, images, recipe)
@@ -217,7 +217,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def print_summary(
     results: dict[str, Any],
-    report: keras_vd.SparsityReport | None,
+    report: keras_vd.reports.SparsityReport | None,
     out: Path,
 ) -> None:
     console = rich.console.Console(width=110)

@@ -1,0 +1,73 @@
+"""Learn which words a sentiment model needs.
+
+    python examples/sentiment.py
+
+Texts are made up here: 500 words, of which 10 are good and 10 are bad, and the
+label says which of them are more. For texts of your own make `x` of their token
+ids, shape `(texts, words)`, with 0 for padding, and `y` of 0 and 1.
+"""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+
+import keras_vd
+
+WORDS, LENGTH, EPOCHS = 500, 20, 30
+GOOD, BAD = range(1, 11), range(11, 21)
+
+
+def make_texts(number, generator):
+    """Make texts of which a fifth of the words matter, and their labels."""
+    x = generator.integers(21, WORDS, (number, LENGTH))
+    matters = generator.random(x.shape) < 0.2
+    x[matters] = generator.integers(1, 21, matters.sum())
+    balance = np.isin(x, GOOD).sum(axis=1) - np.isin(x, BAD).sum(axis=1)
+    return x[balance != 0], (balance[balance != 0] > 0).astype("float32")
+
+
+keras.utils.set_random_seed(0)
+generator = np.random.default_rng(0)
+x_train, y_train = make_texts(4000, generator)
+x_test, y_test = make_texts(1000, generator)
+
+model = keras.Sequential(
+    [
+        keras.Input((LENGTH,), dtype="int32"),
+        # One multiplier for each word, which can take its whole vector away.
+        keras_vd.layers.VDEmbedding(WORDS, 16, groups=("vocabulary",)),
+        keras_vd.layers.VDLSTM(16),
+        keras_vd.layers.VDDense(1),
+    ]
+)
+model.compile(
+    keras.optimizers.Adam(0.01),
+    keras.losses.BinaryCrossentropy(from_logits=True),
+    metrics=[keras.metrics.BinaryAccuracy(threshold=0.0)],
+)
+annealing = keras_vd.callbacks.KLAnnealing(num_examples=len(x_train), verbose=0)
+model.fit(
+    x_train,
+    y_train,
+    batch_size=64,
+    epochs=EPOCHS,
+    callbacks=[annealing],
+    verbose=0,
+)
+print(keras_vd.prune(model))
+
+# A word that is kept has a row of its own.
+table = keras.ops.convert_to_numpy(model.layers[0].embeddings_posterior.mean())
+kept = np.flatnonzero(table.any(axis=1))
+print(f"kept words: {kept.tolist()}")
+
+plain = keras_vd.to_deterministic(model)
+small = keras_vd.shrink(plain)
+outputs = small.predict(x_test, verbose=0)[:, 0]
+print(
+    f"small: accuracy {100 * np.mean((outputs > 0) == y_test):.2f}%, "
+    f"{small.count_params():,} of {plain.count_params():,} parameters"
+)
