@@ -314,6 +314,7 @@ def check_every_argument(
 class LayerContract:
     """Tests that every variational layer has to pass."""
 
+    @pytest.mark.integration
     def test_keras_own_layer_test(self, case: Case) -> None:
         """Oracle: Keras' harness, and counts worked out by hand.
 

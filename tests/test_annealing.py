@@ -85,6 +85,7 @@ def test_where_a_callable_schedule_ends():
         annealing.full_strength_epoch()
 
 
+@pytest.mark.integration
 @pytest.mark.core
 def test_a_run_that_is_continued_keeps_its_schedule():
     # Also if the second fit would have another one; a new run starts over.
@@ -99,6 +100,7 @@ def test_a_run_that_is_continued_keeps_its_schedule():
     assert annealing.weight_at(1) == pytest.approx(full / 2)
 
 
+@pytest.mark.integration
 @pytest.mark.core
 def test_a_run_that_goes_on_with_another_schedule_is_told():
     model = tiny()
@@ -113,6 +115,7 @@ def test_a_run_that_goes_on_with_another_schedule_is_told():
         )
 
 
+@pytest.mark.integration
 @pytest.mark.core
 @pytest.mark.parametrize(
     "options",
@@ -134,6 +137,7 @@ def test_a_fit_that_ends_before_full_strength_is_told_once(options):
     fit(model, KLAnnealing(EXAMPLES, max_weight=0, verbose=0, **options))
 
 
+@pytest.mark.integration
 @pytest.mark.core
 def test_a_fit_that_is_stopped_in_the_warm_up_is_told():
     class Stop(keras.callbacks.Callback):
@@ -144,6 +148,7 @@ def test_a_fit_that_is_stopped_in_the_warm_up_is_told():
         fit(tiny(), KLAnnealing(EXAMPLES, verbose=0), Stop(), epochs=8)
 
 
+@pytest.mark.integration
 @pytest.mark.core
 def test_callbacks_that_prefer_the_warm_up_are_named(tmp_path):
     stopping = keras.callbacks.EarlyStopping
@@ -169,6 +174,7 @@ def test_callbacks_that_prefer_the_warm_up_are_named(tmp_path):
         annealing = KLAnnealing(EXAMPLES, verbose=0)
 
 
+@pytest.mark.integration
 @pytest.mark.core
 @pytest.mark.parametrize("comes_first", [True, False])
 def test_weights_that_are_restored_keep_the_kl_of_the_schedule(comes_first):
@@ -218,6 +224,7 @@ COUNTS = {
 }
 
 
+@pytest.mark.integration
 @pytest.mark.core
 @pytest.mark.parametrize("name", COUNTS)
 def test_a_number_of_examples_that_cannot_be_right(name):
@@ -247,6 +254,7 @@ def test_examples_with_many_labels():
             model.fit(x, x[..., :1], **options)
 
 
+@pytest.mark.integration
 @pytest.mark.core
 @pytest.mark.parametrize("repeats", [1, 2])
 def test_examples_of_a_dataset_are_counted(repeats):
@@ -360,6 +368,7 @@ UNBUILT = {
 }
 
 
+@pytest.mark.integration
 @pytest.mark.core
 @pytest.mark.parametrize("name", UNBUILT)
 def test_a_model_that_fit_builds(name):

@@ -138,6 +138,7 @@ def test_shrunk_networks_lose_half_of_their_units(case):
         assert shapes == [(6, 2), (2,), (2, 3), (3,)]
 
 
+@pytest.mark.integration
 @pytest.mark.core
 def test_training_and_parts():
     found = recorded(training.measure_training, SMALL)
@@ -158,6 +159,7 @@ def test_training_and_parts():
     assert all(r["seconds"] > 0 for r in by_table["first step"].values())
 
 
+@pytest.mark.integration
 def test_a_failing_variant_is_a_row(monkeypatch):
     def fail():
         raise RuntimeError("no such luck\nand more")
@@ -218,6 +220,7 @@ def run(tmp_path_factory):
     BACKEND != "tensorflow", reason="The peers of this test need TensorFlow."
 )
 class TestCommand:
+    @pytest.mark.integration
     def test_what_is_written(self, run):
         assert run.written["command"].endswith(
             "--only 1024-64 --backends "
@@ -262,6 +265,7 @@ class TestCommand:
         assert capsys.readouterr().out == run.printed
 
 
+@pytest.mark.integration
 def test_a_process_that_dies_is_a_row():
     job = running.Job("no such job", BACKEND, "keras_vd", ("mlp",))
     (failed,) = failures(running.run([job], QUICK, print))
@@ -282,6 +286,7 @@ def test_plan():
     assert not [j for j in plan(["jax"], [], ["mlp"]) if j.job == "memory"]
 
 
+@pytest.mark.integration
 def test_memory_of_a_plain_layer():
     """The gradient at least; with what updates the kernel, about two."""
     (job,) = [

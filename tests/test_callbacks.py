@@ -196,6 +196,7 @@ def run(tmp_path_factory):
     return Run(tmp_path_factory.mktemp("run"))
 
 
+@pytest.mark.integration
 @pytest.mark.core
 def test_every_posterior_holds_the_weight_during_the_epoch(run):
     # Oracle: the schedule by hand; nested and TimeDistributed layers too.

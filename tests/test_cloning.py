@@ -65,6 +65,7 @@ def test_copies(name):
     assert not own & {id(x) for x in (*flatten_layers(copy), *copy.variables)}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", SOME)
 def test_conversion_and_back(name):
     model = MODELS[name]()
@@ -78,6 +79,7 @@ def test_conversion_and_back(name):
         np.testing.assert_array_equal(to_numpy(one), to_numpy(other))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("dead", [0.0, 0.5])
 @pytest.mark.parametrize("name", SOME)
 def test_shrinking(name, dead):

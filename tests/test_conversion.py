@@ -118,6 +118,7 @@ def test_loaded_and_pruned_model(tmp_path):
     np.testing.assert_allclose(found, predict(model, inputs)[0], rtol=1e-6)
 
 
+@pytest.mark.integration
 def test_plain_file_loads_where_keras_vd_is_not_installed(tmp_path):
     # Oracle: the variational model's predictions, in another process.
     model = nested()

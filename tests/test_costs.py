@@ -94,6 +94,7 @@ def temporaries(operations):
 # Products: gradients of the weights that they read. Updates: rate * gradient
 # of theta and of the noise parameter. Kernels: the weights that the products
 # read, and the gradients.
+@pytest.mark.integration
 @on_tensorflow
 @pytest.mark.parametrize(
     ("name", "products", "updates", "kernels"),
@@ -242,6 +243,7 @@ def test_draws_in_the_jaxpr(name):
     assert sum(drawn) == DRAWS[name]
 
 
+@pytest.mark.integration
 @pytest.mark.core
 @pytest.mark.skipif(
     keras.backend.backend() == "torch", reason="it does not trace"

@@ -139,6 +139,7 @@ def flat_outputs(model, arrays):
     return [to_numpy(output) for output in keras.tree.flatten(outputs)]
 
 
+@pytest.mark.integration
 @ON_TENSORFLOW
 @installed("ai_edge_litert", "onnxruntime", "tf2onnx")
 @pytest.mark.filterwarnings("ignore")  # of the converters
@@ -268,6 +269,7 @@ def test_ids_are_not_rounded():
     assert encode([ids, sparse(40, 40)], "int8").positions == (1,)
 
 
+@pytest.mark.integration
 @ON_TENSORFLOW
 @installed("onnxruntime", "tf2onnx")
 @pytest.mark.filterwarnings("ignore")
@@ -328,6 +330,7 @@ def served(tmp_path_factory):
 KINDS = ("plain", "compiled", "packed")
 
 
+@pytest.mark.integration
 @SAVED_MODELS
 @installed("tensorflow")
 @pytest.mark.core
@@ -363,6 +366,7 @@ def test_stripping_leaves_no_long_names(served, tmp_path):
     assert size(tmp_path / "plain" / "saved_model.pb") == after
 
 
+@pytest.mark.integration
 @ON_TENSORFLOW
 @pytest.mark.skipif(not shutil.which("gcc"), reason="needs gcc")
 def test_a_c_program_serves_them(served, tmp_path):
@@ -484,6 +488,7 @@ print(keras.backend.backend())
 """
 
 
+@pytest.mark.integration
 @pytest.mark.core
 @pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
 def test_compressed_files_load_on_every_backend(backend, tmp_path):

@@ -70,6 +70,7 @@ def skip_without_runtimes(function):
         pytest.importorskip("ai_edge_litert")
 
 
+@pytest.mark.integration
 @pytest.mark.filterwarnings("ignore")  # of the converters
 @pytest.mark.parametrize(("function", "file"), writers())
 def test_no_more_steps_than_a_model_has_positions(function, file, tmp_path):

@@ -33,6 +33,7 @@ def reported(tmp_path_factory):
     return folder, report
 
 
+@pytest.mark.integration
 @ON_TENSORFLOW
 @pytest.mark.filterwarnings("ignore")  # of the converters
 def test_rows_are_what_is_on_disk(reported):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from keras_vd import deployment
-from keras_vd.deployment import writing
+from keras_vd._backend import writing
 from tests.models import random_inputs, run_python
 
 BACKEND = keras.backend.backend()
@@ -175,7 +175,7 @@ def test_a_folder_is_there_all_the_time(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from keras_vd.deployment import writing
+from keras_vd._backend import writing
 
 def write(new):
     new.mkdir()

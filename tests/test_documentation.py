@@ -17,6 +17,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="exports a SavedModel"
 )
@@ -41,6 +42,7 @@ def test_the_first_example_of_the_readme(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "digits_model" / "saved_model.pb").exists()
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="exports a SavedModel"
 )

@@ -97,6 +97,7 @@ def exported(tmp_path_factory):
     return Exported(tmp_path_factory.mktemp("exported"))
 
 
+@pytest.mark.integration
 @pytest.mark.core
 @pytest.mark.parametrize("name", ["variational", "plain"])
 def test_served_outputs_equal_predict(name, exported):

@@ -200,6 +200,7 @@ def some_inputs(model):
     return rng.normal(size=shape).astype("float32")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("build", MODELS)
 def test_onnx_runtime_computes_each_part(build, tmp_path):
     # Oracle: Keras, output by output.

@@ -112,6 +112,7 @@ def assert_frozen(model, expected, **options):
         assert zero.all() or (new != old).any()
 
 
+@pytest.mark.integration
 @pytest.mark.core
 @pytest.mark.parametrize("name", MODELS)
 def test_zeros_hold_after_saving_and_cloning(name, tmp_path):
@@ -363,6 +364,7 @@ def test_masks_are_small_and_not_trusted():
             FrozenZeros.from_config(config)
 
 
+@pytest.mark.integration
 def test_compressed_files_need_no_keras_vd(tmp_path):
     model = half_zero(MODELS["attention"]())
     keras_vd.freeze_zeros(model)

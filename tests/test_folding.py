@@ -86,6 +86,7 @@ def parametrized(names):
     )
 
 
+@pytest.mark.integration
 @parametrized(CASES)
 def test_plain_model_predicts_the_same(name, tmp_path):
     """Oracle: the variational model, which must not change.
@@ -287,6 +288,7 @@ for name in ("variational", "plain"):
 """
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="Looks into a TF graph."
 )

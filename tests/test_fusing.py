@@ -122,6 +122,7 @@ def compare(make, monkeypatch, tolerance):
             np.testing.assert_allclose(one, other, tolerance, tolerance)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", POSTERIORS)
 def test_posteriors(name, monkeypatch):
     compare(
@@ -133,6 +134,7 @@ def test_posteriors(name, monkeypatch):
     )
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers(name, monkeypatch):
     compare(LAYERS[name], monkeypatch, 0.02 if "mixed" in name else 1e-5)

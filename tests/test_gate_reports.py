@@ -215,6 +215,7 @@ def test_unbuilt_gates_are_refused():
             keras_vd.sparsity_report(model)
 
 
+@pytest.mark.integration
 @pytest.mark.core
 def test_annealing():
     """Oracle: the schedule by hand, and the report after each epoch.

@@ -43,6 +43,7 @@ LAYERS_OF_THE_PACKAGE = (
 )
 
 
+@pytest.mark.integration
 def test_import_needs_nothing_optional_and_warns_of_nothing():
     """Blocks the optional packages, and all backends but the running one.
 
@@ -110,6 +111,7 @@ def test_all_is_complete():
     assert imported == set(keras_vd.__all__)
 
 
+@pytest.mark.integration
 def test_what_few_need_loads_when_it_is_named():
     code = """
 import sys

@@ -509,6 +509,7 @@ def test_own_trainable_variables():
     assert [v.name for v in found] == ["gamma", "beta"]
 
 
+@pytest.mark.integration
 @pytest.mark.core
 @pytest.mark.parametrize("use_ema", [False, True])
 def test_running_average(use_ema):
@@ -559,6 +560,7 @@ class FitLook(keras.callbacks.Callback):
         self.counts.append(internals.counted_examples(self.model))
 
 
+@pytest.mark.integration
 @pytest.mark.core
 @pytest.mark.parametrize("steps_per_epoch", [None, 2])
 def test_running_fit(steps_per_epoch):

@@ -280,6 +280,7 @@ def test_kl_vanishes_for_alpha_to_infinity(fn):
     assert np.abs(gradient(fn, points)[0][1:]).max() < 1e-6
 
 
+@pytest.mark.integration
 def test_gaussian_against_quadrature():
     # Oracle: int q log(q / p) by adaptive quadrature in float64.
     theta = np.array([0.0, 0.5, -2.0, 1.0], "float32")
@@ -300,6 +301,7 @@ def test_gaussian_against_quadrature():
         )
 
 
+@pytest.mark.integration
 def test_gaussian_against_tensorflow_probability():
     # Oracle: tfp.distributions.kl_divergence.
     if keras.backend.backend() != "tensorflow":

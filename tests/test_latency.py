@@ -81,6 +81,7 @@ def compared(request, tmp_path_factory):
     return paths, batch_sizes, rows, result.stdout
 
 
+@pytest.mark.integration
 def test_every_model_is_timed_in_every_runtime(compared):
     paths, batch_sizes, rows, printed = compared
     assert [(row["runtime"], row["batch"], row["model"]) for row in rows] == [
@@ -218,7 +219,9 @@ def test_all_formats_are_asked_for_what_both_models_know(tmp_path, monkeypatch):
     def report(model, x, reference, batch_sizes):
         asked.append((model, x, reference, batch_sizes))
 
-    monkeypatch.setattr(deployment.keras_vd, "deployment_report", report)
+    monkeypatch.setattr(
+        deployment.keras_vd.deployment, "deployment_report", report
+    )
     dense, small = lstm(tmp_path, 9), lstm(tmp_path, 7)
     deployment.main([dense, small, "--steps", "5", "--batch-sizes", "1", "2"])
     ((model, x, reference, batch_sizes),) = asked

@@ -360,6 +360,7 @@ def test_evidence_of_rounding(bits):
         assert ours == pytest.approx(float(MP.log(ratio * share)), abs=2e-5)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("bounds", BOUNDS[:2])
 def test_evidence_of_zero_is_the_limit_of_a_spike(bounds):
     """Oracle: the integral of q p~ / p, p~ a narrow normal cut off at min_log.

@@ -174,6 +174,7 @@ def test_wide_gaussians_are_not_bounded():
     assert abs(noisy.std() / 100.0 - 1.0) < 0.06  # 5 standard errors
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["sparse_vd", "ard", "vd", "gaussian"])
 def test_a_huge_learning_rate_stays_finite(name):
     keras.utils.set_random_seed(0)

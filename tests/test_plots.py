@@ -128,6 +128,7 @@ def test_plain_models_are_refused(plot):
         plot(plain_mlp())
 
 
+@pytest.mark.integration
 @pytest.mark.core
 def test_files_without_a_display(model, tmp_path, monkeypatch):
     """Figures become files, and pyplot, which may open windows, has none.

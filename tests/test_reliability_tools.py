@@ -28,6 +28,7 @@ def test_the_design_covers_all_levels(strength):
     assert rows == training_stability.design(strength, seed=0)
 
 
+@pytest.mark.integration
 @pytest.mark.core
 @pytest.mark.filterwarnings("ignore")
 def test_what_is_not_finite_is_noticed(monkeypatch):
@@ -57,6 +58,7 @@ def test_what_is_not_finite_is_noticed(monkeypatch):
         check(row)
 
 
+@pytest.mark.integration
 @pytest.mark.core
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", FILE_KINDS)

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from keras_vd import callbacks
+from keras_vd._backend import writing
 from keras_vd.callbacks import KLAnnealing
-from keras_vd.deployment import writing
 from tests.models import (
     Kill,
     classification_data,
@@ -62,6 +62,7 @@ def unbroken(tmp_path_factory):
     return values
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "kill",
     [pytest.param("by an error", marks=pytest.mark.core), "with the process"],
@@ -90,6 +91,7 @@ class KilledError(BaseException):
     """In the place of a signal, which nothing can catch."""
 
 
+@pytest.mark.integration
 @pytest.mark.core
 @pytest.mark.parametrize("when", ["writing", "checking", "moving", "after"])
 def test_a_run_killed_while_it_saves_equals_the_unbroken_one(
@@ -129,6 +131,7 @@ def test_a_run_killed_while_it_saves_equals_the_unbroken_one(
     assert not any((tmp_path / "backup").iterdir())
 
 
+@pytest.mark.integration
 @pytest.mark.core
 def test_a_backup_of_another_kind_is_refused(tmp_path):
     with pytest.raises(KeyboardInterrupt):

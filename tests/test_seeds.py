@@ -21,6 +21,7 @@ def test_seeds_are_those_of_keras():
     )
 
 
+@pytest.mark.integration
 def test_the_state_has_the_name_that_keras_gives():
     paths = []
     for generator in (SeedGenerator, keras.random.SeedGenerator):

@@ -336,6 +336,7 @@ def several(losses, kind=dict):
     return model
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("kind", [dict, list])
 @pytest.mark.parametrize(
     "losses",

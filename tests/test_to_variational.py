@@ -91,6 +91,7 @@ def kind_of(layer):
     return "posterior" if is_posterior else type(layer)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "name",
     [
@@ -126,6 +127,7 @@ def test_predictions_and_weights_stay(name):
     assert not variational.compiled
 
 
+@pytest.mark.integration
 @pytest.mark.core
 @pytest.mark.parametrize("posterior", ["sparse_vd", "ard", "vd", "gaussian"])
 def test_recurrent_and_residual_models(posterior):
@@ -155,6 +157,7 @@ def test_recurrent_and_residual_models(posterior):
             assert list(report.skipped) == ["norm"]
 
 
+@pytest.mark.integration
 @pytest.mark.core
 def test_attention():
     model = transformer()
@@ -180,6 +183,7 @@ def test_attention():
     assert len(variational.losses) == len(weights)
 
 
+@pytest.mark.integration
 @pytest.mark.core
 def test_converted_models_train_and_save(tmp_path):
     x, y = classification_data()
@@ -294,6 +298,7 @@ class Owner(keras.layers.Layer):
         return self.dense(inputs)
 
 
+@pytest.mark.integration
 def test_what_stays_and_why():
     frozen = keras.layers.Dense(4, name="frozen", trainable=False)
     lora = keras.layers.Dense(4, name="lora")
@@ -556,6 +561,7 @@ def test_the_report_is_printed_unless_told_otherwise(capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "name", ["MobileNetV2", "MobileNetV3Small", "ResNet50"]
 )

@@ -190,6 +190,7 @@ def test_frozen_layers_need_not_know():
     model.fit(X, Y, verbose=0)
 
 
+@pytest.mark.integration
 def test_layers_in_between_need_not_know():
     model = Hearing(nested())
     model.compile("sgd", "mse")

@@ -62,6 +62,7 @@ def assert_unchanged(model, before):
         np.testing.assert_array_equal(to_numpy(variable), values)
 
 
+@pytest.mark.integration
 @pytest.mark.core
 @pytest.mark.parametrize("estimator", ["local", "weight"])
 def test_moments_of_a_linear_layer(estimator):
@@ -218,6 +219,7 @@ STACKS = {
 }
 
 
+@pytest.mark.integration
 @pytest.mark.core
 @pytest.mark.parametrize("name", STACKS)
 def test_every_layer_draws_and_nothing_else_does(name):
@@ -244,6 +246,7 @@ def test_every_layer_draws_and_nothing_else_does(name):
     np.testing.assert_array_equal(model.predict(inputs, verbose=0), inference)
 
 
+@pytest.mark.integration
 @pytest.mark.core
 def test_without_noise_it_is_predict():
     """Dropout of every kind is off; batch statistics are not used."""
@@ -270,6 +273,7 @@ def test_without_noise_it_is_predict():
     np.testing.assert_allclose(prediction.mutual_information, 0.0, atol=1e-6)
 
 
+@pytest.mark.integration
 @pytest.mark.core
 def test_dependent_gates_use_moving_statistics():
     """Oracle: phi(x) = clip(x + 10 - 5 + noise, 0, 1) = 1, whatever the batch.
@@ -290,6 +294,7 @@ def test_dependent_gates_use_moving_statistics():
     np.testing.assert_allclose(prediction.mean[0], expected, atol=0.08)
 
 
+@pytest.mark.integration
 @pytest.mark.core
 def test_what_is_pruned_has_no_noise():
     dense = layers.VDDense(5, posterior="sparse_vd")
@@ -315,6 +320,7 @@ def test_what_is_pruned_has_no_noise():
     )
 
 
+@pytest.mark.integration
 @pytest.mark.core
 def test_a_seed_decides_the_draws():
     model, inputs = mlp("gaussian"), random_inputs(5, 6)
@@ -331,6 +337,7 @@ def test_a_seed_decides_the_draws():
     np.testing.assert_array_equal(first, mean())
 
 
+@pytest.mark.integration
 def test_training_goes_on_as_if_nothing_had_happened():
     results = []
     for is_asked in (False, True):
@@ -350,6 +357,7 @@ def test_training_goes_on_as_if_nothing_had_happened():
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.integration
 def test_memory_does_not_grow_with_the_number_of_draws():
     model, inputs = mlp(), random_inputs(5000, 6)
 
@@ -365,6 +373,7 @@ def test_memory_does_not_grow_with_the_number_of_draws():
     assert peak(42) < peak(2) + 300_000
 
 
+@pytest.mark.integration
 @pytest.mark.core
 def test_structures_of_inputs_and_outputs():
     left, right = (
@@ -411,6 +420,7 @@ def test_structures_of_inputs_and_outputs():
         predict_mc(model, inputs, 2, labels={"value": 0}, task="regression")
 
 
+@pytest.mark.integration
 @pytest.mark.core
 def test_half_precision():
     model = mlp("gaussian", dtype="mixed_bfloat16")

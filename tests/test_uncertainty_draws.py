@@ -18,6 +18,7 @@ from tests.test_uncertainty import (
 pytestmark = pytest.mark.core
 
 
+@pytest.mark.integration
 def test_draws_of_other_layers_are_independent():
     """Oracle: y ~ N(0, 3), and two layers' y are not correlated."""
     posterior = gaussian(0.0)
@@ -39,6 +40,7 @@ def test_draws_of_other_layers_are_independent():
         )
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", STACKS)
 def test_the_size_of_batches_changes_nothing(name):
     """Nor does it whether an example stands alone: a draw is a function."""
@@ -72,6 +74,7 @@ def test_the_size_of_batches_changes_nothing(name):
     )
 
 
+@pytest.mark.integration
 def test_a_layer_that_is_used_twice_has_the_same_weights():
     """Oracle: f(x) - f(x) = 0 in every draw, for layers and for gates."""
     inputs = keras.Input((6,))
@@ -90,6 +93,7 @@ def test_a_layer_that_is_used_twice_has_the_same_weights():
         np.testing.assert_array_equal(prediction.standard_deviation, 0.0)
 
 
+@pytest.mark.integration
 def test_a_convolution_has_one_kernel_at_all_positions():
     """Oracle: of a constant image, what all pixels are in every draw."""
     stack = [
@@ -103,6 +107,7 @@ def test_a_convolution_has_one_kernel_at_all_positions():
     np.testing.assert_allclose(prediction.standard_deviation, 0.0, atol=1e-5)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("share", ["layer", "unit"])
 def test_input_noise_is_one_factor_per_unit(share):
     """Oracle: y ~ N(x @ theta, alpha * x^2 @ theta^2), correlated.
@@ -148,6 +153,7 @@ class AlwaysNoisy(keras.layers.Layer):
         )
 
 
+@pytest.mark.integration
 def test_what_others_draw_is_seeded_too():
     dense = layers.VDDense(5, posterior=gaussian(NO_NOISE))
     model = sequential((6,), dense, AlwaysNoisy())

@@ -100,6 +100,7 @@ DATA = {
 }
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", DATA)
 def test_whatever_predict_takes(name):
     model, inputs = mlp("gaussian"), random_inputs(5, 6)
@@ -122,6 +123,7 @@ def test_a_series_is_one_column():
     np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-5)
 
 
+@pytest.mark.integration
 def test_batches_of_several_inputs():
     names = ("left", "right")
     ends = [keras.Input((3,), name=name) for name in names]
@@ -139,6 +141,7 @@ def test_batches_of_several_inputs():
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
+@pytest.mark.integration
 def test_steps():
     model, inputs = mlp(), random_inputs(6, 6)
     endless = Slices(tuples_of(inputs), has_end=False)
@@ -154,6 +157,7 @@ def test_steps():
         assert len(predict_mc(model, generator, 2, steps=5).mean) == 6
 
 
+@pytest.mark.integration
 def test_data_that_do_not_fit():
     model, inputs = mlp(), random_inputs(6, 6)
     for data in (Slices(tuples_of(inputs)), (x for x in tuples_of(inputs))):
@@ -166,6 +170,7 @@ def test_data_that_do_not_fit():
             predict_mc(model, data, 2)
 
 
+@pytest.mark.integration
 def test_one_trace_for_all_calls():
     model = probed()
     assert traces(model) == (1 if IS_TRACED else 3)
@@ -186,6 +191,7 @@ def test_one_trace_for_all_calls():
     assert traces(model, x=random_inputs(5, 6)) == 0
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(not IS_TRACED, reason="PyTorch traces nothing")
 def test_a_changed_model_is_traced_anew():
     first = layers.VDDense(6, posterior="gaussian")
@@ -221,6 +227,7 @@ def test_a_changed_model_is_traced_anew():
     assert traces(model) >= 1
 
 
+@pytest.mark.integration
 def test_the_function_goes_with_its_model():
     model = mlp()
     predict_mc(model, random_inputs(4, 6), 2)
@@ -233,6 +240,7 @@ def test_the_function_goes_with_its_model():
     assert kept() is None
 
 
+@pytest.mark.integration
 def test_files_know_nothing_of_it(tmp_path):
     """Oracle: the file of the same model that was never asked."""
     names = []

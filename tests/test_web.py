@@ -41,6 +41,7 @@ def gates_only():
     )
 
 
+@pytest.mark.integration
 @pytest.mark.core
 def test_one_page_with_all_there_is(tmp_path):
     model = mlp(groups=("input",))
@@ -63,12 +64,14 @@ def test_one_page_with_all_there_is(tmp_path):
     assert "http" not in re.sub(r"base64,[^\"]*", "", path.read_text())
 
 
+@pytest.mark.integration
 def test_gates_without_weights(tmp_path):
     page = Page(html_report(gates_only(), str(tmp_path / "report.html")))
     assert page.headlines[1:] == ["Sparsity", "Gates"]
     assert len(page.sources) == 1
 
 
+@pytest.mark.integration
 def test_what_fit_returns_is_a_history(tmp_path):
     history = keras.callbacks.History()
     history.history = HISTORY
@@ -76,6 +79,7 @@ def test_what_fit_returns_is_a_history(tmp_path):
     assert page.headlines[-1] == "Training"
 
 
+@pytest.mark.integration
 def test_names_are_text(tmp_path):
     inputs = keras.Input((6,))
     outputs = layers.VDDense(3)(inputs)
@@ -84,6 +88,7 @@ def test_names_are_text(tmp_path):
     assert "".join(page.headlines).startswith("a<b>&cSparsity")
 
 
+@pytest.mark.integration
 def test_the_old_file_stays_if_the_new_one_fails(tmp_path, monkeypatch):
     path = tmp_path / "report.html"
     path.write_text("old")
@@ -100,6 +105,7 @@ def test_the_old_file_stays_if_the_new_one_fails(tmp_path, monkeypatch):
     assert path.read_text() == "old"
 
 
+@pytest.mark.integration
 def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(ValueError, match="at least one variational layer"):
         html_report(plain_mlp(), tmp_path / "report.html")

@@ -6,6 +6,7 @@ import pytest
 from tests.distributed.steps import run_tests
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="a strategy of TensorFlow"
 )

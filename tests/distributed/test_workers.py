@@ -92,6 +92,7 @@ def assert_same(found, expected, **tolerances):
         )
 
 
+@pytest.mark.integration
 @pytest.mark.core
 @pytest.mark.skipif(BACKEND == "torch", reason="not an engine of torch")
 def test_runs_end_as_they_should(tmp_path):

@@ -35,6 +35,7 @@ def small_network():
 
 
 @pytest.mark.integration
+@pytest.mark.integration
 def test_one_command_makes_the_table(tmp_path, capsys):
     methods = ["none", "sparse_vd", "log_normal", "magnitude"]
     compare_methods.main(
@@ -109,6 +110,7 @@ def test_sensitivity_is_the_mean_of_weight_times_gradient(images):
         assert scores[1][index] == pytest.approx(expected, rel=2e-2)
 
 
+@pytest.mark.integration
 @pytest.mark.integration
 @pytest.mark.parametrize("method", pruning_baselines.SCORES)
 def test_gradual_pruning_ends_with_as_many_weights_as_told(method, images):

@@ -51,6 +51,7 @@ def check(results, out):
 
 
 @pytest.mark.integration
+@pytest.mark.integration
 def test_a_cnn_goes_through_all_stages(tmp_path, capsys):
     results = run(
         pretrained,
@@ -66,6 +67,7 @@ def test_a_cnn_goes_through_all_stages(tmp_path, capsys):
     ]
 
 
+@pytest.mark.integration
 @pytest.mark.integration
 @pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="writes all formats"
@@ -85,6 +87,7 @@ def test_the_result_is_written_in_all_formats(tmp_path, capsys):
     assert "Deployment" in capsys.readouterr().out
 
 
+@pytest.mark.integration
 @pytest.mark.integration
 def test_a_model_from_a_file_is_not_trained_first(tmp_path):
     model = pretrained.build("course", (8, 8, 1), 10)
@@ -115,6 +118,7 @@ def test_the_courses_network_has_its_parameters():
     assert counts == [448, 32, 2320, 10250]
 
 
+@pytest.mark.integration
 @pytest.mark.integration
 def test_a_transformer_goes_through_all_stages(tmp_path):
     results = run(

@@ -17,6 +17,7 @@ def run(*arguments):
 
 
 @pytest.mark.integration
+@pytest.mark.integration
 @pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="writes all formats"
 )

@@ -201,6 +201,7 @@ print(json.dumps([whole.tolist(), np.array(single).tolist()]))
 
 
 @pytest.mark.integration
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("kind", "groups"),
     [("lstm", models.GROUPS), ("gru", ()), ("bilstm", ("gates",))],
@@ -240,6 +241,7 @@ def test_a_run_leaves_models_and_words(kind, groups, tmp_path, capsys):
     assert exported == results["accuracy_percent"]["pruned"]
 
 
+@pytest.mark.integration
 @pytest.mark.integration
 @pytest.mark.parametrize("method", ["none", "dropout", "ard"])
 def test_ids_of_the_users_own(method, npz, tmp_path):

@@ -35,6 +35,7 @@ def npz(tmp_path):
 
 
 @pytest.mark.integration
+@pytest.mark.integration
 @pytest.mark.parametrize("method", models.METHODS)
 def test_every_method_runs_on_digits(method, tmp_path):
     results = run(
@@ -67,6 +68,7 @@ def test_every_method_runs_on_digits(method, tmp_path):
 
 
 @pytest.mark.integration
+@pytest.mark.integration
 def test_lenet_5_takes_a_file_of_the_users_own(npz, tmp_path, capsys):
     results = run(
         *("--model", "lenet-5", "--data", npz(), "--pretrain-epochs", 1),
@@ -87,6 +89,7 @@ def test_lenet_5_takes_a_file_of_the_users_own(npz, tmp_path, capsys):
     assert "active inputs" in capsys.readouterr().out
 
 
+@pytest.mark.integration
 @pytest.mark.integration
 def test_the_seed_decides_the_result(tmp_path):
     errors = [
@@ -154,6 +157,7 @@ def test_integers_are_scaled_and_floats_are_not(npz):
     np.testing.assert_array_equal(images.x_test, 0.5)
 
 
+@pytest.mark.integration
 def test_a_missing_data_set_is_one_line(capsys, monkeypatch, tmp_path):
     tfds = pytest.importorskip("tensorflow_datasets")
 
@@ -171,6 +175,7 @@ def test_a_missing_data_set_is_one_line(capsys, monkeypatch, tmp_path):
     assert len(line.splitlines()) == 1
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(
     "TFDS_DATA_DIR" not in os.environ, reason="TFDS_DATA_DIR is not set"
 )
@@ -246,6 +251,7 @@ def test_what_a_method_starts_from_is_changed_as_well():
     assert usual.first.epochs > 3
 
 
+@pytest.mark.integration
 @pytest.mark.integration
 def test_gates_have_a_learning_rate_of_their_own(npz):
     """Oracle: Adam's first step is its rate, whatever the gradient."""

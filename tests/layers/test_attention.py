@@ -542,6 +542,7 @@ print(len(nodes), sum("Random" in node.op for node in nodes))
 """
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(
     keras.backend.backend() != "tensorflow",
     reason="It reads a TensorFlow graph",

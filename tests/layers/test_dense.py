@@ -97,6 +97,7 @@ def test_noise_of_outputs_and_examples_is_independent():
     assert np.abs(correlation).max() < MAX_Z / np.sqrt(NUM_DRAWS / 2)
 
 
+@pytest.mark.integration
 @pytest.mark.core
 def test_weight_estimator_draws_one_matrix():
     """Oracle: the outputs of the unit vectors are rows of theta + noise."""

@@ -92,6 +92,7 @@ def test_one_sample_for_the_whole_call(groups):
     assert_equal(layer(ids), layer(ids))
 
 
+@pytest.mark.integration
 @pytest.mark.core
 @pytest.mark.parametrize("estimator", ["local", "weight"])
 def test_vectors_have_the_posterior_moments(estimator):
@@ -110,6 +111,7 @@ def test_vectors_have_the_posterior_moments(estimator):
     )
 
 
+@pytest.mark.integration
 @pytest.mark.core
 def test_moments_with_groups():
     """Oracle: products of independent normals, in closed form.
@@ -279,6 +281,7 @@ def test_every_argument_survives_the_config():
     )
 
 
+@pytest.mark.integration
 @pytest.mark.core
 def test_training_with_fit():
     """Oracle: only rows that occur move by the data, all by the KL."""

@@ -73,11 +73,13 @@ def floatx():
     keras.config.set_dtype_policy(policy)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", CASES)
 def test_policy(name):
     check(name, dtype="float64")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["dense", "input noise", "gru", "attention"])
 def test_floatx(name, floatx):
     check(name)
@@ -106,7 +108,7 @@ def check(name, **options):
         theta = to_numpy(posterior.weight)
         np.testing.assert_array_equal(to_numpy(posterior.theta), theta)
         mean = to_numpy(posterior.mean())
-        if not list(posterior._groups()):
+        if not posterior.binding.groups:
             assert np.isin(mean, np.append(theta, 0.0)).all()
         assert to_numpy(posterior.sample()).dtype == mean.dtype == "float64"
     expected = to_numpy(model(x, training=False))

@@ -342,6 +342,7 @@ def test_constraints_keep_variables_in_range(gate: Gate, sign):
     assert checked == 2
 
 
+@pytest.mark.integration
 def test_variables_come_back_from_their_bounds():
     """Gradients at the bounds, which a clipped read would not pass."""
     gate = LOG_NORMAL.make(kl_weight=0.0)
@@ -375,6 +376,7 @@ TOY_OPTIONS = {
 }
 
 
+@pytest.mark.integration
 @parametrize_core
 def test_a_fit_closes_the_gates_of_inputs_that_do_not_matter(gate: Gate):
     """Oracle: the data: 4 of 12 inputs decide."""

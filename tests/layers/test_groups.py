@@ -211,6 +211,7 @@ def test_training_moments_for_given_group_variables(case):
     assert_moments(outputs, mean[0], variance[0])
 
 
+@pytest.mark.integration
 @pytest.mark.core
 @pytest.mark.parametrize("estimator", ["local", "weight"])
 def test_moments_of_a_product(estimator):
@@ -366,6 +367,7 @@ def test_groups_by_themselves_change_nothing_at_first():
     assert_equal(grouped(inputs), bare(inputs))
 
 
+@pytest.mark.integration
 @pytest.mark.core
 def test_sample_has_the_moments_of_the_products():
     """Oracle: w z in closed form, for both groups at once.

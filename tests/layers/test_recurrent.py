@@ -150,6 +150,7 @@ def test_samples_per_sequence(case, monkeypatch):
     )
 
 
+@pytest.mark.integration
 @pytest.mark.core
 def test_weights_of_sequences_are_uncorrelated_samples():
     """Oracle: theta and sigma2; correlations of 0 between two sequences.
@@ -248,6 +249,7 @@ def test_nothing_is_drawn_inside_the_loop(case, weight_samples):
         assert_close(outputs, outputs[:, :1].repeat(7, axis=1))
 
 
+@pytest.mark.integration
 @parametrize(CASES)
 def test_kl_loss_knows_neither_batch_nor_steps(case):
     """Oracle: KL_WEIGHT times `kl_divergence`, for every shape."""
@@ -262,6 +264,7 @@ def test_kl_loss_knows_neither_batch_nor_steps(case):
     assert layer.losses == []
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("implementation", [1, 2])
 @pytest.mark.parametrize("kind", [layers.VDLSTM, layers.VDGRU])
 def test_dropout_goes_with_both(kind, implementation):
@@ -398,6 +401,7 @@ def test_other_posteriors(posterior):
     assert_close(outputs, np.stack(expected), 1e-5)
 
 
+@pytest.mark.integration
 def test_random_seed_makes_training_reproducible():
     """Identity: same seed, same outputs; else not."""
     gru, results = make_case("gru", layers.VDGRU, unroll=True), []
@@ -458,6 +462,7 @@ def test_every_argument_survives_the_config(layer, arguments):
     )
 
 
+@pytest.mark.integration
 def test_weight_samples_survive_files(tmp_path):
     """Oracle: how the two use the batch."""
     gru = make_case("gru", layers.VDGRU, weight_samples="sequence")

@@ -79,6 +79,7 @@ def test_training_multiplies_the_draws(name):
     assert spread.max() > 1e-3
 
 
+@pytest.mark.integration
 @parametrize
 def test_sequences_share_the_group_variables(name, monkeypatch):
     """Oracle: mean and deviation of each kernel, multiplied one by one."""
@@ -99,6 +100,7 @@ def test_sequences_share_the_group_variables(name, monkeypatch):
         assert_close(kernel.deviation, deviation)
 
 
+@pytest.mark.integration
 @pytest.mark.core
 @parametrize
 @both_samples
@@ -284,6 +286,7 @@ def set_up(model):
     return np.random.default_rng(0).integers(0, 9, (5, 6))
 
 
+@pytest.mark.integration
 @pytest.mark.core
 def test_to_deterministic():
     """Oracle: the variational model; no class of ours is left."""
@@ -303,6 +306,7 @@ def test_to_deterministic():
     assert np.all(to_numpy(hidden(ids))[..., [1, 4]] == 0.0)
 
 
+@pytest.mark.integration
 @pytest.mark.core
 def test_saved_model_is_the_same(tmp_path):
     """Oracle: the model that was saved, and its report."""
@@ -318,6 +322,7 @@ def test_saved_model_is_the_same(tmp_path):
     }
 
 
+@pytest.mark.integration
 @pytest.mark.core
 def test_logs_of_annealing():
     """Oracle: `GroupRow`s; each group has a KL weight of its own, all set."""

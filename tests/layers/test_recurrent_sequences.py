@@ -55,6 +55,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("weight_samples", ["batch", "sequence"])
 @pytest.mark.parametrize(
@@ -97,6 +98,7 @@ def test_variants(kind, weight_samples, variant, monkeypatch):
             assert_close(ours[b], theirs, 1e-5)
 
 
+@pytest.mark.integration
 @pytest.mark.core
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("weight_samples", ["batch", "sequence"])
@@ -172,6 +174,7 @@ def test_stacked_layers():
     assert_close(outputs, expected[:, -1], 1e-5)
 
 
+@pytest.mark.integration
 @pytest.mark.core
 @pytest.mark.parametrize("weight_samples", ["batch", "sequence"])
 def test_time_distributed(weight_samples):
@@ -193,6 +196,7 @@ def test_time_distributed(weight_samples):
     assert_close(model(inputs), np.stack(steps, axis=1))
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(
     keras.backend.backend() != "tensorflow",
     reason="only TensorFlow's graphs have axes of unknown length",
@@ -258,6 +262,7 @@ def with_weights(wrapper, kind, weights, **arguments):
     return plain
 
 
+@pytest.mark.integration
 @pytest.mark.core
 @pytest.mark.parametrize(
     ("kind", "merge_mode", "arguments"),
@@ -300,6 +305,7 @@ def test_bidirectional(kind, merge_mode, arguments):
         assert_close(ours, theirs)
 
 
+@pytest.mark.integration
 @pytest.mark.core
 @pytest.mark.parametrize("weight_samples", ["batch", "sequence"])
 def test_directions_have_noise_of_their_own_despite_a_seed(weight_samples):
@@ -450,6 +456,7 @@ def test_cell_is_as_before_after_an_error(weight_samples, training):
     assert_equal(layer(inputs), outputs)
 
 
+@pytest.mark.integration
 @pytest.mark.core
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_with_fit(kind):

@@ -51,6 +51,7 @@ def fitted(scope):
     return history.history["loss"]
 
 
+@pytest.mark.integration
 def test_activations_may_be_repeated():
     """Oracle: the same training without the scope."""
     without = fitted(keras.RematScope(mode="list_of_layers", layer_names=[]))

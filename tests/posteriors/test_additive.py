@@ -64,6 +64,7 @@ def test_kl_divergence_is_the_sum_in_nats(posterior, oracle, tolerance):
     assert_close(posterior.kl_divergence(), expected, tolerance)
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(
     keras.backend.backend() != "tensorflow",
     reason="TensorFlow Probability is a TensorFlow library",

@@ -239,6 +239,7 @@ def test_no_threshold_never_prunes():
     assert posterior.sparsity() == 1.0
 
 
+@pytest.mark.integration
 @pytest.mark.core
 @pytest.mark.parametrize("kind", ADDITIVE)
 @pytest.mark.parametrize("estimator", ["local", "weight"])
@@ -349,6 +350,7 @@ def test_train_clip_without_threshold_clips_nothing():
     assert_close(posterior.sample(), posterior.theta)
 
 
+@pytest.mark.integration
 @pytest.mark.core
 def test_sample_has_the_posterior_moments():
     """Oracle: theta and sigma2 themselves."""
@@ -446,6 +448,7 @@ def test_half_precision_noise_has_finite_gradients(policy):
         assert np.isfinite(value).all()
 
 
+@pytest.mark.integration
 @pytest.mark.core
 @pytest.mark.parametrize("estimator", ["local", "weight"])
 def test_gradients_are_finite_where_weights_are_pruned(estimator):

@@ -423,6 +423,7 @@ np.save(sys.argv[3], loaded.serve(tf.constant(inputs)).numpy())
 """
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(
     keras.backend.backend() != "tensorflow",
     reason="One backend is enough for the export.",

@@ -111,6 +111,7 @@ def numbers(name):
     return inputs, layers.Dense(5, name=name)(inputs)
 
 
+@pytest.mark.integration
 @pytest.mark.filterwarnings("ignore:.*with a mask attached")
 @pytest.mark.parametrize("is_nested", [False, True])
 @pytest.mark.parametrize("dead", ["a", "b"])
@@ -143,6 +144,7 @@ def test_masked_branches(name, second, dead, is_nested):
     checked(model, inputs)
 
 
+@pytest.mark.integration
 @pytest.mark.core
 @pytest.mark.parametrize("dead", ["a", "b"])
 @pytest.mark.parametrize("both", [False, True])
@@ -296,6 +298,7 @@ def test_flatten():
     assert report.rows[1].kept_inputs == 4 * 2
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("shape", "is_understood"),
     [

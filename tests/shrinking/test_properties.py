@@ -25,6 +25,7 @@ pytestmark = [
 NETWORKS = 10 if keras.backend.backend() == "jax" else 60
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("first", range(0, NETWORKS, 10))
 def test_predictions_stay(first):
     check = ShrinkCheck()
@@ -32,6 +33,7 @@ def test_predictions_stay(first):
         check.check(seed)
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(
     keras.backend.backend() == "jax",
     reason="The networks are the same; building them takes JAX minutes.",

@@ -77,6 +77,7 @@ MODELS = {
 }
 
 
+@pytest.mark.integration
 @pytest.mark.core
 @pytest.mark.parametrize("name", MODELS)
 def test_round_trip(name, tmp_path):
@@ -92,6 +93,7 @@ def test_round_trip(name, tmp_path):
     assert "keras_vd" not in smaller.to_json()
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(
     keras.backend.backend() == "torch",
     reason="Keras exports no SavedModel on torch.",
@@ -222,6 +224,7 @@ def test_shared_layers_and_models():
     assert len(smaller.layers) == len(set(smaller.layers)) == 6
 
 
+@pytest.mark.integration
 @pytest.mark.core
 @pytest.mark.parametrize(
     "shared",
