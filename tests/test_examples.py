@@ -1,0 +1,138 @@
+"""The examples that a user would copy."""
+
+from __future__ import annotations
+
+import ast
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+EXAMPLES = {
+    file.stem: file
+    for file in sorted((ROOT / "examples").glob("*.py"))
+    if file.stem not in ("_launch", "imdb", "mnist")
+}
+
+
+def run(name, folder, *arguments):
+    """What an example prints, started in an empty folder."""
+    result = subprocess.run(
+        [sys.executable, EXAMPLES[name], *map(str, arguments)],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "PYTHONUTF8": "1",
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+        },
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def accuracies(text):
+    """Accuracies in percent, by the name before them."""
+    found = re.findall(r"^(\w+): accuracy ([\d.]+)%", text, re.MULTILINE)
+    return {name: float(value) for name, value in found}
+
+
+def parameters(text):
+    found = re.findall(
+        r"^(\w+): accuracy .*?, ([\d,]+) parameters", text, re.MULTILINE
+    )
+    return {name: int(value.replace(",", "")) for name, value in found}
+
+
+def test_there_are_five():
+    assert set(EXAMPLES) == {
+        *("deploy", "sentiment", "train_and_prune"),
+        *("trained_cnn", "uncertainty"),
+    }
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_they_are_short_and_stand_alone(name):
+    text = EXAMPLES[name].read_text()
+    assert len(text.splitlines()) <= 120
+    imported = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(node.module.partition(".")[0])
+    allowed = {"keras", "keras_vd", "numpy", "sklearn", "tensorflow"}
+    assert imported <= allowed | sys.stdlib_module_names
+    assert f"examples/{name}.py" in (ROOT / "README.md").read_text()
+
+
+def test_nothing_edits_the_path_of_modules():
+    # In two parts, so that this file does not find itself.
+    edits = re.compile("sys" + r"\.path\s*(\.|\[|\+?=)")
+    for folder in ("benchmarks", "examples", "experiments", "tests", "tools"):
+        for file in (ROOT / folder).rglob("*.py"):
+            assert not edits.search(file.read_text()), file
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("name", ["train_and_prune", "trained_cnn"])
+def test_small_networks_are_as_accurate_as_sparse_ones(name, tmp_path):
+    """Oracle: the dense network, and predictions that shrinking keeps."""
+    text = run(name, tmp_path)
+    accuracy, sizes = accuracies(text), parameters(text)
+    first = next(iter(accuracy))
+    assert accuracy[first] > 94.0
+    assert accuracy["small"] == accuracy["sparse"]
+    assert accuracy["small"] > accuracy[first] - 2.5
+    assert sizes["small"] < 0.7 * sizes[first]
+    assert list(tmp_path.glob("small_*.keras"))
+
+
+@pytest.mark.integration
+def test_the_words_that_matter_are_kept(tmp_path):
+    """Oracle: the 20 words that the labels depend on."""
+    text = run("sentiment", tmp_path)
+    words = re.search(r"kept words: \[(.*)\]", text).group(1)
+    kept = set(map(int, words.split(", ")))
+    assert set(range(1, 21)) <= kept
+    assert len(kept) < 60
+    assert float(re.search(r"accuracy ([\d.]+)%", text).group(1)) > 95.0
+
+
+@pytest.mark.integration
+def test_the_unknown_is_told_from_the_known(tmp_path):
+    """Oracle: digits upright are known, on their side and noise are not."""
+    text = run("uncertainty", tmp_path)
+    rows = {
+        name: list(map(float, re.findall(r"[\d.]+", rest)))
+        for name, rest in re.findall(
+            r"^(upright|on their side|noise) (.*)$", text, re.MULTILINE
+        )
+    }
+    assert rows["upright"][0] > 95.0
+    # The last numbers of a row: entropy and mutual information.
+    for name in ("on their side", "noise"):
+        for known, unknown in zip(
+            rows["upright"][-2:], rows[name][-2:], strict=True
+        ):
+            assert unknown > 2.0 * known
+
+
+@pytest.mark.integration
+def test_files_for_every_runtime(tmp_path):
+    """Oracle: the sizes on disk; the writers have compared the outputs."""
+    text = run("deploy", tmp_path)
+    files = tmp_path / "deployed"
+    dense = (files / "dense.keras").stat().st_size
+    assert (files / "small.keras").stat().st_size < 0.5 * dense
+    assert f"dense.keras: {dense:,} bytes" in text
+    again = run("deploy", tmp_path, files / "small.keras")
+    assert f"small.keras: {(files / 'small.keras').stat().st_size:,}" in again
