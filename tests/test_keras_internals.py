@@ -429,13 +429,14 @@ def test_is_made_from_graph():
     class Other(keras.Model):
         def __init__(self, units):
             inputs = keras.Input((units,))
-            super().__init__(inputs, inputs)
+            super().__init__(inputs, keras.layers.Identity()(inputs))
 
     class Lazy(keras.Model):
         pass
 
     inputs = keras.Input((3,))
-    assert internals.is_made_from_graph(Same(inputs, inputs))
+    outputs = keras.layers.Identity()(inputs)
+    assert internals.is_made_from_graph(Same(inputs, outputs))
     assert not internals.is_made_from_graph(Other(3))
     assert not internals.is_made_from_graph(Lazy())
     assert not internals.is_made_from_graph(keras.Sequential())
