@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 
+import keras
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -134,5 +135,8 @@ def test_files_for_every_runtime(tmp_path):
     dense = (files / "dense.keras").stat().st_size
     assert (files / "small.keras").stat().st_size < 0.5 * dense
     assert f"dense.keras: {dense:,} bytes" in text
+    if keras.backend.backend() == "tensorflow":
+        found = re.search(r"largest difference of packed_model: (\S+)", text)
+        assert float(found.group(1)) < 1e-5
     again = run("deploy", tmp_path, files / "small.keras")
     assert f"small.keras: {(files / 'small.keras').stat().st_size:,}" in again
