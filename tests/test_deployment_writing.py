@@ -38,8 +38,8 @@ model = keras.Sequential([keras.Input((90,)), keras.layers.Dense(90)])
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
 for function, path in (
-    (deployment.save_compressed, sys.argv[1]),
-    (deployment.export_saved_model, sys.argv[2]),
+    (keras_vd.deployment.save_compressed, sys.argv[1]),
+    (keras_vd.deployment.export_saved_model, sys.argv[2]),
 )[: int(sys.argv[3])]:
     try:
         function(model, path)
