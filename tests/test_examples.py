@@ -6,10 +6,12 @@ import ast
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 
 import keras
+import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -140,3 +142,71 @@ def test_files_for_every_runtime(tmp_path):
         assert float(found.group(1)) < 1e-5
     again = run("deploy", tmp_path, files / "small.keras")
     assert f"small.keras: {(files / 'small.keras').stat().st_size:,}" in again
+
+
+def start(name, folder, *arguments):
+    """Start an experiment as a user does, who has set no PYTHONPATH."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    environment.pop("PYTHONPATH", None)
+    return subprocess.Popen(
+        [sys.executable, ROOT / "examples" / f"{name}.py", *arguments],
+        env=environment | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("name", ["mnist", "imdb"])
+def test_experiments_keep_their_names_and_exit_codes(name, tmp_path):
+    if name == "imdb":
+        pytest.importorskip("tensorflow")
+    process = start(name, tmp_path, "--help")
+    text, _ = process.communicate(timeout=300)
+    assert process.returncode == 0
+    assert text.startswith(f"usage: {name}.py [-h]")
+    process = start(name, tmp_path, "--epochs", "0")
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 2
+    expected = "error: --epochs must be at least 1, not 0"
+    assert errors.strip().splitlines()[-1] == expected
+
+
+@pytest.mark.integration
+def test_an_experiment_runs_in_the_folder_of_the_user(tmp_path):
+    """Paths are relative to that folder, and its modules hide none."""
+    (tmp_path / "experiments").mkdir()
+    for module in ("experiments/__init__.py", "keras.py"):
+        (tmp_path / module).write_text("raise RuntimeError")
+    arrays = {
+        "x_train": np.zeros((20, 8, 8), "uint8"),
+        "y_train": np.arange(20) % 2,
+        "x_test": np.zeros((4, 8, 8), "uint8"),
+        "y_test": np.arange(4) % 2,
+    }
+    np.savez(tmp_path / "images.npz", **arrays)
+    process = start(
+        *("mnist", tmp_path, "--data", "images.npz", "--out", "found"),
+        *("--method", "none", "--epochs", "1"),
+    )
+    text, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert text.rstrip().endswith("written to found")
+    assert (tmp_path / "found" / "results.json").exists()
+
+
+@pytest.mark.integration
+@pytest.mark.skipif(os.name == "nt", reason="has other signals")
+def test_an_experiment_ends_at_an_interrupt(tmp_path):
+    # Where this process ignores interrupts, as jobs in the background do, the
+    # one that it starts would, too.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = start("mnist", tmp_path, "--dataset", "digits")
+    signal.signal(signal.SIGINT, before)
+    assert process.stdout.readline().startswith("Keras")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGINT
+    assert errors.rstrip().endswith("KeyboardInterrupt")
