@@ -4,7 +4,8 @@
 
 Texts are made up here: 500 words, of which 10 are good and 10 are bad, and the
 label says which of them are more. For texts of your own make `x` of their token
-ids, shape `(texts, words)`, with 0 for padding, and `y` of 0 and 1.
+ids, shape `(texts, words)`, with 0 for padding, `y` of 0 and 1, and `WORDS` of
+the word of each id.
 """
 
 import os
@@ -16,16 +17,20 @@ import numpy as np
 
 import keras_vd
 
-WORDS, LENGTH, EPOCHS = 500, 20, 30
-GOOD, BAD = range(1, 11), range(11, 21)
+GOOD = "superb moving charming witty clever gripping fresh warm bold perfect"
+BAD = "awful boring clumsy silly stale wooden tedious lousy dull worst"
+# The word of each token id: padding, those that matter, and all others.
+WORDS = ["", *GOOD.split(), *BAD.split(), *(f"word{i}" for i in range(21, 500))]
+LENGTH, EPOCHS = 20, 30
 
 
 def make_texts(number, generator):
     """Make texts of which a fifth of the words matter, and their labels."""
-    x = generator.integers(21, WORDS, (number, LENGTH))
+    x = generator.integers(21, len(WORDS), (number, LENGTH))
     matters = generator.random(x.shape) < 0.2
     x[matters] = generator.integers(1, 21, matters.sum())
-    balance = np.isin(x, GOOD).sum(axis=1) - np.isin(x, BAD).sum(axis=1)
+    good, bad = (x >= 1) & (x <= 10), (x >= 11) & (x <= 20)
+    balance = good.sum(axis=1) - bad.sum(axis=1)
     return x[balance != 0], (balance[balance != 0] > 0).astype("float32")
 
 
@@ -38,7 +43,7 @@ model = keras.Sequential(
     [
         keras.Input((LENGTH,), dtype="int32"),
         # One multiplier for each word, which can take its whole vector away.
-        keras_vd.layers.VDEmbedding(WORDS, 16, groups=("vocabulary",)),
+        keras_vd.layers.VDEmbedding(len(WORDS), 16, groups=("vocabulary",)),
         keras_vd.layers.VDLSTM(16),
         keras_vd.layers.VDDense(1),
     ]
@@ -59,10 +64,10 @@ model.fit(
 )
 print(keras_vd.prune(model))
 
-# A word that is kept has a row of its own.
+# A word that is not needed has a vector of zeros.
 table = keras.ops.convert_to_numpy(model.layers[0].embeddings_posterior.mean())
 kept = np.flatnonzero(table.any(axis=1))
-print(f"kept words: {kept.tolist()}")
+print(f"kept {len(kept)} of {len(WORDS)} words:", *(WORDS[i] for i in kept))
 
 plain = keras_vd.to_deterministic(model)
 small = keras_vd.shrink(plain)
