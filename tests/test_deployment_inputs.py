@@ -11,6 +11,7 @@ from keras_vd.deployment.interface import (
     output_names,
     outputs_check,
 )
+from keras_vd.deployment.requirements import require
 from tests.models import random_inputs, to_numpy
 
 pytestmark = pytest.mark.core
@@ -244,3 +245,15 @@ def test_files_that_cannot_be_run(tmp_path):
     check = outputs_check(model, reader, arrays, advice="Use other weights.")
     with pytest.raises(RuntimeError, match=r"cannot compute.*Use other.*Node"):
         check(path)
+
+
+@pytest.mark.parametrize(
+    ("extra", "command"),
+    [
+        ("runtimes", 'pip install "keras-vd\\[runtimes\\]"$'),
+        (None, "pip install missing$"),
+    ],
+)
+def test_what_is_missing_is_named_with_its_command(extra, command):
+    with pytest.raises(ImportError, match=command):
+        require("missing.part", extra)

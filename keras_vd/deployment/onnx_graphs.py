@@ -49,7 +49,8 @@ def dense_graph(model: keras.Model, arrays: Arrays) -> Any:
     require("onnxruntime")
     backend = keras.backend.backend()
     converter = CONVERTERS[backend]
-    require(converter)
+    # No extra has the converters of the others, which few need.
+    require(converter, "runtimes" if backend == "tensorflow" else None)
     with (
         collected_logs(converter, "tensorflow") as logs,
         warnings.catch_warnings(),

@@ -9,18 +9,23 @@ from typing import Any
 import keras
 
 
-def require(module: str, extra: str = "runtimes") -> Any:
+def require(module: str, extra: str | None = "runtimes") -> Any:
     """Import a package that is not needed otherwise.
 
+    Args:
+        module: Name of the module.
+        extra: The extra of this package that installs it; None: no extra does.
+
     Raises:
-        ImportError: if it is missing, with the extra that installs it.
+        ImportError: if it is missing, with the command that installs it.
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
+        package = module.partition(".")[0]
+        name = package if extra is None else f'"keras-vd[{extra}]"'
         raise ImportError(
-            f"This needs the package `{module.partition('.')[0]}`: "
-            f'pip install "keras-vd[{extra}]"'
+            f"This needs the package `{package}`: pip install {name}"
         ) from error
 
 

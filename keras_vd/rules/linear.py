@@ -12,7 +12,7 @@ from keras_vd.rules.activations import evaluate_constants, is_elementwise
 from keras_vd.rules.factors import Values, along, of_channels, scaled
 from keras_vd.rules.graph import Node
 from keras_vd.rules.rule import Rule, finite, rule_for, to_numpy
-from keras_vd.rules.sizes import entries, positions, product
+from keras_vd.rules.sizes import macs_at, positions, product
 
 
 class Linear(Rule):
@@ -96,7 +96,7 @@ class Dense(Linear):
 
     @classmethod
     def macs(cls, layer: Any, node: Node) -> int | None:
-        return product((*node.inputs[0].shape[1:-1], entries(layer.kernel)))
+        return macs_at(node.inputs[0].shape[1:-1], layer.kernel)
 
     @classmethod
     def absorbed(cls, layer: Any, factors: np.ndarray) -> Values | None:
@@ -193,9 +193,7 @@ class Conv(Linear):
 
     @classmethod
     def macs(cls, layer: Any, node: Node) -> int | None:
-        return product(
-            (*positions(layer, node.outputs[0]), entries(layer.kernel))
-        )
+        return macs_at(positions(layer, node.outputs[0]), layer.kernel)
 
     @classmethod
     def absorbed(cls, layer: Any, factors: np.ndarray) -> Values | None:
@@ -231,9 +229,7 @@ class ConvTranspose(Conv):
 
     @classmethod
     def macs(cls, layer: Any, node: Node) -> int | None:
-        return product(
-            (*positions(layer, node.inputs[0]), entries(layer.kernel))
-        )
+        return macs_at(positions(layer, node.inputs[0]), layer.kernel)
 
     @classmethod
     def _scaled(cls, layer: Any, channels: np.ndarray) -> Values:
@@ -257,8 +253,8 @@ class SeparableConv(Conv):
 
     @classmethod
     def macs(cls, layer: Any, node: Node) -> int | None:
-        size = entries(layer.depthwise_kernel, layer.pointwise_kernel)
-        return product((*positions(layer, node.outputs[0]), size))
+        kernels = (layer.depthwise_kernel, layer.pointwise_kernel)
+        return macs_at(positions(layer, node.outputs[0]), *kernels)
 
     @classmethod
     def _scaled(cls, layer: Any, channels: np.ndarray) -> Values:
@@ -307,9 +303,7 @@ class DepthwiseConv(Rule):
 
     @classmethod
     def macs(cls, layer: Any, node: Node) -> int | None:
-        return product(
-            (*positions(layer, node.outputs[0]), entries(layer.kernel))
-        )
+        return macs_at(positions(layer, node.outputs[0]), layer.kernel)
 
     @classmethod
     def absorbed(cls, layer: Any, factors: np.ndarray) -> Values | None:

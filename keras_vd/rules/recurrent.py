@@ -20,7 +20,7 @@ from keras_vd.rules.rule import (
     rule_for,
     to_numpy,
 )
-from keras_vd.rules.sizes import entries, product, total
+from keras_vd.rules.sizes import macs_at, total
 
 # Number of gates, and which of them is the candidate.
 GATES: dict[type, tuple[int, int]] = {
@@ -156,7 +156,7 @@ class Recurrent(Rule):
     @classmethod
     def macs(cls, layer: Any, node: Node) -> int | None:
         weights = (layer.cell.kernel, layer.cell.recurrent_kernel)
-        return product((node.inputs[0].shape[1], entries(*weights)))
+        return macs_at((node.inputs[0].shape[1],), *weights)
 
     @classmethod
     def absorbed(cls, layer: Any, factors: np.ndarray) -> Values | None:

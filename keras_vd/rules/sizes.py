@@ -34,6 +34,13 @@ def entries(*weights: keras.Variable) -> int:
     return sum(math.prod(weight.shape) for weight in weights)
 
 
+def macs_at(
+    positions: Iterable[int | None], *weights: keras.Variable
+) -> int | None:
+    """Multiply the number of positions by the entries used at each of them."""
+    return product((*positions, entries(*weights)))
+
+
 def positions(layer: Any, tensor: Tensor) -> tuple[int | None, ...]:
     """Return the sizes of all axes but those of the batch and the channels."""
     is_first = getattr(layer, "data_format", None) == "channels_first"
