@@ -216,6 +216,7 @@ def run(tmp_path_factory):
     )
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(
     BACKEND != "tensorflow", reason="The peers of this test need TensorFlow."
 )

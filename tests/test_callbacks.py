@@ -205,6 +205,7 @@ def test_every_posterior_holds_the_weight_during_the_epoch(run):
             assert moment["kl_weights"] == pytest.approx([weight] * 3)
 
 
+@pytest.mark.integration
 @pytest.mark.core
 def test_logs_equal_an_independent_count(run):
     # Oracle: the spy's counts with NumPy, from the variables alone.

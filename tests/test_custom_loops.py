@@ -20,6 +20,7 @@ def run(text, names):
         exec(compile(code, PAGE.name, "exec"), names)
 
 
+@pytest.mark.integration
 @pytest.mark.core
 def test_the_loops_of_the_page():
     """Oracles: the schedule, the loss without a KL, and what was learned.

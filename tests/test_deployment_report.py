@@ -12,6 +12,8 @@ from keras_vd.deployment import comparison, measuring
 from tests.models import mlp, random_inputs
 from tests.test_deploying import BACKEND, ON_TENSORFLOW, dense_model, size
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):

@@ -48,6 +48,7 @@ for function, path in (
 """
 
 
+@pytest.mark.integration
 @pytest.mark.core
 def test_a_full_disk_keeps_the_old_file(tmp_path):
     file, folder = tmp_path / "m.keras", tmp_path / "m"
@@ -143,6 +144,7 @@ def unchecked(new):
     pass
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux swaps folders.")
 def test_a_folder_is_there_all_the_time(tmp_path):
     target = tmp_path / "m"
@@ -197,6 +199,7 @@ writing.write_checked(Path(sys.argv[1]), write, check, is_folder=True)
 """
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("when", ["checks", "replaces"])
 def test_what_a_killed_process_left_is_cleared(when, tmp_path):
     target = tmp_path / "m"

@@ -9,10 +9,13 @@ import pytest
 import keras_vd
 from tests.models import nested, random_inputs, randomize, run_python, to_numpy
 
-pytestmark = pytest.mark.skipif(
-    keras.backend.backend() == "torch",
-    reason="Keras exports no SavedModel on torch.",
-)
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(
+        keras.backend.backend() == "torch",
+        reason="Keras exports no SavedModel on torch.",
+    ),
+]
 BATCH_SIZES = (1, 7, 350)
 MODELS = ("variational", "plain", "noisy")
 

@@ -283,6 +283,7 @@ def test_what_shrink_leaves_stays_frozen(name):
         assert_frozen(one, expected)
 
 
+@pytest.mark.integration
 @pytest.mark.core
 def test_a_frozen_model_is_converted_with_its_zeros():
     model = half_zero(attention())

@@ -44,6 +44,7 @@ def by_path(model, path):
     return next(x for x in model.weights if x.path == path)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("value", NOT_FINITE)
 @pytest.mark.parametrize("posterior", ["sparse_vd", "vd", "gaussian"])
 def test_every_verb_says_which_weight(posterior, value):
@@ -129,6 +130,7 @@ def test_the_divergence_of_a_diverged_model_is_refused():
         keras_vd.kl_divergence(model)
 
 
+@pytest.mark.integration
 def test_the_callback_stops_and_says_where(capsys):
     model = make()
     model.compile("sgd", "mse")

@@ -286,6 +286,7 @@ def test_random_seed_makes_training_reproducible():
     assert np.abs(results[0] - results[2]).max() > 1e-3
 
 
+@pytest.mark.integration
 @pytest.mark.core
 @pytest.mark.parametrize("jit_compile", [True, False])
 def test_compiled_training_loss(jit_compile):

@@ -147,6 +147,7 @@ def test_inference_in_mixed_precision(case, dtype):
     assert_same_answer(variational, plain, inputs, 1e-2)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("dtype", ["bool", "uint8", "int32"])
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(

@@ -122,6 +122,7 @@ def test_pruned_unit_is_zero(name, weight_samples, training):
     assert_close(to_numpy(changed)[..., [0, 2]], outputs[..., [0, 2]])
 
 
+@pytest.mark.integration
 @pytest.mark.core
 @parametrize
 @both_samples
@@ -162,6 +163,7 @@ def constant_gates(layer, biases):
     return np.stack(states)
 
 
+@pytest.mark.integration
 @pytest.mark.core
 @pytest.mark.parametrize("name", ["lstm", "gru", "gru_reset_before"])
 @both_samples
