@@ -1,11 +1,7 @@
 import keras
-import pytest
-
-# What fails in the shared tests says by how much.
-pytest.register_assert_rewrite("tests.contract")
 
 if keras.backend.backend() == "jax":
     import jax
 
-    # Tests compile much and run little.
+    # Tests compile much and run little, in the processes that they start too.
     jax.config.update("jax_disable_most_optimizations", True)

@@ -33,7 +33,8 @@ QUICK = ("--blocks", "2", "--seconds", "0.001", "--steps", "5")
 
 def mlp(folder, units, features=6):
     inputs = keras.Input((features,))
-    hidden = keras.layers.Dense(units, "relu")(inputs)
+    # Never zero: an error of a factor shows.
+    hidden = keras.layers.Dense(units, "tanh")(inputs)
     model = keras.Model(inputs, keras.layers.Dense(2)(hidden))
     model.save(path := folder / f"mlp_{units}_{features}.keras")
     return str(path)
