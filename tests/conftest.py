@@ -4,7 +4,7 @@ import keras
 import pytest
 
 # What fails in the shared tests says by how much.
-pytest.register_assert_rewrite("tests.contract")
+pytest.register_assert_rewrite("tests.helpers.contract")
 
 
 @pytest.hookimpl(tryfirst=True)

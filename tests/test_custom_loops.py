@@ -9,7 +9,8 @@ import pytest
 
 import keras_vd
 from keras_vd.callbacks import KLAnnealing
-from tests.models import ard_kl, mlp, plain_mlp, random_inputs, to_numpy
+from tests.helpers.arrays import random_inputs, to_float64
+from tests.helpers.models import ard_kl, mlp, plain_mlp
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "custom_loops.md"
 SECTIONS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "torch"}
@@ -43,17 +44,17 @@ def test_the_loops_of_the_page():
     assert weights == pytest.approx([0.0, *[1 / 256] * 3])
     posteriors = keras_vd.variational_weights(model)
     for posterior in posteriors:
-        assert float(to_numpy(posterior.kl_weight)) == pytest.approx(1 / 256)
+        assert float(to_float64(posterior.kl_weight)) == pytest.approx(1 / 256)
     # Everything that can be learned has moved, log variances too.
     variables = {id(variable) for variable in model.trainable_variables}
     for variable, old in zip(model.weights, before, strict=True):
         if id(variable) in variables:
-            assert (to_numpy(variable) != old).any(), variable.path
+            assert (to_float64(variable) != old).any(), variable.path
     # The KL is a large part of that loss.
     x, y = names["x"], names["y"]
     kl = keras_vd.kl_divergence(model) / 256
     loss = keras.ops.stop_gradient(names["loss"])
-    assert float(to_numpy(loss)) > 0.5 * kl > 0.0
+    assert float(to_float64(loss)) > 0.5 * kl > 0.0
     errors = (model.predict(x, verbose=0) - y) ** 2
     assert errors.mean() < (y**2).mean()
     # The optimizer with weight decay has been told what not to decay.
@@ -72,7 +73,7 @@ def test_set_weight_without_fit():
         assert annealing.set_weight(model, epoch) == pytest.approx(share / 8)
         model(random_inputs(4, 6), training=True)
         kl = sum(map(ard_kl, keras_vd.variational_weights(model)))
-        total = sum(float(to_numpy(loss)) for loss in model.losses)
+        total = sum(float(to_float64(loss)) for loss in model.losses)
         assert total == pytest.approx(share / 8 * kl, rel=1e-4, abs=1e-9)
 
 

@@ -12,7 +12,8 @@ import pytest
 import keras_vd
 from keras_vd import layers
 from keras_vd.callbacks import KLAnnealing
-from tests.gates import (
+from tests.helpers.arrays import random_inputs, to_float64
+from tests.helpers.gates import (
     BERNOULLI,
     DEPENDENT,
     GATES,
@@ -22,15 +23,13 @@ from tests.gates import (
     set_open,
     set_threshold_case,
 )
-from tests.models import (
+from tests.helpers.models import (
     ard_kl,
     classification_data,
     compile_quickly,
     inference_weight,
-    random_inputs,
-    to_numpy,
 )
-from tests.models import randomize as randomize_weights
+from tests.helpers.models import randomize as randomize_weights
 
 KEPT = np.array([True, False, True, True, False, False])
 
@@ -170,10 +169,10 @@ def test_prune_of_gates_alone():
     for threshold in (3.0, 1.0, -5):
         with pytest.raises(ValueError, match=r"`threshold`.*gates only"):
             keras_vd.prune(model, threshold)
-    assert all(to_numpy(model.layers[i].keep_mask).all() for i in (0, 2))
+    assert all(to_float64(model.layers[i].keep_mask).all() for i in (0, 2))
     report = keras_vd.prune(model)
     assert report.n_active == [3, 2]
-    np.testing.assert_array_equal(to_numpy(model.layers[0].keep_mask), KEPT)
+    np.testing.assert_array_equal(to_float64(model.layers[0].keep_mask), KEPT)
     set_open(model.layers[0])
     assert keras_vd.sparsity_report(model).n_active == [3, 2]
 
@@ -183,11 +182,12 @@ def test_prune_of_weights_and_gates(threshold):
     # Oracle: a threshold is one of log_alpha; gates have their own.
     model = mixed()
     report = keras_vd.prune(model, threshold)
-    kept = to_numpy(model.get_layer("gate").keep_mask)
+    kept = to_float64(model.get_layer("gate").keep_mask)
     np.testing.assert_array_equal(kept, KEPT)
     assert report.gates[0].active == 3
     masks = [
-        to_numpy(p.keep_mask).any() for p in keras_vd.variational_weights(model)
+        to_float64(p.keep_mask).any()
+        for p in keras_vd.variational_weights(model)
     ]
     assert masks == [threshold != -20.0] * 2
 
@@ -237,7 +237,7 @@ def test_annealing():
                 gate.exact_kl(x).sum()
                 for gate, x in zip((LOG_NORMAL, BERNOULLI), gates, strict=True)
             )
-            weights = [float(to_numpy(x.kl_weight)) for x in gates]
+            weights = [float(to_float64(x.kl_weight)) for x in gates]
             seen.append((weights, kl))
 
         def on_epoch_end(self, epoch, logs=None):
@@ -275,7 +275,7 @@ def test_evaluation_has_no_kl():
     compile_quickly(model)
     inputs, labels = classification_data(16)
     model.fit(inputs, labels, verbose=0)
-    probabilities = to_numpy(model.predict(inputs, verbose=0))
+    probabilities = to_float64(model.predict(inputs, verbose=0))
     expected = -np.log(probabilities[np.arange(16), labels]).mean()
     found = model.evaluate(inputs, labels, verbose=0)
     assert found == pytest.approx(expected, rel=1e-5)
@@ -304,7 +304,7 @@ def test_variables_of_gates_do_not_decay():
     variables = model.trainable_variables
     assert len(variables) == 2 + 2 + 5 + 2
     zeros = [keras.ops.zeros(variable.shape) for variable in variables]
-    before = [to_numpy(variable) for variable in variables]
+    before = [to_float64(variable) for variable in variables]
     optimizer.build(variables)
     if keras.backend.backend() == "jax":
         after = optimizer.stateless_apply(
@@ -318,7 +318,7 @@ def test_variables_of_gates_do_not_decay():
     for variable, old, new in zip(variables, before, after, strict=True):
         is_plain = variable is plain.gamma or variable is plain.beta
         factor = 0.95 if is_plain else 1.0
-        np.testing.assert_allclose(to_numpy(new), factor * old, rtol=1e-6)
+        np.testing.assert_allclose(to_float64(new), factor * old, rtol=1e-6)
 
 
 def test_gates_take_part_in_a_resumed_run(tmp_path):
@@ -332,7 +332,7 @@ def test_gates_take_part_in_a_resumed_run(tmp_path):
     compile_quickly(loaded)
     inputs = random_inputs(4, 6)
     np.testing.assert_allclose(
-        to_numpy(loaded(inputs, training=True)),
-        to_numpy(model(inputs, training=True)),
+        to_float64(loaded(inputs, training=True)),
+        to_float64(model(inputs, training=True)),
         rtol=1e-5,
     )

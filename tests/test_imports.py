@@ -11,7 +11,7 @@ import keras
 import pytest
 
 import keras_vd
-from tests.models import run_python
+from tests.helpers.models import REPOSITORY, run_python
 
 PACKAGE = pathlib.Path(keras_vd.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -182,3 +182,17 @@ def test_imports_point_down():
     # Raises CycleError if parts on one line import each other.
     order = list(graphlib.TopologicalSorter(graph).static_order())
     assert order.index("divergences") < order.index("posteriors")
+
+
+def test_no_test_imports_another():
+    # What tests share is in tests/helpers.
+    folder = REPOSITORY / "tests"
+    shared = [
+        (path.name, node.module)
+        for path in folder.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom)
+        and (node.module or "").startswith("tests.")
+        and not node.module.startswith("tests.helpers")
+    ]
+    assert shared == []

@@ -9,7 +9,7 @@ import pytest
 import keras_vd
 from keras_vd import deployment, layers, posteriors
 from keras_vd.callbacks import KLAnnealing
-from tests.models import random_inputs, to_numpy
+from tests.helpers.arrays import random_inputs, to_float64
 
 pytestmark = pytest.mark.core
 
@@ -30,7 +30,7 @@ def make(posterior="sparse_vd", **options):
 
 def spoil(variable, value):
     """Put one bad entry into a variable; return the variable's path."""
-    values = np.array(to_numpy(variable))
+    values = np.array(to_float64(variable))
     values.flat[-1] = value
     variable.assign(values)
     return variable.path
@@ -161,7 +161,7 @@ def test_variances_have_a_bound(name, estimator):
         layer.kernel_posterior.log_sigma2.assign([[log_sigma2]])
         layer.kernel_posterior.seed_generator.state.assign([1, 2])
         noisy = layer(np.ones((4, 1), "float32"), training=True)
-        outputs[log_sigma2] = to_numpy(noisy)
+        outputs[log_sigma2] = to_float64(noisy)
     first, *others = outputs.values()
     for other in others:
         np.testing.assert_allclose(other, first, rtol=1e-3)
@@ -172,7 +172,7 @@ def test_wide_gaussians_are_not_bounded():
     layer.build((None, 1))
     layer.kernel.assign([[0.0]])
     layer.kernel_posterior.log_sigma2.assign([[np.log(1e4)]])
-    noisy = to_numpy(layer(np.ones((4000, 1), "float32"), training=True))
+    noisy = to_float64(layer(np.ones((4000, 1), "float32"), training=True))
     assert abs(noisy.std() / 100.0 - 1.0) < 0.06  # 5 standard errors
 
 
@@ -196,4 +196,4 @@ def test_a_huge_learning_rate_stays_finite(name):
     labels = np.arange(8) % 2
     model.fit(np.tile(X, (60, 1)), np.tile(labels, 60), batch_size=8, verbose=0)
     for variable in model.weights:
-        assert np.isfinite(to_numpy(variable)).all(), variable.path
+        assert np.isfinite(to_float64(variable)).all(), variable.path

@@ -11,13 +11,13 @@ from keras_vd import (
     prune,
     variational_weights,
 )
-from tests.models import (
+from tests.helpers.arrays import to_float64
+from tests.helpers.models import (
     inference_weight,
     log_alpha,
     mlp,
     plain_mlp,
     randomize,
-    to_numpy,
 )
 
 
@@ -179,13 +179,13 @@ def test_gates_by_unit():
     figure = plots.plot_gates(model)
     for panel, gate in zip(figure.axes, model.layers, strict=True):
         is_coin = gate.name == "coins"
-        values = to_numpy(gate.gate_mean() if is_coin else gate.snr())
+        values = to_float64(gate.gate_mean() if is_coin else gate.snr())
         heights = [bar.get_height() for bar in panel.patches]
         np.testing.assert_allclose(heights, values, rtol=1e-6)
         is_black = [
             bar.get_facecolor() == (0, 0, 0, 1) for bar in panel.patches
         ]
-        kept = to_numpy(gate.mean()) != 0.0
+        kept = to_float64(gate.mean()) != 0.0
         assert is_black == kept.tolist()
         assert 0 < kept.sum() < 6
         assert panel.get_title() == f"{gate.name}: {kept.sum()} of 6"

@@ -7,7 +7,7 @@ from scipy import integrate, stats
 
 from keras_vd import posteriors, priors
 from keras_vd.divergences import kl
-from tests.contract import assert_close, assert_equal
+from tests.helpers.contract import assert_close, assert_equal
 
 NAMES = {
     "log_uniform": priors.LogUniform,

@@ -7,7 +7,8 @@ import pytest
 
 import keras_vd
 from keras_vd import layers, posteriors
-from tests.models import (
+from tests.helpers.arrays import random_inputs, to_float64
+from tests.helpers.models import (
     ard_kl,
     classification_data,
     compile_quickly,
@@ -16,10 +17,8 @@ from tests.models import (
     mlp,
     nested,
     plain_mlp,
-    random_inputs,
     randomize,
     set_kept,
-    to_numpy,
 )
 
 # Layer, shape of one example, axes of the inputs and of the outputs (after
@@ -77,7 +76,7 @@ def active_units(layer, shape, input_axes, output_axes):
             index[axis] = position
         other[tuple(index)] += 3.0
         changed.append(other)
-    outputs = to_numpy(layer(np.concatenate([example, *changed])))
+    outputs = to_float64(layer(np.concatenate([example, *changed])))
     differs = np.abs(outputs[1:] - outputs[:1]) > 1e-4
     by_input = differs.reshape(len(changed), -1).any(axis=1)
     kept = tuple(axis % differs.ndim for axis in output_axes)
@@ -167,7 +166,7 @@ def mixed():
     )
     randomize(model)
     model.layers[1].bias.assign([1.0, 0.0, 1.0, 0.0])
-    embeddings = to_numpy(model.layers[0].embeddings)
+    embeddings = to_float64(model.layers[0].embeddings)
     embeddings[3] = 0.0
     model.layers[0].embeddings.assign(embeddings)
     return model
@@ -272,9 +271,9 @@ def test_fully_pruned_model():
     assert report.nonzero_ratio_with_biases == pytest.approx(53 / 8)
     assert "inf" in str(report)
     # With no kernel left the outputs are the softmax of the last bias.
-    exponentials = np.exp(to_numpy(model.layers[1].bias))
+    exponentials = np.exp(to_float64(model.layers[1].bias))
     expected = exponentials / exponentials.sum()
-    for row in to_numpy(model(random_inputs(4, 6))):
+    for row in to_float64(model(random_inputs(4, 6))):
         np.testing.assert_allclose(row, expected, rtol=1e-5)
 
 
@@ -287,7 +286,7 @@ def test_kl_divergence():
     assert keras_vd.kl_divergence(model) == pytest.approx(expected, rel=1e-5)
     parts = [p.kl_divergence() for p in keras_vd.variational_weights(model)]
     assert keras_vd.kl_divergence(model) == pytest.approx(
-        sum(float(to_numpy(part)) for part in parts)
+        sum(float(to_float64(part)) for part in parts)
     )
     for weight in (0.0, 7.0):
         for posterior in keras_vd.variational_weights(model):
@@ -298,7 +297,7 @@ def test_kl_divergence():
 
 def keep_masks(model):
     return [
-        to_numpy(posterior.keep_mask) > 0
+        to_float64(posterior.keep_mask) > 0
         for posterior in keras_vd.variational_weights(model)
     ]
 
@@ -316,7 +315,7 @@ def spread(model):
     for posterior in keras_vd.variational_weights(model):
         size = math.prod(posterior.weight.shape)
         values = np.linspace(-5.3, 15.1, size).reshape(posterior.weight.shape)
-        log_theta2 = np.log(np.square(to_numpy(posterior.weight)) + 1e-8)
+        log_theta2 = np.log(np.square(to_float64(posterior.weight)) + 1e-8)
         posterior.log_sigma2.assign(values + log_theta2)
 
 
@@ -372,13 +371,13 @@ def test_pruned_stays_pruned_in_training():
         keras_vd.variational_weights(model), masks, strict=True
     ):
         assert 0 < kept.sum() < kept.size
-        assert not to_numpy(posterior.mean())[~kept].any()
-        assert not to_numpy(posterior.sample())[~kept].any()
+        assert not to_float64(posterior.mean())[~kept].any()
+        assert not to_float64(posterior.sample())[~kept].any()
         # Training did go on: kept weights draw noise and move.
-        assert to_numpy(posterior.sample())[kept].all()
+        assert to_float64(posterior.sample())[kept].all()
         # However certain such a weight looks by its variables.
         posterior.log_sigma2.assign(np.full(posterior.weight.shape, -30.0))
-        assert not to_numpy(posterior.mean())[~kept].any()
+        assert not to_float64(posterior.mean())[~kept].any()
 
 
 def test_a_posterior_without_a_threshold_is_pruned_by_an_explicit_one():

@@ -8,7 +8,7 @@ import pytest
 
 from keras_vd import layers
 from keras_vd.callbacks import KLAnnealing
-from tests.models import random_inputs
+from tests.helpers.arrays import random_inputs
 
 pytestmark = pytest.mark.core
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from keras_vd import html_report, layers, sparsity_report
-from tests.models import mlp, plain_mlp, randomize
+from tests.helpers.models import mlp, plain_mlp, randomize
 
 HISTORY = {"accuracy": [0.1, 0.9], "nonzero_ratio": [1.0, 4.0]}
 

@@ -1,7 +1,7 @@
 """The one home of everything taken from Keras' private side.
 
-`tests/test_keras_internals.py` pins what is used here, so that a Keras release
-that moves it fails there and nowhere else.
+`tests/backend/test_keras_internals.py` pins what is used here, so that a Keras
+release that moves it fails there and nowhere else.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def log_uniform_exact(log_alpha: Tensor) -> Tensor:
     alpha -> 0. Value and gradient are two separate minimax fits, so the
     gradient is the derivative of the value only to their accuracy: largest
     absolute error over log_alpha in [-20, 20], in float32: 2e-6 for the value,
-    4e-6 for the gradient (`tests/test_kl.py`).
+    4e-6 for the gradient (`tests/divergences/test_kl.py`).
 
     Valid for log_alpha > -87, where alpha underflows; no upper limit.
 

@@ -3,7 +3,7 @@
 import keras
 import pytest
 
-from tests.distributed.steps import run_tests
+from tests.helpers.distributed.steps import run_tests
 
 
 @pytest.mark.integration

@@ -10,14 +10,14 @@ import keras
 import numpy as np
 import pytest
 
-from tests.distributed.steps import (
+from tests.helpers.distributed.steps import (
     dense,
     make,
     quiet,
     run_and_save,
     start_python,
 )
-from tests.distributed.workers import KILLED_IN
+from tests.helpers.distributed.workers import KILLED_IN
 
 BACKEND = keras.backend.backend()
 DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
@@ -44,7 +44,7 @@ def start(directory, *arguments, killed=None):
     return [
         start_python(
             "-m",
-            "tests.distributed.workers",
+            "tests.helpers.distributed.workers",
             directory / str(index),
             *arguments,
             *(["killed"] if index == killed else []),

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import keras_vd
-from tests.models import run_python, to_numpy
+from tests.helpers.arrays import to_float64
+from tests.helpers.models import run_python
 
 pytest.importorskip("tensorflow")
 from experiments.imdb import __main__ as imdb
@@ -67,7 +68,7 @@ def test_shrinking_changes_no_prediction(kind, groups, seed):
     disturb(model, seed)
     # No bias of a candidate: its unit is zero as long as nothing comes in.
     for layer in models.recurrent_layers(model):
-        bias = to_numpy(layer.cell.bias).copy()
+        bias = to_float64(layer.cell.bias).copy()
         bias[..., 2 * layer.units : 3 * layer.units] = 0.0
         layer.cell.bias.assign(bias)
     rng = np.random.default_rng(seed)
@@ -75,8 +76,8 @@ def test_shrinking_changes_no_prediction(kind, groups, seed):
     ids[rng.random(20) < 0.5, 4:] = data.PADDING
     words = [f"w{i}" for i in range(12)]
     new, small, kept, new_ids = models.shrink(model, network, words)
-    expected = to_numpy(model(ids))
-    np.testing.assert_allclose(to_numpy(new(new_ids[ids])), expected, 1e-5)
+    expected = to_float64(model(ids))
+    np.testing.assert_allclose(to_float64(new(new_ids[ids])), expected, 1e-5)
     alive = models.find_alive(model)
     assert small.vocabulary == len(kept) == 2 + len(alive.words)
     assert [words[i] for i in alive.words] == kept[2:]
@@ -102,8 +103,8 @@ def test_shrinking_carries_over_what_training_goes_on_with():
     columns = np.concatenate([units + 5 * gate for gate in range(4)])
     for name in ("theta", "log_sigma2", "keep_mask"):
         np.testing.assert_array_equal(
-            to_numpy(getattr(found, name)),
-            to_numpy(getattr(old, name))[np.ix_(units, columns)],
+            to_float64(getattr(found, name)),
+            to_float64(getattr(old, name))[np.ix_(units, columns)],
         )
     assert found.kl_scale == 7.0
     assert new.get_layer("embedding").embeddings_posterior.kl_scale == 1.0
@@ -129,7 +130,7 @@ def test_units_that_cannot_be_anything_but_zero_are_dead():
     np.testing.assert_array_equal(alive.words, np.arange(2, 12))
     assert alive.gates == 4
     # A bias brings unit 2 to life.
-    bias = to_numpy(layer.cell.bias).copy()
+    bias = to_float64(layer.cell.bias).copy()
     bias[8] = 0.5
     layer.cell.bias.assign(bias)
     np.testing.assert_array_equal(models.find_alive(model).units[0], [0, 2])
@@ -148,7 +149,7 @@ def test_ids_are_those_of_text_vectorization():
     )
     plain = ["a good good film greatfun", "", "bad film " * 9, "café"]
     for row, text in zip(found, plain, strict=True):
-        expected = to_numpy(vectorizer([text]))[0] if text else np.zeros(0)
+        expected = to_float64(vectorizer([text]))[0] if text else np.zeros(0)
         expected = expected[expected != 0][-5:]
         np.testing.assert_array_equal(row[: len(expected)], expected)
         assert not row[len(expected) :].any()

@@ -12,7 +12,8 @@ from keras.src.testing import TestCase
 
 import keras_vd
 from keras_vd import layers, posteriors
-from tests.contract import (
+from tests.helpers.arrays import to_numpy
+from tests.helpers.contract import (
     IS_JAX,
     KL_WEIGHT,
     MAX_Z,
@@ -26,8 +27,8 @@ from tests.contract import (
     parametrize,
     randomize,
 )
-from tests.models import run_python
-from tests.plain import plain_class, to_numpy
+from tests.helpers.models import run_python
+from tests.helpers.plain import plain_class
 
 ATTRIBUTES = ("query", "key", "gate", "value", "output")
 PROJECTIONS = ("query", "key", "value", "attention_output")

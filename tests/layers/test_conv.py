@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from keras_vd import layers, posteriors
-from tests.contract import (
+from tests.helpers.arrays import to_numpy
+from tests.helpers.contract import (
     KL_WEIGHT,
     MAX_Z,
     Case,
@@ -18,9 +19,8 @@ from tests.contract import (
     draw,
     parametrize,
     randomize,
-    to_numpy,
 )
-from tests.plain import plain_linear
+from tests.helpers.plain import plain_linear
 
 SEPARABLE = ("depthwise_kernel", "pointwise_kernel")
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from keras_vd import layers, posteriors
-from tests.contract import (
+from tests.helpers.arrays import to_numpy
+from tests.helpers.contract import (
     MAX_Z,
     NUM_DRAWS,
     Case,
@@ -16,7 +17,6 @@ from tests.contract import (
     check_every_argument,
     draw,
     parametrize,
-    to_numpy,
 )
 
 CASES = [

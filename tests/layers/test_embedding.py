@@ -8,7 +8,8 @@ import pytest
 
 import keras_vd
 from keras_vd import layers, posteriors
-from tests.contract import (
+from tests.helpers.arrays import to_numpy
+from tests.helpers.contract import (
     Case,
     LayerContract,
     MixedPrecisionContract,
@@ -17,7 +18,6 @@ from tests.contract import (
     assert_moments,
     check_every_argument,
     parametrize,
-    to_numpy,
 )
 
 BACKEND = keras.backend.backend()

@@ -6,7 +6,7 @@ import pytest
 
 import keras_vd
 from keras_vd import layers
-from tests.plain import to_numpy
+from tests.helpers.arrays import to_numpy
 
 pytestmark = [
     pytest.mark.core,

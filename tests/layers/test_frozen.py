@@ -8,8 +8,8 @@ import pytest
 
 import keras_vd
 from keras_vd import layers, posteriors
-from tests.contract import KL_WEIGHT, assert_close, assert_equal
-from tests.models import to_numpy
+from tests.helpers.arrays import to_float64
+from tests.helpers.contract import KL_WEIGHT, assert_close, assert_equal
 
 pytestmark = pytest.mark.core
 
@@ -58,9 +58,9 @@ def make(case):
 @pytest.mark.parametrize("case", CASES)
 def test_frozen_layers_have_no_noise_and_no_kl(case):
     layer, inputs = make(case)
-    noisy = to_numpy(layer(inputs, training=True))
+    noisy = to_float64(layer(inputs, training=True))
     assert len(layer.losses) > 0
-    expected = to_numpy(layer(inputs))
+    expected = to_float64(layer(inputs))
     assert np.abs(noisy - expected).max() > 1e-4
     layer.trainable = False
     assert_close(layer(inputs, training=True), expected)
@@ -74,7 +74,7 @@ def test_frozen_attention_has_no_noise_and_no_kl():
     layer = layers.VDMultiHeadAttention(
         2, 3, groups=("heads",), kl_weight=KL_WEIGHT
     )
-    expected = to_numpy(layer(SEQUENCES, SEQUENCES))
+    expected = to_float64(layer(SEQUENCES, SEQUENCES))
     layer.trainable = False
     assert_close(layer(SEQUENCES, SEQUENCES, training=True), expected)
     assert layer.losses == []
@@ -108,7 +108,7 @@ def test_only_what_is_not_frozen_is_trained():
     model = keras.Sequential(
         [keras.Input((6,)), frozen, layers.VDDense(2, kl_weight=KL_WEIGHT)]
     )
-    before = [to_numpy(x) for x in frozen.weights]
+    before = [to_float64(x) for x in frozen.weights]
     model.compile("adam", "mse")
     loss = model.train_on_batch(SEQUENCES[:, 0], np.zeros((3, 2)))
     for variable, value in zip(frozen.weights, before, strict=True):

@@ -8,13 +8,14 @@ import pytest
 from keras import ops
 
 from keras_vd import layers
-from tests.contract import (
+from tests.helpers.arrays import random_inputs, to_numpy
+from tests.helpers.contract import (
     assert_close,
     assert_equal,
     assert_moments,
     training_gradients,
 )
-from tests.gates import (
+from tests.helpers.gates import (
     BERNOULLI,
     BOUNDS,
     DEPENDENT,
@@ -22,14 +23,14 @@ from tests.gates import (
     KL_WEIGHT,
     LOG_NORMAL,
     Gate,
+    exact,
     parametrize,
     parametrize_core,
     set_open,
 )
-from tests.gradients import gradient
-from tests.models import compile_quickly, random_inputs
-from tests.plain import to_numpy
-from tests.test_log_normal import MP, exact_moment
+from tests.helpers.gradients import gradient
+from tests.helpers.log_normal import MP, exact_log_density, exact_moment
+from tests.helpers.models import compile_quickly
 
 # Units of equal variables: as many independent draws in one call.
 MANY = 4000
@@ -239,9 +240,6 @@ def test_model_reduction():
     layer = LOG_NORMAL.make(criterion="bmr")
     layer.mu.assign([-19.0, -15.0, -10.0, -5.0, 0.0, 0.0])
     layer.log_sigma.assign([0.0, 2.0, 3.0, 1.0, 2.0, -5.0])
-    from tests.gates import exact
-    from tests.test_log_normal import exact_log_density
-
     evidence = exact(
         layer,
         "mu",

@@ -10,8 +10,13 @@ from keras import ops
 from keras.src.testing import TestCase
 
 from keras_vd import layers
-from tests.contract import assert_close, assert_equal, training_gradients
-from tests.gates import (
+from tests.helpers.arrays import random_inputs, to_numpy
+from tests.helpers.contract import (
+    assert_close,
+    assert_equal,
+    training_gradients,
+)
+from tests.helpers.gates import (
     BERNOULLI,
     DEPENDENT,
     GATES,
@@ -20,8 +25,6 @@ from tests.gates import (
     Gate,
     parametrize,
 )
-from tests.models import random_inputs
-from tests.plain import to_numpy
 
 # Shape of one example, axis of the units.
 SHAPES = {

@@ -12,7 +12,8 @@ import pytest
 
 import keras_vd
 from keras_vd import layers, posteriors
-from tests.contract import (
+from tests.helpers.arrays import to_numpy
+from tests.helpers.contract import (
     MAX_Z,
     NUM_DRAWS,
     Case,
@@ -24,10 +25,9 @@ from tests.contract import (
     draw,
     parametrize,
     sequential,
-    to_numpy,
 )
-from tests.plain import plain_class, plain_linear
-from tests.recurrent import rewound
+from tests.helpers.plain import plain_class, plain_linear
+from tests.helpers.recurrent import rewound
 
 BOTH = ("input", "output")
 

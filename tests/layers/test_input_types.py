@@ -8,8 +8,9 @@ import pytest
 from keras import ops
 
 from keras_vd import layers, posteriors
-from tests.contract import KL_WEIGHT
-from tests.plain import plain_class, to_numpy
+from tests.helpers.arrays import to_numpy
+from tests.helpers.contract import KL_WEIGHT
+from tests.helpers.plain import plain_class
 
 TYPES = (
     *("bool", "int8", "uint8", "int64", "float16", "float64"),

@@ -1,6 +1,6 @@
 """The layer contract for recurrent layers, and where their noise enters.
 
-Oracles are loops over time steps in NumPy, see `tests/recurrent.py`.
+Oracles are loops over time steps in NumPy, see `tests/helpers/recurrent.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import pytest
 
 import keras_vd
 from keras_vd import layers, posteriors
-from tests.contract import (
+from tests.helpers.arrays import to_numpy
+from tests.helpers.contract import (
     KL_WEIGHT,
     MAX_Z,
     LayerContract,
@@ -24,9 +25,8 @@ from tests.contract import (
     check_every_argument,
     parametrize,
     randomize,
-    to_numpy,
 )
-from tests.recurrent import (
+from tests.helpers.recurrent import (
     KERNELS,
     make_case,
     record_flipped,

@@ -1,6 +1,7 @@
 """Group variables of recurrent layers: what a pruned group leaves.
 
-Oracle of the products: `multiplier` in `tests/recurrent.py`, entry by entry.
+Oracle of the products: `multiplier` in `tests/helpers/recurrent.py`, entry by
+entry.
 """
 
 from __future__ import annotations
@@ -11,15 +12,11 @@ import pytest
 
 import keras_vd
 from keras_vd import layers
-from tests.contract import (
-    assert_close,
-    assert_equal,
-    doom,
-    to_numpy,
-)
-from tests.models import randomize as randomize_model
-from tests.models import set_kept
-from tests.recurrent import (
+from tests.helpers.arrays import to_numpy
+from tests.helpers.contract import assert_close, assert_equal, doom
+from tests.helpers.models import randomize as randomize_model
+from tests.helpers.models import set_kept
+from tests.helpers.recurrent import (
     GATES,
     KERNELS,
     make_case,

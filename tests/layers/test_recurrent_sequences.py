@@ -1,6 +1,6 @@
 """What Keras' recurrent layers can do with sequences, with sampled weights.
 
-Oracles are loops over time steps in NumPy, see `tests/recurrent.py`.
+Oracles are loops over time steps in NumPy, see `tests/helpers/recurrent.py`.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from keras import ops
 
 import keras_vd
 from keras_vd import layers
-from tests.contract import (
+from tests.helpers.arrays import to_numpy
+from tests.helpers.contract import (
     IS_JAX,
     KL_WEIGHT,
     MAX_Z,
     assert_close,
     assert_equal,
     randomize,
-    to_numpy,
 )
-from tests.plain import plain_class
-from tests.recurrent import (
+from tests.helpers.plain import plain_class
+from tests.helpers.recurrent import (
     KERNELS,
     make_case,
     record_flipped,

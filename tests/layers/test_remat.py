@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from keras_vd import layers
-from tests.models import random_inputs
+from tests.helpers.arrays import random_inputs
 
 pytestmark = pytest.mark.core
 

@@ -7,7 +7,8 @@ from scipy import integrate, special, stats
 
 from keras_vd import layers, posteriors, priors
 from keras_vd.divergences import kl
-from tests.contract import Case, assert_close, to_numpy
+from tests.helpers.arrays import to_numpy
+from tests.helpers.contract import Case, assert_close
 
 DENSE = Case("dense", layers.VDDense, (4,), {"units": 3})
 

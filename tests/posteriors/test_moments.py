@@ -13,8 +13,8 @@ from keras_vd.posteriors.moments import (
     Moments,
 )
 from keras_vd.posteriors.signal_to_noise import SignalToNoiseMoments
-from tests.contract import to_numpy
-from tests.gradients import gradient
+from tests.helpers.arrays import to_numpy
+from tests.helpers.gradients import gradient
 
 pytestmark = pytest.mark.core
 

@@ -8,7 +8,8 @@ import pytest
 from scipy import integrate, special
 
 from keras_vd import layers, posteriors
-from tests.contract import (
+from tests.helpers.arrays import to_numpy
+from tests.helpers.contract import (
     MAX_Z,
     Case,
     assert_close,
@@ -17,10 +18,9 @@ from tests.contract import (
     draw,
     is_possible_here,
     sequential,
-    to_numpy,
     training_gradients,
 )
-from tests.plain import plain_linear
+from tests.helpers.plain import plain_linear
 
 DENSE = Case("dense", layers.VDDense, (4,), {"units": 3})
 CONV = Case("conv", layers.VDConv1D, (5, 2), {"filters": 2, "kernel_size": 2})

@@ -8,7 +8,8 @@ import pytest
 from keras import ops
 
 from keras_vd import layers, posteriors, priors
-from tests.contract import (
+from tests.helpers.arrays import to_numpy
+from tests.helpers.contract import (
     Case,
     assert_close,
     assert_equal,
@@ -16,7 +17,6 @@ from tests.contract import (
     draw,
     randomize,
     sequential,
-    to_numpy,
     training_gradients,
 )
 

@@ -7,13 +7,14 @@ from keras import layers, ops
 
 import keras_vd
 from keras_vd.rules.costs import count_macs
-from tests.models import random_inputs, run_python, to_numpy
-from tests.shrinking.comparing import (
+from tests.helpers.arrays import random_inputs, to_float64
+from tests.helpers.comparing import (
     assert_equal_predictions,
     change,
     checked,
     fill,
 )
+from tests.helpers.models import run_python
 
 SIZES = ("num_heads", "key_dim", "value_dim", "output_shape")
 GROUPED_SIZES = ("num_query_heads", "num_key_value_heads", "head_dim")
@@ -102,7 +103,7 @@ def test_keys_that_are_all_the_same_have_no_effect():
     layer = multi_head()
     model = attending(layer)
     change(layer.key_dense.kernel, (slice(None), slice(None), 1))
-    assert to_numpy(layer.key_dense.bias).all()
+    assert to_float64(layer.key_dense.bias).all()
     smaller, _ = checked(model)
     assert sizes(smaller)[:2] == (4, 2)
 
@@ -113,7 +114,7 @@ def test_queries_that_are_all_the_same_have_an_effect():
     layer = multi_head()
     model = attending(layer)
     change(layer.query_dense.kernel, (slice(None), slice(None), 1))
-    assert to_numpy(layer.query_dense.bias).all()
+    assert to_float64(layer.query_dense.bias).all()
     _, report = checked(model)
     assert report.is_unchanged
 
@@ -142,11 +143,11 @@ def test_values_that_are_all_the_same_go_into_the_output_bias(mask):
     assert sizes(smaller)[0] == 4 - is_known
     if is_known:
         (before, after) = (
-            to_numpy(x.get_layer("attention").output_dense.bias)
+            to_float64(x.get_layer("attention").output_dense.bias)
             for x in (model, smaller)
         )
-        value = to_numpy(layer.value_dense.bias)[1]
-        share = value @ to_numpy(layer.output_dense.kernel)[1]
+        value = to_float64(layer.value_dense.bias)[1]
+        share = value @ to_float64(layer.output_dense.kernel)[1]
         np.testing.assert_allclose(after, before + share, rtol=1e-5)
 
 
@@ -440,7 +441,7 @@ def test_from_a_variational_model_to_a_served_one(tmp_path):
         posterior.log_sigma2.assign(np.full(posterior.theta.shape, -12.0))
     for block in range(2):
         value = model.get_layer(f"attention_{block}").value_dense
-        level = to_numpy(value.kernel_posterior.log_sigma2)
+        level = to_float64(value.kernel_posterior.log_sigma2)
         level[:, 1:3] = 9.0
         value.kernel_posterior.log_sigma2.assign(level)
     keras_vd.prune(model)
@@ -455,7 +456,7 @@ def test_from_a_variational_model_to_a_served_one(tmp_path):
     paths = ("model", "inputs.npy", "outputs.npy")
     result = run_python(SERVE, *(tmp_path / name for name in paths))
     assert result.returncode == 0, result.stderr
-    expected = to_numpy(model(inputs))
+    expected = to_float64(model(inputs))
     np.testing.assert_allclose(
         np.load(tmp_path / "outputs.npy"), expected, rtol=1e-4, atol=1e-4
     )

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from keras import layers
 
-from tests.models import to_numpy
-from tests.shrinking.comparing import change, checked, sequential, weights_of
+from tests.helpers.arrays import to_float64
+from tests.helpers.comparing import change, checked, sequential, weights_of
 
 
 def between(layer, bias=0.0, shape=(6, 6, 2), reader=None):
@@ -103,7 +103,7 @@ def test_batch_normalization_by_hand():
     for found, old in zip(
         weights_of(smaller, "norm"), norm.weights, strict=True
     ):
-        np.testing.assert_array_equal(found, to_numpy(old)[[0, 2]])
+        np.testing.assert_array_equal(found, to_float64(old)[[0, 2]])
     # Whatever a gamma of zero is multiplied by, it is beta.
     change(norm.gamma, 0)
     change(norm.beta, 0)
@@ -131,7 +131,7 @@ def test_rescaling_with_numbers_per_channel():
 def test_numbers_of_prelu_are_sliced():
     model = between(layers.PReLU(shared_axes=[1, 2], name="prelu"), 1.0)
     smaller, _ = checked(model)
-    slopes = to_numpy(model.get_layer("prelu").alpha)
+    slopes = to_float64(model.get_layer("prelu").alpha)
     found = weights_of(smaller, "prelu")[0]
     np.testing.assert_array_equal(found, slopes[..., [0, 2]])
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from keras import layers
 
-from tests.models import random_inputs, to_numpy
-from tests.shrinking.comparing import (
+from tests.helpers.arrays import random_inputs, to_float64
+from tests.helpers.comparing import (
     assert_equal_predictions,
     change,
     checked,
@@ -28,12 +28,12 @@ def test_constant_units_end_up_in_the_next_bias():
     change(first.kernel, np.s_[:, 0])
     change(second.kernel, np.s_[2])
     smaller, _ = checked(model)
-    kernel, bias = to_numpy(first.kernel), to_numpy(first.bias)
+    kernel, bias = to_float64(first.kernel), to_float64(first.bias)
     constant = 1.0 / (1.0 + np.exp(-bias[0]))
-    expected = to_numpy(second.bias) + constant * to_numpy(second.kernel)[0]
+    expected = to_float64(second.bias) + constant * to_float64(second.kernel)[0]
     found = weights_of(smaller, "second")
     np.testing.assert_allclose(found[1], expected, rtol=1e-6)
-    np.testing.assert_array_equal(found[0], to_numpy(second.kernel)[[1, 3]])
+    np.testing.assert_array_equal(found[0], to_float64(second.kernel)[[1, 3]])
     np.testing.assert_array_equal(
         weights_of(smaller, "first")[0], kernel[:, [1, 3]]
     )
@@ -319,7 +319,7 @@ def test_convolutions_of_all_ranks(rank, kind):
         cls(3, 1, padding="same"),
     )
     inputs, outputs = (-2, -1) if not kind else (-1, -2)
-    first, second = (to_numpy(x.kernel) for x in model.layers)
+    first, second = (to_float64(x.kernel) for x in model.layers)
     np.moveaxis(first, outputs, 0)[0] = 0.0
     np.moveaxis(second, inputs, 0)[1] = 0.0
     model.layers[0].kernel.assign(first)

@@ -5,14 +5,8 @@ import numpy as np
 import pytest
 from keras import layers
 
-from tests.models import to_numpy
-from tests.shrinking.comparing import (
-    change,
-    checked,
-    fill,
-    sequential,
-    shrink,
-)
+from tests.helpers.arrays import to_float64
+from tests.helpers.comparing import change, checked, fill, sequential, shrink
 
 
 def branches(merge, units=(4, 4), activation="sigmoid", rest=()):
@@ -197,7 +191,7 @@ def test_dropout_that_is_always_on_in_a_sequential_model():
     model = with_part(lambda x: layers.Dropout(0.5)(x, training=True), 400)
     smaller, report = shrink(model)
     assert kept(report)["first"] == 3
-    first, second = (to_numpy(smaller(np.ones((1, 2)))) for _ in range(2))
+    first, second = (to_float64(smaller(np.ones((1, 2)))) for _ in range(2))
     assert first != second
 
 

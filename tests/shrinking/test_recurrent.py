@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from keras import layers
 
-from tests.models import random_inputs, to_numpy
-from tests.shrinking.comparing import (
+from tests.helpers.arrays import random_inputs, to_float64
+from tests.helpers.comparing import (
     assert_equal_predictions,
     change,
     checked,
@@ -277,7 +277,7 @@ def test_pretrained_embedding():
     smaller, report = checked(model, ids(30))
     assert report.rows[0].kept_outputs == 3
     np.testing.assert_allclose(
-        to_numpy(smaller.layers[1].embeddings), table[:, [0, 2, 3]], rtol=1e-6
+        to_float64(smaller.layers[1].embeddings), table[:, [0, 2, 3]], rtol=1e-6
     )
 
 

@@ -9,14 +9,8 @@ from keras import layers
 
 import keras_vd
 from keras_vd.rules.costs import count_macs
-from tests.models import (
-    mlp,
-    random_inputs,
-    run_python,
-    set_kept,
-    to_numpy,
-)
-from tests.shrinking.comparing import (
+from tests.helpers.arrays import random_inputs, to_float64
+from tests.helpers.comparing import (
     assert_equal_predictions,
     change,
     checked,
@@ -25,6 +19,7 @@ from tests.shrinking.comparing import (
     shrink,
     weights_of,
 )
+from tests.helpers.models import mlp, run_python, set_kept
 
 
 def half_dead(*shape, units=6):
@@ -122,7 +117,9 @@ for name in sys.argv[2:]:
     result = run_python(code, tmp_path, *MODELS)
     assert result.returncode == 0, result.stderr
     for name, (build, inputs) in MODELS.items():
-        (expected,) = (to_numpy(x) for x in keras.tree.flatten(build()(inputs)))
+        (expected,) = (
+            to_float64(x) for x in keras.tree.flatten(build()(inputs))
+        )
         found = np.load(tmp_path / f"{name}_outputs.npy")
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
@@ -315,7 +312,7 @@ def test_layers_of_the_user_are_copied():
     assert report.kept_whole[model.layers[2].name] == "unknown: Twice"
     for weight in smaller.weights:
         weight.assign(np.zeros(weight.shape))
-    assert to_numpy(model.layers[2].scale) != 0.0
+    assert to_float64(model.layers[2].scale) != 0.0
 
 
 @pytest.mark.core
@@ -452,5 +449,5 @@ def test_kept_weights_are_the_same_to_the_bit():
     smaller, _ = shrink(model)
     for name, rows in (("first", np.s_[:, 3:]), ("second", np.s_[3:])):
         found = weights_of(smaller, name)[0]
-        expected = to_numpy(model.get_layer(name).kernel)[rows]
+        expected = to_float64(model.get_layer(name).kernel)[rows]
         np.testing.assert_array_equal(found, expected)

@@ -1,0 +1,191 @@
+"""Compiled kernels compute what the operations one by one compute.
+
+Oracle of all tests: the same function without compilation.
+"""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_vd import layers, posteriors, priors
+from keras_vd._backend import fusing
+from tests.helpers.arrays import to_numpy
+
+pytestmark = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow",
+    reason="other backends compile whole steps, or nothing",
+)
+
+NEVER = 2**60
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Cauchy(priors.Prior):
+    """A user's own: log(1 + theta^2 + sigma2), with autodiff's gradient."""
+
+    def kl_divergence(self, theta, log_sigma2, log_alpha):
+        return ops.log1p(ops.square(theta) + ops.exp(log_sigma2))
+
+
+SPARSE = posteriors.SparseVD
+POSTERIORS = {
+    **{
+        form: SPARSE(prior=priors.LogUniform(form))
+        for form in ("exact", "molchanov", "kingma", "lower_bound")
+    },
+    "user's prior": SPARSE(prior=Cauchy()),
+    "unit": SPARSE(share="unit"),
+    "layer": SPARSE(share="layer"),
+    "draw": SPARSE(estimator="weight"),
+    "bfloat16": SPARSE(variance_dtype="bfloat16"),
+    "ard": "ard",
+    "gaussian": "gaussian",
+    "vd": "vd",
+    "vd, units": posteriors.VD(share="unit"),
+    "vd, inputs": posteriors.VD(noise="input"),
+    "fixed": posteriors.VD(learn_alpha=False, alpha_init=0.5),
+}
+LAYERS = {
+    "groups": lambda: layers.VDDense(
+        5, groups=("input", "output"), kl_weight=0.01
+    ),
+    "mixed_bfloat16": lambda: layers.VDDense(
+        5, kl_weight=0.01, dtype="mixed_bfloat16"
+    ),
+    "mixed_float16": lambda: layers.VDDense(
+        5, kl_weight=0.01, dtype="mixed_float16"
+    ),
+    "conv": lambda: layers.VDConv1D(3, 2, kl_weight=0.01),
+    "lstm": lambda: layers.VDLSTM(3, groups=("gates",), kl_weight=0.01),
+    "sequence": lambda: layers.VDGRU(
+        3, weight_samples="sequence", kl_weight=0.01
+    ),
+    "embedding": lambda: layers.VDEmbedding(
+        7, 3, groups=("vocabulary",), kl_weight=0.01
+    ),
+}
+
+
+def two_steps(make):
+    """Loss, variables and predictions after two steps and a pruning."""
+    keras.utils.set_random_seed(0)
+    layer = make()
+    is_table = isinstance(layer, keras.layers.Embedding)
+    is_dense = isinstance(layer, keras.layers.Dense)
+    shape = (4,) if is_table or is_dense else (4, 6)
+    model = keras.Sequential(
+        [keras.Input(shape, dtype="int32" if is_table else "float32"), layer]
+    )
+    rng = np.random.default_rng(0)
+    inputs = rng.integers(0, 7, (8, *shape))
+    if not is_table:
+        inputs = rng.standard_normal((8, *shape), "float32")
+    for variable in model.trainable_variables:
+        if "log_" in variable.path:
+            values = rng.uniform(-6.0, 1.0, variable.shape)
+            variable.assign(np.minimum(values, variable.numpy() + 7.0))
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    targets = rng.standard_normal((8, *model.output_shape[1:]))
+    losses = [model.train_on_batch(inputs, targets)]
+    for posterior in posteriors_of(layer):
+        posterior.prune(2.0)
+    losses.append(model.train_on_batch(inputs, targets))
+    predictions = model.predict(inputs, verbose=0)
+    return losses, list(map(to_numpy, model.variables)), predictions
+
+
+def posteriors_of(layer):
+    return [
+        part
+        for part in layer._flatten_layers()
+        if isinstance(part, posteriors.WeightPosterior)
+    ]
+
+
+def compare(make, monkeypatch, tolerance):
+    kernels = []
+    kernel = fusing._kernel
+    monkeypatch.setattr(
+        fusing, "_kernel", lambda f: kernels.append(f) or kernel(f)
+    )
+    monkeypatch.setattr(fusing, "MIN_SIZE", NEVER)
+    expected = two_steps(make)
+    assert not kernels
+    monkeypatch.setattr(fusing, "MIN_SIZE", 1)
+    compiled = two_steps(make)
+    assert kernels
+    for ours, theirs in zip(compiled, expected, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(one, other, tolerance, tolerance)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("name", POSTERIORS)
+def test_posteriors(name, monkeypatch):
+    compare(
+        lambda: layers.VDDense(
+            5, posterior=POSTERIORS[name], kl_weight=0.01, activation="tanh"
+        ),
+        monkeypatch,
+        1e-5 if name != "bfloat16" else 0.02,
+    )
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers(name, monkeypatch):
+    compare(LAYERS[name], monkeypatch, 0.02 if "mixed" in name else 1e-5)
+
+
+def test_sizes():
+    """Unknown lengths would be compiled one by one; batch sizes are few."""
+    import tensorflow as tf
+
+    for shape, size in {
+        (3, 4): 12,
+        (): 1,
+        (None, 4): 4 * fusing.USUAL_BATCH_SIZE,
+        (None, None, 4): 0,
+        (2, None): 0,
+    }.items():
+        spec = tf.TensorSpec(shape)
+        assert fusing._size(spec) == size
+
+
+def test_not_outside_graphs():
+    import tensorflow as tf
+
+    large = tf.zeros((fusing.MIN_SIZE,))
+    assert not fusing._is_worth_a_kernel([large])
+    found = []
+
+    @tf.function
+    def inside():
+        found.append(fusing._is_worth_a_kernel([large]))
+
+    inside()
+    assert found == [True]
+
+
+def test_second_derivatives():
+    """Oracle: 6 x for x^3."""
+    import tensorflow as tf
+
+    large = tf.linspace(-1.0, 1.0, fusing.MIN_SIZE)
+
+    @tf.function
+    def second():
+        with tf.GradientTape() as outer:
+            outer.watch(large)
+            with tf.GradientTape() as inner:
+                inner.watch(large)
+                (cubes,) = fusing.recomputed(
+                    lambda variables: (variables[0] ** 3,), [large], []
+                )
+            slopes = inner.gradient(cubes, large)
+        return outer.gradient(slopes, large)
+
+    np.testing.assert_allclose(second(), 6.0 * large, 1e-5, 1e-6)

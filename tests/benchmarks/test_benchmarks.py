@@ -1,0 +1,304 @@
+"""`python -m benchmarks`: what it measures, prints and writes.
+
+Oracles: ratios by hand, a layer's definition in NumPy, a table's own cells.
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pytest
+
+from benchmarks import (
+    families,
+    inference,
+    networks,
+    records,
+    running,
+    steps,
+    training,
+)
+from benchmarks.__main__ import main
+from benchmarks.running import plan
+from benchmarks.settings import QUICK
+from benchmarks.tables import failures, make_tables
+from benchmarks.timing import ratio, time_steps
+from tests.helpers.arrays import to_float64
+from tests.helpers.models import REPOSITORY
+
+BACKEND = keras.backend.backend()
+SMALL = networks.Case("mlp", "6-5-3, batch 4", "dense", 4, (6, 5, 3))
+KINDS = [
+    SMALL,
+    networks.Case("lenet-5", "LeNet-5", "lenet", 2, (4, 6, 8, 3)),
+    networks.Case("lstm", "LSTM", "LSTM", 2, (3, 4, 6)),
+    networks.Case("embedding", "embedding", "embedding", 2, (3, 7, 4)),
+]
+
+
+def recorded(measure, case):
+    found = []
+    recorder = records.Recorder(
+        found.append, backend=BACKEND, library="keras_vd"
+    )
+    measure(case, QUICK, recorder)
+    return found
+
+
+def result(*found):
+    return {
+        "machine": {"cpu": "a processor", "cores": 2},
+        "versions": {"keras": "3"},
+        "records": [
+            {"backend": BACKEND, "library": "keras_vd", **r} for r in found
+        ],
+    }
+
+
+def test_ratio_by_hand():
+    # Block by block 2, 3, 4, 1 and 5; not the ratio of the medians, 2.
+    times, reference = [2.0, 6.0, 12.0, 8.0, 5.0], [1.0, 2.0, 3.0, 8.0, 1.0]
+    assert ratio(np.array(times), np.array(reference)) == [2.0, 3.0, 4.0]
+
+
+def test_times_are_per_step():
+    calls = []
+    times = time_steps(
+        {"a": calls.append, "b": lambda steps: None},
+        dataclasses.replace(QUICK, block_seconds=0.0),
+    )
+    # Two calls to see how long one takes, and a block that does not count.
+    assert calls == [1] * (3 + QUICK.blocks)
+    assert {name: len(ms) for name, ms in times.items()} == {"a": 3, "b": 3}
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("kind", ["dense", "conv"])
+def test_two_products(kind):
+    family = families.TwoProducts()
+    layer = (
+        family.dense(3, "relu")
+        if kind == "dense"
+        else family.conv(3, 1, "relu", "valid")
+    )
+    x = np.random.default_rng(1).normal(size=(2, 5, 5, 4)).astype("float32")
+    outputs = to_float64(layer(x))
+    first = to_float64(layer.kernel).reshape(4, 3)
+    second = to_float64(layer.second).reshape(4, 3)
+    expected = np.maximum(x @ first + x**2 @ second, 0.0)
+    np.testing.assert_allclose(outputs, expected, atol=1e-5)
+    assert len(layer.trainable_weights) == 3
+
+
+@pytest.mark.core
+def test_run_makes_the_steps_of_fit():
+    training_of = families.Plain().start(SMALL)
+    model = training_of.model
+    model.optimizer.learning_rate = 0.1
+    start = model.get_weights()
+    training_of.first_step()
+    after_one = model.get_weights()
+    assert any((a != b).any() for a, b in zip(start, after_one, strict=True))
+    x, y = SMALL.arrays(SMALL.batch_size)
+    before = model.evaluate(x, y, verbose=0)
+    training_of.make_run()(20)
+    if BACKEND != "jax":  # where the steps have a state of their own
+        assert model.evaluate(x, y, verbose=0) < before
+
+
+@pytest.mark.core
+def test_prediction_runs(monkeypatch):
+    """Oracle: without compilation, one call of a layer per prediction."""
+    calls, call = [], keras.layers.Dense.call
+
+    def count(layer, inputs, training=None):
+        calls.append(len(inputs))
+        return call(layer, inputs)
+
+    monkeypatch.setattr(keras.layers.Dense, "call", count)
+    model = families.Plain().start(SMALL, run_eagerly=True).model
+    x, _ = SMALL.arrays(3)
+    run = steps.prediction_run(model, x)
+    calls.clear()
+    run(2)
+    assert calls == [3, 3] * len(model.layers[1:])
+
+
+@pytest.mark.parametrize("case", KINDS, ids=lambda case: case.kind)
+def test_shrunk_networks_lose_half_of_their_units(case):
+    smaller = inference.shrunk(case)
+    x, _ = case.arrays(2)
+    assert np.isfinite(smaller.predict(x, verbose=0)).all()
+    if case is SMALL:
+        shapes = [w.shape for w in smaller.weights]
+        assert shapes == [(6, 2), (2,), (2, 3), (3,)]
+
+
+@pytest.mark.integration
+@pytest.mark.core
+def test_training_and_parts():
+    found = recorded(training.measure_training, SMALL)
+    by_table = {}
+    for record in found:
+        by_table.setdefault(record["table"], {})[record["variant"]] = record
+    assert list(by_table["training"]) == families.family_names("dense", False)
+    for record in by_table["training"].values():
+        assert len(record["ms"]) == QUICK.blocks
+        assert min(record["ms"]) > 0
+        low, median, high = record["ratios"]["plain"]
+        assert 0 < low <= median <= high
+    parts = by_table["parts"]
+    floor = ("two products", "normal draws", "KL and gradient")
+    np.testing.assert_allclose(
+        parts["their sum"]["ms"], np.sum([parts[k]["ms"] for k in floor], 0)
+    )
+    assert all(r["seconds"] > 0 for r in by_table["first step"].values())
+
+
+@pytest.mark.integration
+def test_a_failing_variant_is_a_row(monkeypatch):
+    def fail():
+        raise RuntimeError("no such luck\nand more")
+
+    monkeypatch.setitem(families.FAMILIES, "keras_vd, exact KL", fail)
+    found = recorded(training.measure_training, SMALL)
+    (failed,) = failures({"records": found})
+    assert failed["variant"] == "keras_vd, exact KL"
+    assert failed["error"] == "RuntimeError: no such luck"
+    trained = [r["variant"] for r in found if r["table"] == "training"]
+    assert {"plain", "two products", "keras_vd"} < set(trained)
+    *_, table = make_tables(result(*found))
+    assert (table.title, table.rows[0][-1]) == ("Not measured", failed["error"])
+
+
+def test_a_backend_that_is_not_there_is_a_row(monkeypatch):
+    monkeypatch.setattr(running.importlib.util, "find_spec", lambda name: None)
+    job = running.Job("peers", "torch", "blitz", ("mlp",))
+    (row,) = running._run_job(job, QUICK)
+    assert row["missing"] == "not installed (torch)"
+    assert not failures({"records": [row]})
+    (table,) = make_tables(result(row))
+    assert table.rows[0][-1] == "not installed (torch)"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """One network, a library that is not there and one that is broken."""
+    folder = tmp_path_factory.mktemp("benchmarks")
+    for library, error in (
+        ("tensorflow_probability", "ModuleNotFoundError('No', name='tfp')"),
+        ("edward2", "OSError('it is broken')"),
+    ):
+        (folder / f"{library}.py").write_text(f"raise {error}")
+    path = os.pathsep.join([str(folder), str(REPOSITORY)])
+    finished = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "--quick", "--markdown"]
+        + ["--only", "1024-64", "--backends", BACKEND]
+        + ["--peers", "tfp", "edward2", "--output", folder],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    written = json.loads((folder / "benchmarks.json").read_text())
+    return SimpleNamespace(
+        code=finished.returncode,
+        printed=finished.stdout,
+        errors=finished.stderr,
+        folder=folder,
+        written=written,
+    )
+
+
+@pytest.mark.integration
+@pytest.mark.skipif(
+    BACKEND != "tensorflow", reason="The peers of this test need TensorFlow."
+)
+class TestCommand:
+    @pytest.mark.integration
+    def test_what_is_written(self, run):
+        assert run.written["command"].endswith(
+            "--only 1024-64 --backends "
+            f"{BACKEND} --peers tfp edward2 --output {run.folder}"
+        )
+        assert run.written["machine"]["cores"] == os.cpu_count()
+        assert run.written["versions"]["keras"] == keras.__version__
+        settings = run.written["settings"]
+        assert settings["threads"]["OMP_NUM_THREADS"] == "1"
+        assert settings["allocator"]["MALLOC_MMAP_MAX_"] == "0"
+        assert min(run.written["seconds"].values()) > 0
+        assert (run.folder / "benchmarks.png").read_bytes()[1:4] == b"PNG"
+
+    def test_rows(self, run):
+        rows = [
+            line for line in run.printed.splitlines() if "1024x1024" in line
+        ]
+        # Training, parts and seconds until the first step.
+        assert len(rows) == 3, run.errors
+        for ratios in rows[:2]:
+            cells = ratios.split("|")[2:-1]
+            assert len(cells) in (4, 5)
+            assert all(float(cell.split()[0]) > 0 for cell in cells)
+
+    def test_a_library_that_is_not_there(self, run):
+        (row,) = [r for r in run.written["records"] if "missing" in r]
+        assert row["missing"] == "not installed (tfp)"
+        assert "| not installed (tfp) |" in run.printed
+
+    def test_a_library_that_is_broken(self, run):
+        assert [r["error"] for r in failures(run.written)] == [
+            "OSError: it is broken"
+        ]
+        assert "| OSError: it is broken |" in run.printed
+        assert run.code == 1
+
+    def test_read(self, run, monkeypatch, capsys):
+        file = str(run.folder / "benchmarks.json")
+        arguments = ["benchmarks", "--markdown", "--read", file]
+        monkeypatch.setattr(sys, "argv", arguments)
+        assert main() == 1
+        assert capsys.readouterr().out == run.printed
+
+
+@pytest.mark.integration
+def test_a_process_that_dies_is_a_row():
+    job = running.Job("no such job", BACKEND, "keras_vd", ("mlp",))
+    (failed,) = failures(running.run([job], QUICK, print))
+    assert failed["error"] == "the process ended with 1"
+
+
+def test_plan():
+    jobs = plan(["jax"], ["blitz"], ["mlp", "4096"])
+    assert [(j.job, j.backend, j.library, j.variant) for j in jobs] == [
+        ("backend", "jax", "keras_vd", ""),
+        ("peers", "torch", "blitz", ""),
+        ("memory", "jax", "keras_vd", "plain"),
+        ("memory", "jax", "keras_vd", "two products"),
+        ("memory", "jax", "keras_vd", "keras_vd"),
+        ("memory", "jax", "keras_vd", "keras_vd, Gaussian"),
+        ("memory", "torch", "blitz", "blitz"),
+    ]
+    assert not [j for j in plan(["jax"], [], ["mlp"]) if j.job == "memory"]
+
+
+@pytest.mark.integration
+def test_memory_of_a_plain_layer():
+    """The gradient at least; with what updates the kernel, about two."""
+    (job,) = [
+        job
+        for job in plan([BACKEND], [], ["4096"])
+        if (job.job, job.variant) == ("memory", "plain")
+    ]
+    found = running.run([job], QUICK, print)
+    assert not failures(found)
+    (row,) = [r for r in found["records"] if r["table"] == "memory"]
+    assert 0.9 < row["matrices"] < 3
+    (table,) = make_tables(found)
+    assert table.rows[0][1:3] == ["plain", f"{row['matrices']:.1f}"]
