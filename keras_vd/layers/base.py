@@ -15,6 +15,7 @@ from keras_vd._backend.keras_internals import sublayers
 from keras_vd._backend.types import Tensor
 from keras_vd._backend.validation import check_called_once, check_choices
 from keras_vd.posteriors.binding import Axes, Binding, Group
+from keras_vd.posteriors.sharing import SharedOp
 from keras_vd.rules.rule import SAME_WEIGHTS
 
 # A mixin has the attributes of the Keras layer that is listed after it.
@@ -201,7 +202,15 @@ class LinearLayer(VariationalLayer):
 
     Group variables multiply all weights that read an input unit, or all that
     write an output unit; a pruned output unit becomes its activated bias.
+
+    A subclass may define `_shared_op(squares, input_factors, unit_factors)`:
+    `_linear_op` for a kernel that is the outer product of factors of the input
+    units (or one for all) and factors of the output units. Both are tensors of
+    the kernel's rank, of size 1 along all axes that are not theirs. Without
+    it, variances that weights share take a product of their own.
     """
+
+    _shared_op: SharedOp | None = None
 
     def _linear_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
         """The layer without noise, bias and activation."""
@@ -217,7 +226,7 @@ class LinearLayer(VariationalLayer):
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         outputs = self.kernel_posterior.project(
-            self._linear_op, inputs, training
+            self._linear_op, inputs, training, self._shared_op
         )
         return self._add_bias_and_activate(outputs)
 

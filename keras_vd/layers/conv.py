@@ -14,6 +14,8 @@ of `VDDense` where it is a tuple, over channels and filters.
 
 from __future__ import annotations
 
+import math
+
 import keras
 from keras import ops
 
@@ -40,6 +42,19 @@ class _Convolution(LinearLayer):
 
     def _linear_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
         return self.convolution_op(inputs, kernel)
+
+    def _shared_op(
+        self, squares: Tensor, input_factors: Tensor, unit_factors: Tensor
+    ) -> Tensor:
+        # The sum over the channels of a group, then that over the window.
+        axes = self._kernel_axes("kernel")
+        totals = _channel_sums(
+            squares, input_factors, axes.channel, axes.conv_groups
+        )
+        ones = ops.ones((*self.kernel_size, 1, axes.conv_groups), squares.dtype)
+        return _times_units(
+            self._linear_op(totals, ones), unit_factors, axes.channel
+        )
 
 
 class _TransposedConvolution(_Convolution):
@@ -78,6 +93,19 @@ class _DepthwiseConvolution(_Convolution):
             data_format=self.data_format,
         )
 
+    def _shared_op(
+        self, squares: Tensor, input_factors: Tensor, unit_factors: Tensor
+    ) -> Tensor:
+        channels = squares.shape[self._channel_axis()]
+        factors = ops.broadcast_to(
+            input_factors, (*self.kernel_size, channels, 1)
+        )
+        return _times_units(
+            self._linear_op(squares, factors),
+            unit_factors,
+            self._channel_axis(),
+        )
+
 
 class _SeparableConvolution(_DepthwiseConvolution):
     """A depthwise kernel, then a pointwise one; each with its own noise."""
@@ -102,14 +130,58 @@ class _SeparableConvolution(_DepthwiseConvolution):
         outputs = ops.conv(inputs, kernel, data_format="channels_last")
         return ops.moveaxis(outputs, -1, 1) if is_first else outputs
 
+    def _pointwise_shared_op(
+        self, squares: Tensor, input_factors: Tensor, unit_factors: Tensor
+    ) -> Tensor:
+        channel = self._channel_axis()
+        totals = _channel_sums(squares, input_factors, channel)
+        return _times_units(totals, unit_factors, channel)
+
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         outputs = self.depthwise_kernel_posterior.project(
-            self._linear_op, inputs, training
+            self._linear_op, inputs, training, self._shared_op
         )
         outputs = self.pointwise_kernel_posterior.project(
-            self._pointwise_op, outputs, training
+            self._pointwise_op, outputs, training, self._pointwise_shared_op
         )
         return self._add_bias_and_activate(outputs)
+
+
+def _channel_sums(
+    squares: Tensor, factors: Tensor, channel: int, groups: int = 1
+) -> Tensor:
+    """Sum the channels of every group, each times its factor.
+
+    Args:
+        squares: Inputs of a convolution.
+        factors: One for each channel of a group, or one for all.
+        channel: Axis of the inputs that runs over channels.
+        groups: Number of groups of channels, which is that of the sums.
+    """
+    channel %= len(squares.shape)
+    sizes = list(ops.shape(squares))
+    sizes[channel : channel + 1] = [groups, sizes[channel] // groups]
+    shape = [1] * len(sizes)
+    shape[channel + 1] = math.prod(factors.shape)
+    grouped = ops.reshape(squares, sizes) * ops.reshape(factors, shape)
+    return ops.sum(grouped, axis=channel + 1)
+
+
+def _times_units(outputs: Tensor, units: Tensor, channel: int) -> Tensor:
+    """Multiply what groups of output units have in common with their factors.
+
+    Args:
+        outputs: One channel for each group.
+        units: Factors of all units.
+        channel: Axis of the outputs that runs over channels.
+    """
+    channel %= len(outputs.shape)
+    shape = [1] * len(outputs.shape)
+    shape[channel] = math.prod(units.shape)
+    if outputs.shape[channel] > 1:
+        repeats = shape[channel] // outputs.shape[channel]
+        outputs = ops.repeat(outputs, repeats, axis=channel)
+    return outputs * ops.reshape(units, shape)
 
 
 @_register

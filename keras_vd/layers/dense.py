@@ -60,6 +60,15 @@ class VDDense(LinearLayer, keras.layers.Dense):
     def _linear_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
         return ops.matmul(inputs, kernel)
 
+    def _shared_op(
+        self, squares: Tensor, input_factors: Tensor, unit_factors: Tensor
+    ) -> Tensor:
+        if input_factors.shape[0] == 1:
+            total = ops.sum(squares, axis=-1, keepdims=True) * input_factors
+        else:
+            total = ops.matmul(squares, input_factors)
+        return total * unit_factors[0]
+
 
 @keras.saving.register_keras_serializable(package="keras_vd")
 class VDEinsumDense(LinearLayer, keras.layers.EinsumDense):
@@ -106,3 +115,22 @@ class VDEinsumDense(LinearLayer, keras.layers.EinsumDense):
     def _linear_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
         _, shared, kernel_axes, outputs = self._axes()
         return ops.einsum(f"{shared},{kernel_axes}->{outputs}", inputs, kernel)
+
+    def _shared_op(
+        self, squares: Tensor, input_factors: Tensor, unit_factors: Tensor
+    ) -> Tensor:
+        _, shared, kernel_axes, outputs = self._axes()
+        # One unit, but all along axes that belong to inputs and units.
+        lengths = zip(kernel_axes, self.kernel.shape, strict=True)
+        shape = [n if axis in shared else 1 for axis, n in lengths]
+        total = self._linear_op(squares, ops.broadcast_to(input_factors, shape))
+        # The unit axes in the order of the outputs; those in front have size 1.
+        order = [axis for axis in outputs if axis in kernel_axes]
+        summed = [axis for axis in kernel_axes if axis not in outputs]
+        unit_factors = ops.transpose(
+            unit_factors, [kernel_axes.index(axis) for axis in summed + order]
+        )
+        sizes = dict(zip(order, unit_factors.shape[len(summed) :], strict=True))
+        return total * ops.reshape(
+            unit_factors, [sizes.get(axis, 1) for axis in outputs]
+        )

@@ -11,7 +11,8 @@ from keras import ops
 from keras_vd._backend.fusing import FAST_FORMS
 from keras_vd._backend.types import Tensor
 from keras_vd._backend.validation import check_number
-from keras_vd.posteriors.moments import THETA2_FLOOR
+from keras_vd.posteriors.moments import THETA2_FLOOR, bounded_log_variance
+from keras_vd.posteriors.sharing import SHARES, shared_shape
 from keras_vd.posteriors.signal_to_noise import SignalToNoiseMoments
 from keras_vd.posteriors.weight import WeightPosterior
 
@@ -34,15 +35,24 @@ class AdditiveGaussian(WeightPosterior):
         log_sigma2_init: Float or None: initial log variance of every weight.
             None: -10 in a new layer; for a weight that is trained already see
             `start_from_weight`.
+        share: As of `WeightPosterior`, or `"rank1"`: the variance of a weight
+            is a factor for its input times a factor for its output unit
+            (Swiatkowski et al. 2020, arXiv:2002.02655, k = 1). Where weights
+            share variances, layers need no second product in training, until
+            weights are pruned for good.
         **options: See `WeightPosterior`.
 
     Attributes:
         log_sigma2: Variable; the weight's shape, or smaller where shared.
+        log_sigma2_input: With `share="rank1"`, variable: what to add to it
+            for each input unit; 0 at first.
 
     Raises:
         TypeError: if a number is expected and something else came.
         ValueError: if a value is not allowed.
     """
+
+    _shares = SHARES
 
     def __init__(
         self, log_sigma2_init: float | None = None, **options: Any
@@ -56,7 +66,7 @@ class AdditiveGaussian(WeightPosterior):
         super().build(input_shape)
         self.log_sigma2 = self.add_weight(
             name="log_sigma2",
-            shape=self._shared_shape(self.axes.outputs),
+            shape=shared_shape(self.share, input_shape, self.axes),
             initializer=keras.initializers.Constant(
                 NEW_LOG_SIGMA2
                 if self.log_sigma2_init is None
@@ -65,6 +75,14 @@ class AdditiveGaussian(WeightPosterior):
             dtype="float32",
             autocast=False,
         )
+        if self.share == "rank1":
+            self.log_sigma2_input = self.add_weight(
+                name="log_sigma2_input",
+                shape=shared_shape("input", input_shape, self.axes),
+                initializer="zeros",
+                dtype="float32",
+                autocast=False,
+            )
 
     def start_from_weight(self) -> None:
         """Start the variances over, by the size that the weight has now.
@@ -86,14 +104,29 @@ class AdditiveGaussian(WeightPosterior):
         shared = tuple(i for i, (own, size) in enumerate(sizes) if own < size)
         most = np.min(most, axis=shared, keepdims=True)
         self.log_sigma2.assign(np.minimum(start, most))
+        if self.share == "rank1":
+            self.log_sigma2_input.assign(np.zeros(self.log_sigma2_input.shape))
 
     def _noise_parameters(self) -> tuple[keras.Variable, ...]:
+        if self.share == "rank1":
+            return self.log_sigma2, self.log_sigma2_input
         return (self.log_sigma2,)
+
+    def _read_variables(self) -> tuple[tuple[Any, ...], Any]:
+        (theta, *parameters), keep_mask = super()._read_variables()
+        if self.share != "weight":
+            parameters = [bounded_log_variance(p, theta) for p in parameters]
+        return (theta, *parameters), keep_mask
+
+    def _variance_factors(self, *parameters: Any) -> tuple[Any, ...]:
+        if self.share == "weight":
+            return ()
+        return tuple(map(ops.exp, parameters))
 
     def _log_variances(
         self, theta: Tensor, *parameters: Any
     ) -> tuple[Any, Any]:
-        (log_sigma2,) = parameters
+        log_sigma2 = sum(parameters[1:], start=parameters[0])
         log_theta2 = ops.log(ops.square(theta) + THETA2_FLOOR)
         return log_sigma2, log_sigma2 - log_theta2
 

@@ -32,6 +32,22 @@ def bounded(log_alpha: Tensor) -> Tensor:
     return ops.where(ops.equal(clipped, log_alpha), log_alpha, clipped)
 
 
+def bounded_log_variance(log_sigma2: Tensor, theta: Tensor) -> Tensor:
+    """Bound log variances that weights share by 10 + log(1 + mean(theta^2)).
+
+    See `Moments.sigma2`. The gradient ignores the bound.
+
+    Args:
+        log_sigma2: Tensor of any shape.
+        theta: Means of all weights.
+    """
+    flat = ops.reshape(ops.stop_gradient(theta), (-1,))
+    mean = ops.vdot(flat, flat) / math.prod(theta.shape)
+    largest = math.log(_LARGEST_ALPHA) + ops.log1p(mean)
+    excess = ops.relu(ops.stop_gradient(log_sigma2) - largest)
+    return log_sigma2 - excess
+
+
 @dataclasses.dataclass(frozen=True)
 class Moments:
     """Mean and variance of every weight, and which weights are kept.
@@ -96,7 +112,8 @@ class Moments:
     def _masked_exp(self, exponent: Tensor, largest: Tensor) -> Tensor:
         """Exponential up to `largest`, and 0 where pruned."""
         if tuple(exponent.shape) != tuple(self.keep_mask.shape):
-            exponent = ops.broadcast_to(exponent, self.keep_mask.shape)
+            # Few, and bounded already.
+            return ops.where(self.keep_mask, ops.exp(exponent), 0.0)
         values = ops.minimum(ops.exp(ops.stop_gradient(exponent)), largest)
         return _known_exp(exponent, ops.where(self.keep_mask, values, 0.0))
 

@@ -16,6 +16,7 @@ from keras_vd._backend.validation import check_choice, check_number
 from keras_vd.posteriors.clipping import Clipped
 from keras_vd.posteriors.moments import THETA2_FLOOR
 from keras_vd.posteriors.sampling import is_sampling_at_inference
+from keras_vd.posteriors.sharing import SharedOp, shared_shape
 from keras_vd.posteriors.weight import WeightPosterior
 
 
@@ -44,8 +45,8 @@ class VD(WeightPosterior):
         learn_alpha: Bool: whether alpha is trained.
         max_alpha: Float > 0 or None: upper bound of alpha.
         noise: `"weight"` or `"input"`.
-        share: `"layer"`, `"unit"` (with `noise="input"`: input unit) or
-            `"weight"` (with `noise="weight"` only).
+        share: `"layer"`, `"unit"` (with `noise="input"`: input unit) or, with
+            `noise="weight"` only, `"weight"` or `"input"`.
         **options: See `WeightPosterior`.
 
     Attributes:
@@ -101,11 +102,12 @@ class VD(WeightPosterior):
                 f"input axis; '{self.label}' has {len(self.axes.inputs)} in "
                 f"its shape {tuple(self.weight.shape)}. Use `share='layer'`."
             )
+        # Its units are those that the noise belongs to.
+        is_input = by_input and self.share == "unit"
+        share = "input" if is_input else self.share
         self.shared_log_alpha = self.add_weight(
             name="log_alpha",
-            shape=self._shared_shape(
-                self.axes.inputs if by_input else self.axes.outputs
-            ),
+            shape=shared_shape(share, input_shape, self.axes),
             initializer=keras.initializers.Constant(math.log(self.alpha_init)),
             trainable=self.learn_alpha,
             dtype="float32",
@@ -138,10 +140,11 @@ class VD(WeightPosterior):
         linear_op: Callable[[Tensor, Tensor], Tensor],
         inputs: Tensor,
         training: bool | None,
+        shared_op: SharedOp | None = None,
     ) -> Tensor:
         by_input = self.noise == "input" and not self.is_frozen
         if not (by_input and self.is_sampling(training)):
-            return super().project(linear_op, inputs, training)
+            return super().project(linear_op, inputs, training, shared_op)
         scales = self.draw_groups()
         dtype = self._call_dtype
         inputs = ops.cast(

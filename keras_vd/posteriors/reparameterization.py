@@ -10,13 +10,14 @@ from keras import ops
 
 from keras_vd._backend.fusing import recomputed, rounded
 from keras_vd._backend.types import Tensor
+from keras_vd.posteriors.sharing import SharedVariance
 
 
 def local_reparameterization(
     linear_op: Callable[[Tensor, Tensor], Tensor],
     inputs: Tensor,
     mean: Tensor,
-    variance: Tensor,
+    variance: Tensor | SharedVariance,
     noise: Callable[[Any, Any], Tensor],
     variance_dtype: str | None = None,
 ) -> Tensor:
@@ -32,7 +33,8 @@ def local_reparameterization(
         linear_op: `(inputs, weight) -> outputs`, linear in both.
         inputs: Tensor.
         mean: Tensor of the weight's shape, in the dtype of the product.
-        variance: Tensor of the weight's shape, not negative.
+        variance: Tensor of the weight's shape, not negative; or an outer
+            product, which needs no second product.
         noise: `(shape, dtype) -> tensor` of standard normal noise.
         variance_dtype: Type of the second product; None: that of the first.
 
@@ -43,7 +45,12 @@ def local_reparameterization(
     dtype = variance_dtype or outputs.dtype
     # Squares of integers may overflow, and have no place for noise.
     squares = ops.square(ops.cast(inputs, outputs.dtype))
-    variances = linear_op(ops.cast(squares, dtype), ops.cast(variance, dtype))
+    if isinstance(variance, SharedVariance):
+        variances = variance.output_variances(linear_op, squares)
+    else:
+        variances = linear_op(
+            ops.cast(squares, dtype), ops.cast(variance, dtype)
+        )
     variances = ops.cast(variances, outputs.dtype)
     # sqrt has no gradient at 0, and 1e-8 is 0 in float16. A rounding error
     # of a fast convolution may also leave a variance slightly negative.

@@ -35,6 +35,7 @@ from keras_vd.posteriors.moments import MAX_ABS_LOG_ALPHA, Moments
 from keras_vd.posteriors.posterior import Posterior
 from keras_vd.posteriors.reparameterization import local_reparameterization
 from keras_vd.posteriors.sampling import is_sampling_at_inference
+from keras_vd.posteriors.sharing import SharedOp, SharedVariance
 
 
 class WeightPosterior(Posterior):
@@ -49,8 +50,9 @@ class WeightPosterior(Posterior):
     Args:
         prior: String or `keras_vd.priors.Prior`: what the KL divergence is
             measured to.
-        share: `"weight"`, `"unit"` or `"layer"`: whether every weight, every
-            output unit or the whole layer has a noise parameter of its own.
+        share: `"weight"`, `"unit"`, `"input"` or `"layer"`: whether every
+            weight, every output unit, every input unit or the whole layer has
+            a noise parameter of its own.
         threshold: Float or None. A weight whose `log_alpha` reaches it counts
             as zero. None: this posterior does not prune by itself.
         train_clip: Bool. Whether such a weight's mean counts as zero in
@@ -73,6 +75,7 @@ class WeightPosterior(Posterior):
     """
 
     binding: Binding
+    _shares: tuple[str, ...] = ("weight", "unit", "input", "layer")
 
     def __init__(
         self,
@@ -87,7 +90,7 @@ class WeightPosterior(Posterior):
         # The parameters stay in float32 whatever the layer computes in.
         super().__init__(dtype="float32", **options)
         self.prior = priors.get(prior)
-        self.share = check_choice("share", share, ("weight", "unit", "layer"))
+        self.share = check_choice("share", share, self._shares)
         if threshold is not None:
             threshold = check_number(
                 "threshold", threshold, -MAX_ABS_LOG_ALPHA, MAX_ABS_LOG_ALPHA
@@ -151,18 +154,6 @@ class WeightPosterior(Posterior):
         What does not depend on that size stays as it is.
         """
 
-    def _shared_shape(self, axes: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of a parameter that broadcasts to the weight.
-
-        Args:
-            axes: Axes of the weight that run over units.
-        """
-        shape = tuple(self.weight.shape)
-        if self.share == "weight":
-            return shape
-        kept = axes if self.share == "unit" else ()
-        return tuple(n if i in kept else 1 for i, n in enumerate(shape))
-
     def _noise_parameters(self) -> tuple[keras.Variable, ...]:
         """Variables that the variance depends on, besides `theta`."""
         return ()
@@ -186,6 +177,7 @@ class WeightPosterior(Posterior):
         linear_op: Callable[[Tensor, Tensor], Tensor],
         inputs: Tensor,
         training: bool | None,
+        shared_op: SharedOp | None = None,
     ) -> Tensor:
         """Apply `linear_op` with this posterior's weight.
 
@@ -198,6 +190,10 @@ class WeightPosterior(Posterior):
                 a bias: noise belongs to the weight alone.
             inputs: Tensor; floats in the layer's compute dtype.
             training: Bool or None, never a tensor.
+            shared_op: What `linear_op` is for an outer product of factors:
+                `(inputs, input_factors, unit_factors) -> outputs`, see
+                `keras_vd.layers.base.LinearLayer`. Without it, variances that
+                weights share take a second product as all others do.
 
         Returns:
             Tensor of the shape and dtype of `linear_op(inputs, weight)`, with
@@ -226,15 +222,53 @@ class WeightPosterior(Posterior):
                 ops.cast(moments.sigma2(), self.variance_dtype or dtype),
             )
 
-        mean, variance = self._training_pass(mean_and_variance)
+        def mean_alone(moments: Moments) -> tuple[Any]:
+            return (moments.mean(self._training_threshold),)
+
+        shared = self._shared_variance(scales, shared_op)
+        if shared is None:
+            mean, variance = self._training_pass(mean_and_variance)
+            variance = self._scaled(variance, scales, power=2)
+        else:
+            mean, variance = *self._training_pass(mean_alone), shared
         return local_reparameterization(
             linear_op,
             inputs,
             ops.cast(self._scaled(mean, scales), dtype),
-            self._scaled(variance, scales, power=2),
+            variance,
             functools.partial(standard_normal, seed=self.seed_generator),
             self.variance_dtype,
         )
+
+    def _shared_variance(
+        self, scales: Mapping[str, Any], shared_op: SharedOp | None
+    ) -> SharedVariance | None:
+        """Return the variances as an outer product, or None if they are none.
+
+        Args:
+            scales: Values of this weight's group variables, by name.
+            shared_op: See `project`.
+        """
+        variables, keep_mask = self._read_variables()
+        factors = self._variance_factors(*variables[1:])
+        if shared_op is None or not factors:
+            return None
+        for name, group in self.binding.groups.items():
+            scale = ops.cast(group.expand(scales[name]), factors[0].dtype)
+            factors = (*factors, ops.square(scale))
+        return SharedVariance.of(factors, keep_mask, self.axes, shared_op)
+
+    def _variance_factors(self, *parameters: Any) -> tuple[Any, ...]:
+        """Return what the variances are products of, if weights share them.
+
+        Args:
+            *parameters: Values of `_noise_parameters()`.
+
+        Returns:
+            Tensors that broadcast to the weight; none if every weight has a
+            variance of its own.
+        """
+        return ()
 
     def draw(self, scales: Mapping[str, Any]) -> Tensor:
         """Start a training pass: one draw of the weight, the KL in the losses.

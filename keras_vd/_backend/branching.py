@@ -1,0 +1,91 @@
+"""One of two functions, chosen while a compiled step runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+
+from keras_vd._backend.types import Tensor
+
+
+def either(
+    predicate: Tensor,
+    first: Callable[..., Tensor],
+    second: Callable[..., Tensor],
+    tensors: Sequence[Any],
+    constants: Sequence[Any] = (),
+) -> Tensor:
+    """Call `first` where `predicate` holds, else `second`.
+
+    Nothing of a call is kept for the gradient, which computes it once more:
+    compilers would make room for what both functions keep, and fill it with
+    zeros for the one that was not called.
+
+    Args:
+        predicate: Bool scalar.
+        first: Of the tensors and the constants; returns a tensor.
+        second: Likewise, of the same shape and dtype.
+        tensors: Float tensors that gradients are wanted for.
+        constants: Other tensors. The functions depend on nothing else.
+    """
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        return _either_on_tensorflow(
+            predicate, first, second, tensors, constants
+        )
+    if backend == "jax":
+        import jax
+
+        @jax.checkpoint  # type: ignore[untyped-decorator]
+        def call(predicate: Tensor, *operands: Any) -> Tensor:
+            return jax.lax.cond(predicate, first, second, *operands)
+
+        return call(predicate, *tensors, *constants)
+    chosen = first if predicate else second
+    return chosen(*tensors, *constants)
+
+
+def _either_on_tensorflow(
+    predicate: Tensor,
+    first: Callable[..., Tensor],
+    second: Callable[..., Tensor],
+    tensors: Sequence[Any],
+    constants: Sequence[Any],
+) -> Tensor:
+    import tensorflow as tf
+
+    def gradients(
+        function: Callable[..., Tensor],
+        tensors: Sequence[Any],
+        upstream: Tensor,
+    ) -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch(tensors)
+            outputs = function(*tensors, *constants)
+        return tape.gradient(
+            outputs,
+            tensors,
+            upstream,
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
+
+    @tf.custom_gradient
+    def call(*tensors: Any) -> tuple[Any, Any]:
+        outputs = tf.cond(
+            predicate,
+            lambda: first(*tensors, *constants),
+            lambda: second(*tensors, *constants),
+        )
+
+        def gradient(upstream: Tensor) -> Any:
+            return tf.cond(
+                predicate,
+                lambda: gradients(first, tensors, upstream),
+                lambda: gradients(second, tensors, upstream),
+            )
+
+        return outputs, gradient
+
+    return call(*map(tf.convert_to_tensor, tensors))
