@@ -1,1 +1,1 @@
-"""What stands between the library, Keras and its backends."""
+"""Adapters between the library, Keras and its backends, and shared helpers."""

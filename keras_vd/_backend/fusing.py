@@ -11,25 +11,26 @@ from keras import ops
 
 from keras_vd._backend.types import Tensor
 
-# Entries of a tensor from which on it pays to start a compiled kernel.
+# A tensor needs at least this many entries for a compiled kernel to pay off.
 MIN_SIZE = 2**14
 USUAL_BATCH_SIZE = 2**7
 
-# By the very function, other forms of it that compilers make less of: their
-# authors enter them, and what each takes is said where it is used. A method
-# that overrides another is another function, and has no form by accident.
+# Other forms of functions, which compilers turn into fewer or faster loops.
+# Modules enter their own forms; the arguments of a form are documented where it
+# is used. A key is the function object itself, so a method that overrides
+# another one does not get the form of that one by accident.
 FAST_FORMS: dict[Callable[..., Any], Any] = {}
 
 
 def compiled(function: Callable[..., Any], *tensors: Any) -> Tensor:
-    """Call an elementwise function that no gradient is wanted of.
+    """Call an elementwise function whose gradient is not needed.
 
-    TensorFlow on a CPU would make one pass over memory per operation; here
-    the function becomes one XLA kernel. JAX compiles whole steps anyway;
-    PyTorch goes its usual way.
+    TensorFlow on a CPU makes one pass over memory per operation, so there the
+    function is compiled to one XLA kernel if its arguments are large. JAX
+    compiles whole steps anyway, and PyTorch calls the function as it is.
 
     Args:
-        function: Of nothing but its arguments, and deterministic.
+        function: Deterministic, and a function of its arguments alone.
         *tensors: Its arguments.
     """
     if _is_worth_a_kernel(tensors):
@@ -42,15 +43,17 @@ def recomputed(
     variables: Sequence[Any],
     constants: Sequence[Any],
 ) -> tuple[Any, ...]:
-    """Call an elementwise function, and keep none of its temporaries.
+    """Call an elementwise function without storing its temporaries.
 
-    As `compiled`, with the gradient, which computes the function once more,
-    as another kernel. JAX, made to recompute, takes longer.
+    This is `compiled` with a gradient: to compute it, a second kernel computes
+    the function once more. JAX is left alone, as recomputing takes longer
+    there.
 
     Args:
-        function: Of `(variables, *constants)`, with a tuple of tensors for
-            result; deterministic, and of nothing but its arguments.
-        variables: Float tensors that gradients are wanted for.
+        function: Called as `function(variables, *constants)`, it returns a
+            tuple of tensors. Deterministic, and a function of its arguments
+            alone.
+        variables: Float tensors whose gradients are needed.
         constants: Other tensors.
 
     Returns:
@@ -66,29 +69,31 @@ def recomputed(
 def rounded(product: Any) -> Tensor:
     """Round a product before it is added to something.
 
-    XLA computes what is cheap anew in each loop that reads it, and takes a
-    product and a sum for one operation in some of them. Then the largest of
-    several outputs is not the largest elsewhere: softmax of outputs of 1e9
-    overflows. A bound keeps the two apart, here one near the largest float.
+    XLA recomputes a cheap value in each loop that reads it, and in some of
+    these loops fuses the product and the sum into one operation, which rounds
+    differently. The largest of several outputs in one loop is then not the
+    largest in another: a softmax of outputs near 1e9 overflows. A bound between
+    product and sum prevents that. It is near the largest float, so that it
+    changes no ordinary value.
     """
     if keras.backend.backend() == "torch":
         return product
     is_half = keras.backend.standardize_dtype(product.dtype) == "float16"
     bound = 6e4 if is_half else 3e38
-    # The gradient of a minimum would cost more.
+    # Not `ops.minimum`, whose gradient costs more.
     return ops.where(ops.greater(product, bound), bound, product)
 
 
 def fast_form(function: Callable[..., Any], tensors: Sequence[Any]) -> Any:
-    """Return what computes the same as a function, where a compiler runs it.
+    """Return the fast form of a function if a compiler will run it.
 
     Args:
         function: A key of `FAST_FORMS`, or any other function.
-        tensors: What it is about to be computed of.
+        tensors: The tensors that it is about to be computed from.
 
     Returns:
-        The entry; None if there is none, or if no compiler makes few loops of
-        what is done to these tensors.
+        The entry; None if there is none, or if operations on these tensors are
+        not compiled.
     """
     is_compiled = keras.backend.backend() == "jax"
     if is_compiled or _is_worth_a_kernel(tensors):
@@ -101,8 +106,8 @@ def _is_worth_a_kernel(tensors: Sequence[Any]) -> bool:
         return False
     import tensorflow as tf
 
-    # With a GPU Keras compiles whole steps; not every other device can. Calls
-    # outside a graph would be compiled for the sake of one.
+    # Only for CPUs: with a GPU Keras compiles whole steps, and other devices
+    # may be unable to. Outside a graph, every single call would be compiled.
     return (
         tf.inside_function()
         and max(map(_size, tensors)) >= MIN_SIZE
@@ -114,10 +119,10 @@ def _is_worth_a_kernel(tensors: Sequence[Any]) -> bool:
 
 
 def _size(tensor: Tensor) -> int:
-    """Entries of a weight, or of the outputs for a batch of usual size.
+    """Count the entries of a tensor, for a batch of usual size if not known.
 
-    0 if there is no telling: each new size is compiled anew, and texts have
-    many lengths.
+    Return 0 if another size is not known. A kernel is compiled anew for each
+    size, and texts, for example, come in many lengths.
     """
     batch_size, *sizes = tensor.shape if len(tensor.shape) else (1,)
     if None in sizes:
@@ -126,7 +131,10 @@ def _size(tensor: Tensor) -> int:
 
 
 def _tensors(variables: Sequence[Any]) -> list[Any]:
-    """Values; Keras' own conversion hands TensorFlow's variables on."""
+    """Convert variables to tensors.
+
+    Keras' own conversion returns a variable of TensorFlow unchanged.
+    """
     import tensorflow as tf
 
     return [tf.convert_to_tensor(variable) for variable in variables]

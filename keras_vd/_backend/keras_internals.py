@@ -1,7 +1,7 @@
-"""The one home of everything taken from Keras' private side.
+"""The only module that uses private parts of Keras.
 
 `tests/backend/test_keras_internals.py` pins what is used here, so that a Keras
-release that moves it fails there and nowhere else.
+release that changes it fails there and nowhere else.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from keras.src.ops import numpy as numpy_operations
 from keras.src.trainers import data_adapters
 from keras.src.trainers.epoch_iterator import EpochIterator
 
-# What `x + y` and `keras.ops.relu(x)` are in the graph of a model, by name.
+# Classes of operations in the graph of a model, by name: there, `x + y` is an
+# `Add`, and `keras.ops.relu(x)` a `Relu`.
 BINARY_OPERATIONS: dict[str, type] = {
     name: getattr(numpy_operations, name)
     for name in ("Add", "Subtract", "Multiply", "Maximum", "Minimum")
@@ -42,7 +43,7 @@ UNARY_OPERATIONS: dict[str, type] = {
 SOFTMAX_OPERATIONS: dict[str, type] = {
     name: getattr(nn_operations, name) for name in ("Softmax", "LogSoftmax")
 }
-# They move values and change none.
+# Operations that cast or rearrange values without computing new ones.
 RESHAPING_OPERATIONS: tuple[type, ...] = (
     core_operations.Cast,
     numpy_operations.Reshape,
@@ -51,12 +52,13 @@ RESHAPING_OPERATIONS: tuple[type, ...] = (
 
 
 def full_precision_value(variable: keras.Variable) -> Any:
-    """A float variable as a tensor in float32, or float64 if it is of that.
+    """Return a float variable as float32, or as float64 if that is its type.
 
-    Inside the call of a layer with a mixed policy Keras hands out variables
-    cast to 16 bits; a KL divergence has to be computed from all their bits.
+    Inside the call of a layer with a mixed policy, Keras casts variables to 16
+    bits when they are read, but a KL divergence needs their full precision.
     """
-    # In that scope it would be None, which stands for floatx.
+    # Read here, because in the scope below the type would be None, which
+    # stands for floatx.
     is_double = backend.standardize_dtype(variable.dtype) == "float64"
     with backend.AutocastScope(None):
         return ops.cast(
@@ -66,11 +68,15 @@ def full_precision_value(variable: keras.Variable) -> Any:
 
 
 def model_in_training_step() -> keras.Model | None:
-    """The model whose training step calls the current layer by mistake.
+    """Find the model whose training step does not tell this layer to train.
 
-    By mistake: the outermost call takes, or was given, no `training`. Keras has
-    no other trace of it: such a call is the same in `fit` and in `predict`. So
-    this looks on the stack for that call, and then for a `train_step`.
+    That is a mistake: the outermost call has no argument `training`, or was
+    given none. Such a call is the same in `fit` and in `predict`, and Keras
+    keeps no other trace of it. So this searches the stack for that call, and
+    for a `train_step` above it.
+
+    Returns:
+        The model; None if there is no such mistake.
     """
     context = global_state.get_global_attribute("current_call_ctx")
     entry = getattr(context, "entry_layer", None)
@@ -92,12 +98,12 @@ def model_in_training_step() -> keras.Model | None:
 
 
 def sublayers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
-    """Layers that `layer` owns directly, in order of creation."""
+    """List the layers that `layer` owns directly, in order of creation."""
     return list(layer._layers)
 
 
 def may_be_rematerialized(layer: keras.layers.Layer) -> bool:
-    """Whether a `RematScope` computes its call once more for the gradient."""
+    """Tell whether a `RematScope` repeats a layer's call for the gradient."""
     mode = layer._remat_mode
     if mode is None or mode.mode == "activations":
         return False
@@ -105,9 +111,9 @@ def may_be_rematerialized(layer: keras.layers.Layer) -> bool:
 
 
 def flatten_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
-    """`layer` and all layers below it, each once, in order of creation.
+    """List `layer` and all layers below it, each once, in order of creation.
 
-    Keras' own walk reverses the order within every nested layer.
+    Keras' own traversal reverses the order within every nested layer.
     """
     found: dict[int, keras.layers.Layer] = {}
     pending = [layer]
@@ -120,10 +126,10 @@ def flatten_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
 
 
 def mask_of(tensor: keras.KerasTensor) -> Any:
-    """The mask that Keras hands on with a symbolic tensor, or None.
+    """Return the mask that Keras attaches to a symbolic tensor, or None.
 
-    It reaches layers of one argument as a keyword in the graph, but those of
-    several, such as attention, without a trace.
+    The graph of a model shows the mask that a layer of one argument gets, as a
+    keyword argument, but not those of layers with several, such as attention.
     """
     return backend.get_keras_mask(tensor)
 
@@ -131,9 +137,9 @@ def mask_of(tensor: keras.KerasTensor) -> Any:
 def attention_projections(
     layer: keras.layers.Layer,
 ) -> dict[str, keras.layers.EinsumDense]:
-    """The projections of a built attention layer, by what they project.
+    """Return the projections of a built attention layer, by what they project.
 
-    In the order of their weights; the gate is not always there.
+    They come in the order of their weights. Not every layer has a gate.
     """
     names = ("query", "key", "gate", "value", "output")
     found = {name: getattr(layer, f"_{name}_dense", None) for name in names}
@@ -141,14 +147,14 @@ def attention_projections(
 
 
 def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
-    """Variables that belong to `layer` itself and to none of its sublayers."""
+    """List the variables of `layer` itself, without those of sublayers."""
     return [*layer._trainable_variables, *layer._non_trainable_variables]
 
 
 def own_trainable_variables(
     layer: keras.layers.Layer,
 ) -> list[keras.Variable]:
-    """As `own_variables`, those that train unless the layer is frozen."""
+    """List those `own_variables` that train unless the layer is frozen."""
     return list(layer._trainable_variables)
 
 
@@ -171,15 +177,14 @@ class Call:
 
 
 def functional_part(model: Any) -> keras.Model | None:
-    """The Functional model whose graph is all that `model` computes.
+    """Return the Functional model whose graph is all that `model` computes.
 
-    Its flat `inputs` and `outputs`, and these in the structure in which they
-    are passed (`input`, `output`), are public.
+    The attributes of the result are public: `inputs` and `outputs` are flat,
+    `input` and `output` have the structure in which they are passed.
 
     Returns:
-        `model` itself or, for a Sequential model, the one inside it. None for
-        a model that is not built, computes in a `call` of its own, or is no
-        model at all.
+        `model` itself or, for a Sequential model, the one inside it. None if
+        `model` is not built, has a `call` of its own, or is no model at all.
     """
     if isinstance(model, keras.Sequential):
         is_own_call = type(model).call is not keras.Sequential.call
@@ -190,9 +195,9 @@ def functional_part(model: Any) -> keras.Model | None:
 
 
 def graph_calls(functional: keras.Model) -> list[Call]:
-    """Every call in a Functional model, each after those that it reads.
+    """List the calls in a Functional model, each after those that it reads.
 
-    Input layers come without arguments; nested models are one call.
+    Input layers have no arguments, and a nested model is a single call.
     """
     by_depth = functional._nodes_by_depth
     return [
@@ -211,15 +216,16 @@ def rename_operation(tensor: keras.KerasTensor, name: str) -> None:
     """Give the operation that made a symbolic tensor a name of its own.
 
     Functions of `keras.ops` take no name, and the one that Keras makes up may
-    be in use in a model that comes from a file.
+    already be in use in a model that was loaded from a file.
     """
     tensor._keras_history.operation.name = name
 
 
 def copied_operation(operation: Any, name: str) -> Any:
-    """The same operation of `keras.ops`, with a name, used nowhere yet.
+    """Copy an operation of `keras.ops` under a name, without its uses.
 
-    Not from its config: arguments such as functions have none.
+    The copy is not made from a config, as arguments such as functions have
+    none.
     """
     copy = object.__new__(type(operation))
     vars(copy).update(vars(operation))
@@ -228,9 +234,9 @@ def copied_operation(operation: Any, name: str) -> Any:
 
 
 def is_made_from_graph(model: Any) -> bool:
-    """Whether a model's class takes inputs and outputs, as `keras.Model` does.
+    """Tell whether a model's class is made from inputs and outputs.
 
-    It may compute something else with them in a `call` of its own.
+    It may still compute something else with them in a `call` of its own.
     """
     return isinstance(model, Functional) and bool(
         functional_like_constructor(type(model))
@@ -238,7 +244,7 @@ def is_made_from_graph(model: Any) -> bool:
 
 
 def arguments_of_lambda(layer: keras.layers.Lambda) -> dict[str, Any]:
-    """What only a Lambda layer is told, the functions themselves."""
+    """Return the arguments that only a Lambda layer takes, not serialized."""
     return {
         "function": layer.function,
         "output_shape": layer._output_shape,
@@ -248,7 +254,7 @@ def arguments_of_lambda(layer: keras.layers.Lambda) -> dict[str, Any]:
 
 
 class _Known(dict[int, Any]):
-    """Both of Keras' tables of objects that a config holds more than once."""
+    """Stand-in for both of Keras' tables of objects shared within a config."""
 
     def __init__(
         self, is_known: Callable[[int], bool], find: Callable[[int], Any]
@@ -260,7 +266,7 @@ class _Known(dict[int, Any]):
         return isinstance(number, int) and self.is_known(number)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        # The config before, which Keras marks too.
+        # Keras asks for the first config of an object, to mark that one, too.
         return {}
 
     def __setitem__(self, number: int, value: Any) -> None:
@@ -274,11 +280,12 @@ class _Known(dict[int, Any]):
 def objects_by_identity(
     is_known: Callable[[int], bool], find: Callable[[int], Any]
 ) -> Iterator[None]:
-    """Context in which configs refer to some objects instead of naming them.
+    """Let configs refer to some objects by `id` within this context.
 
     Args:
-        is_known: Whether a config refers to the object with this `id`.
-        find: Returns what Keras takes for it where it reads that config.
+        is_known: Tells whether configs refer to the object with an `id`.
+        find: Returns the object that Keras is to use for an `id` when it reads
+            such a config.
     """
     names = ("shared_objects/id_to_obj_map", "shared_objects/id_to_config_map")
     before = [global_state.get_global_attribute(name) for name in names]
@@ -292,7 +299,7 @@ def objects_by_identity(
 
 
 def reference(item: Any) -> dict[str, Any]:
-    """A config that stands for `item` within `objects_by_identity`."""
+    """Return a config that stands for `item` within `objects_by_identity`."""
     return {
         "module": None,
         "class_name": type(item).__name__,
@@ -302,8 +309,10 @@ def reference(item: Any) -> dict[str, Any]:
     }
 
 
-# What a class may define, or take from a mixin, and compute the same.
+# Methods that a class may override, or take from a mixin, without changing what
+# it computes.
 _ADAPTED = {"__init__", "get_config", "from_config"}
+# The only special methods whose override counts as a change.
 _DECISIVE = {
     *("__call__", "__new__", "__getattr__", "__getattribute__"),
     "__setattr__",
@@ -311,9 +320,9 @@ _DECISIVE = {
 
 
 def overridden(cls: type, base: type) -> list[str]:
-    """What a class changes of one that it extends, by name.
+    """List the names of what a class changes in a class that it extends.
 
-    Constructors and configs do not count, nor does what `base` has not.
+    Constructors and configs do not count, nor do names that `base` lacks.
     """
     changed: set[str] = set()
     for one in cls.__mro__[: cls.__mro__.index(base)]:
@@ -328,16 +337,20 @@ def overridden(cls: type, base: type) -> list[str]:
 
 
 def extended(cls: type, package: str) -> type:
-    """The nearest class of a package that a class is, or is derived from."""
+    """Return the nearest class of a package that a class is or derives from.
+
+    Return the class itself if there is none.
+    """
     return next(
         (x for x in cls.__mro__ if x.__module__.split(".")[0] == package), cls
     )
 
 
 def computed_class(cls: type) -> type:
-    """The class of Keras whose code computes what a class computes.
+    """Return the class whose code computes what a class computes.
 
-    That is itself, unless it only adapts the constructor of another.
+    That is the Keras class that it extends if it only adapts the constructor or
+    the config of that one, and the class itself otherwise.
     """
     base = extended(cls, "keras")
     return cls if overridden(cls, base) else base
@@ -349,8 +362,9 @@ def exclude_from_weight_decay(
     """Add to the variables that `optimizer` does not decay.
 
     The public method of the same name replaces the user's own exclusions and
-    refuses a built optimizer; this one keeps them and also works on a run that
-    is resumed. `LossScaleOptimizer` and `MultiOptimizer` are looked through.
+    refuses a built optimizer. This function keeps them, and also works on a run
+    that is resumed. For `LossScaleOptimizer` and `MultiOptimizer` it changes
+    the optimizers inside.
     """
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     keys = {optimizer._var_key(variable) for variable in variables}
@@ -361,15 +375,15 @@ def exclude_from_weight_decay(
 
 
 def start_at_epoch(model: keras.Model, epoch: int) -> None:
-    """Have the `fit` that is about to begin start at an epoch."""
+    """Make the `fit` that is about to begin start at a given epoch."""
     model._initial_epoch = epoch
 
 
 def running_average(variable: Any) -> keras.Variable | None:
-    """The moving average of a variable in the optimizer that updates it now.
+    """Return a variable's moving average in the optimizer that updates it now.
 
-    Constraints are not told who calls them, but an optimizer opens a name
-    scope before it does. None without `use_ema`.
+    A constraint is not told which optimizer calls it, but an optimizer opens a
+    name scope before the call. Return None without `use_ema`.
     """
     scopes = global_state.get_global_attribute("name_scope_stack") or [None]
     optimizer: Any = getattr(scopes[-1], "caller", None)
@@ -403,11 +417,11 @@ class Fit:
 
 
 def running_fit() -> Fit:
-    """What is running above the callback that asks.
+    """Find the call of `fit` that has called the callback that calls this.
 
     Keras tells a callback neither which other callbacks there are nor where
-    the batches come from; they are found among the local variables of the
-    functions that have led here. What is not found is None.
+    the batches come from, so these are looked up among the local variables of
+    the functions on the stack. What is not found is None.
     """
     found: dict[type, Any] = {}
     frame: types.FrameType | None = sys._getframe(1)
@@ -425,8 +439,8 @@ def running_fit() -> Fit:
 def build_for_fit(model: keras.Model, fit: Fit) -> None:
     """Create the variables of a model that `fit` is going to build.
 
-    JAX and torch do that before the first callback, TensorFlow within the
-    first step. Without a model's variables this does nothing there.
+    TensorFlow builds a model only within the first step. JAX and torch do so
+    before the first callback, so this function does nothing there.
     """
     dataset = getattr(fit.iterator, "_distributed_dataset", None)
     if dataset is not None:
@@ -434,9 +448,10 @@ def build_for_fit(model: keras.Model, fit: Fit) -> None:
 
 
 def counted_examples(model: keras.Model) -> float | None:
-    """Examples of the running epoch, by the metric of the loss.
+    """Return how many examples the running epoch has seen so far.
 
-    Keras weighs it by batch sizes. None where that is not so: in a training
+    Keras weights the metric of the loss by batch sizes, so that its count is
+    the number of examples. Return None where that does not hold: in a training
     step that is not Keras' own, or on several devices.
     """
     tracker = getattr(model, "_loss_tracker", None)
@@ -447,7 +462,7 @@ def counted_examples(model: keras.Model) -> float | None:
 
 
 def loss_options(loss: keras.losses.Loss) -> dict[str, Any]:
-    """What a loss object was given, such as `from_logits` and `axis`."""
+    """Return the options of a loss object, such as `from_logits` and `axis`."""
     found = dict(getattr(loss, "_fn_kwargs", {}))
     if hasattr(loss, "from_logits"):
         found["from_logits"] = loss.from_logits
@@ -455,7 +470,10 @@ def loss_options(loss: keras.losses.Loss) -> dict[str, Any]:
 
 
 def labels_per_example(model: keras.Model) -> int | None:
-    """Positions of a model's one output, such as words; None: not known."""
+    """Count the positions, such as words, of one example's output.
+
+    Return None if a size is not known, or if the model has several outputs.
+    """
     try:
         outputs = model.outputs
     except AttributeError:  # a model without symbolic tensors
@@ -483,9 +501,10 @@ def _is_distributed(model: keras.Model) -> bool:
 
 @contextlib.contextmanager
 def replaced_attributes(instance: Any, **values: Any) -> Iterator[None]:
-    """Attributes of a layer or cell that have other values for a while.
+    """Give attributes of a layer or cell other values within this context.
 
-    Past Keras' tracking: what comes and goes is neither saved nor trained.
+    This bypasses Keras' tracking, so that these values are neither saved nor
+    trained.
     """
     attributes = vars(instance)
     kept = {name: attributes[name] for name in values if name in attributes}
@@ -502,8 +521,8 @@ def replaced_attributes(instance: Any, **values: Any) -> Iterator[None]:
 def portable_operations() -> Iterator[None]:
     """Trace Keras' `argmax` and `argmin` without operations on bits.
 
-    They tell -0 from 0 by the bits of a number, which neither ONNX nor LiteRT
-    lets a model read. Its reciprocal tells as well.
+    They tell -0 from 0 by the sign bit of a number, which a model in ONNX or
+    LiteRT cannot read. The sign of the reciprocal tells them apart as well.
     """
     if backend.backend() != "tensorflow":
         yield
@@ -524,24 +543,25 @@ def portable_operations() -> Iterator[None]:
 
 
 def with_projections(method: Any, make: Callable[..., Any]) -> Any:
-    """Return a bound method of Keras' attention that makes projections anew.
+    """Return a bound method of Keras' attention that makes other projections.
 
-    Attention builds them by the global name `EinsumDense`, and has no hook for
-    another class. Exchanged afterwards, the first ones would have drawn their
-    weights in vain, and stay among the layers that Keras tracks.
+    Attention makes its projections by the global name `EinsumDense`, and has no
+    hook for another class. If they were replaced afterwards, the first ones
+    would have drawn their weights in vain, and would stay among the layers that
+    Keras tracks.
 
     Args:
         method: `build` or `_make_output_dense` of an attention layer.
-        make: Takes the arguments of `EinsumDense`.
+        make: Makes a projection from the arguments of `EinsumDense`.
     """
     return _with_other_globals(method, EinsumDense=make)
 
 
 def _with_other_globals(method: Any, **objects: Any) -> Any:
-    """A bound method of Keras that finds other objects under some names.
+    """Return a bound method of Keras that finds other objects by some names.
 
-    A copy of the function with globals of its own: to put others into the
-    module itself, even for a while, would change it for other threads.
+    It is a copy of the function with globals of its own, as a change of the
+    module itself, even for a while, would affect other threads.
     """
     function = method.__func__
     copy = types.FunctionType(
@@ -568,17 +588,17 @@ def with_other_ops(method: Any, **functions: Callable[..., Any]) -> Any:
 
 
 def compilation(model: keras.Model) -> Any:
-    """An object that `compile` replaces each time; None before the first."""
+    """Return an object that each `compile` replaces; None before the first."""
     return getattr(model, "_compile_config", None)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Batches:
-    """What `predict` would go through.
+    """The batches that `predict` would go through.
 
     Attributes:
-        adapter: Keras' own.
-        steps: How many batches at most; None: all.
+        adapter: Keras' data adapter.
+        steps: Largest number of batches; None: all.
     """
 
     adapter: Any
@@ -591,14 +611,14 @@ class Batches:
 
     @property
     def num_batches(self) -> int | None:
-        """How many there are; None if that is not known."""
+        """Number of batches; None if that is not known."""
         known = (self.adapter.num_batches, self.steps)
         found: list[int] = [x for x in known if x is not None]
         return min(found, default=None)
 
     @property
     def num_examples(self) -> int | None:
-        """How many rows arrays have; None for all else."""
+        """Number of rows of arrays; None for all other data."""
         if not self.is_array:
             return None
         count: int = self.adapter._num_samples
@@ -614,7 +634,7 @@ class Batches:
         return isinstance(self.adapter, data_adapters.PyDatasetAdapter)
 
     def __iter__(self) -> Iterator[Any]:
-        """The inputs of every batch, as NumPy arrays."""
+        """Yield the inputs of every batch, as NumPy arrays."""
         self.adapter.on_epoch_begin()
         try:
             iterator = iter(self.adapter.get_numpy_iterator())
@@ -625,15 +645,15 @@ class Batches:
 
 
 def input_batches(x: Any, batch_size: int | None, steps: int | None) -> Any:
-    """`Batches` of anything that `predict` takes; None for all else.
+    """Return the `Batches` of anything that `predict` takes, or else None.
 
     Args:
         x: Arrays, a data set, a generator and so on.
-        batch_size: Of arrays; None is for Keras to choose.
+        batch_size: For arrays only; None lets Keras choose.
         steps: Number of batches; None: all.
     """
     leaves = [leaf for leaf in keras.tree.flatten(x) if leaf is not None]
-    # Keras would look for the examples along an axis that is not there.
+    # Keras would look for the examples along an axis that scalars do not have.
     if not leaves or any(getattr(x, "shape", None) == () for x in leaves):
         return None
     try:

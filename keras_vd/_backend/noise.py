@@ -10,13 +10,13 @@ from keras import ops
 from keras_vd._backend.fusing import compiled
 from keras_vd._backend.types import Tensor
 
-# Box and Muller's radius gets 18 of the bits, their angle 14: the largest value
-# is 5.1, beyond which 3 in 10 million would lie.
+# Of the 32 bits, the radius of the Box-Muller method gets 18 and the angle 14.
+# The largest value is then 5.1, beyond which 3 in 10 million would lie.
 _ANGLE_BITS = 14
 _RADIUS_BITS = 18
-# sin(pi t / 2) = t * polynomial of t^2 within 6e-7 for -1 < t < 1, by least
-# squares that were reweighted until the largest error was smallest. XLA is
-# slow at its own sine on a CPU.
+# sin(pi t / 2) = t * polynomial in t^2, with errors below 6e-7 for -1 < t < 1.
+# Reweighted least squares have minimized the largest error. The polynomial is
+# used because XLA's own sine is slow on a CPU.
 _SINE = (1.57079101, -0.64589285, 0.07943434, -0.0043331)
 
 
@@ -33,7 +33,7 @@ def standard_normal(shape: tuple[Any, ...], dtype: Any, seed: Any) -> Tensor:
         Tensor of that shape and type.
     """
     if keras.backend.backend() == "torch":
-        # At less than the price of bits.
+        # Cheaper there than drawing bits.
         return keras.random.normal(shape, dtype=dtype, seed=seed)
     size = shape[-1]
     bits = _random_bits((*shape[:-1], (size + 1) // 2), seed)
@@ -41,7 +41,7 @@ def standard_normal(shape: tuple[Any, ...], dtype: Any, seed: Any) -> Tensor:
 
 
 def _random_bits(shape: tuple[Any, ...], seed: Any) -> Tensor:
-    """Int32 tensor of random bits."""
+    """Draw an int32 tensor of random bits."""
     if keras.backend.backend() == "jax":
         import jax
 
@@ -59,15 +59,15 @@ def _random_bits(shape: tuple[Any, ...], seed: Any) -> Tensor:
 
 
 def _from_bits(bits: Tensor, size: Any, dtype: Any) -> Tensor:
-    """N(0, 1) values.
+    """Turn random bits into independent N(0, 1) values.
 
     Args:
-        bits: Tensor of shape `(..., (size + 1) // 2)`.
+        bits: Int32 tensor of shape `(..., (size + 1) // 2)`.
         size: Last dimension of the result.
-        dtype: Its type.
+        dtype: Type of the result.
     """
     steps = ops.cast(ops.right_shift(bits, _ANGLE_BITS), "float32")
-    # Midpoints of 2^18 steps from 0 to 1: the logarithm is finite.
+    # Midpoints of 2^18 steps from 0 to 1, whose logarithms are finite.
     uniform = steps * 2.0**-_RADIUS_BITS + (0.5 + 0.5**_RADIUS_BITS / 2)
     diameter = ops.sqrt(-8.0 * ops.log(uniform))
     turn = ops.cast(ops.bitwise_and(bits, 2**_ANGLE_BITS - 1), "float32")
@@ -78,8 +78,9 @@ def _from_bits(bits: Tensor, size: Any, dtype: Any) -> Tensor:
     for coefficient in _SINE[-2::-1]:
         sine = sine * square + coefficient
     sine = sine * turn
-    # Of half the angle: cos(2 h) / 2 = 1/2 - sin^2 h, sin(2 h) / 2 =
-    # sin h cos h, and cos h >= 0. abs: the sine may exceed 1 by its error.
+    # This is the sine of half the angle, h. Then cos(2 h) / 2 = 1/2 - sin^2 h
+    # and sin(2 h) / 2 = sin h cos h, with cos h >= 0. The square of cos h needs
+    # `abs`, because the fitted sine may exceed 1 by its error.
     half_cosine = 0.5 - sine * sine
     half_sine = sine * ops.sqrt(ops.abs(half_cosine + 0.5))
     pairs = ops.concatenate(

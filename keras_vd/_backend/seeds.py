@@ -1,4 +1,4 @@
-"""Seeds of the noise, of its own on every replica."""
+"""Seeds of the noise that differ from replica to replica."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
 
 
-# The name of the class is part of the names of variables: it is Keras' own.
+# Named as in Keras, because the name of the class is part of variable names.
 class SeedGenerator(keras.random.SeedGenerator):
-    """As in Keras, and no two replicas of a model get the same seeds.
+    """Keras' seed generator, with different seeds on all replicas of a model.
 
-    `tf.distribute` mirrors the state: all replicas read the same one. Each
-    counts in steps of the number of replicas, from a start of its own. Outside
-    replicas, and on other backends, where a program is about the whole batch,
-    the seeds are those of Keras.
+    `tf.distribute` mirrors the state, so that all replicas read the same one.
+    Therefore each replica counts in steps of the number of replicas, from a
+    start of its own. Outside of replicas the seeds are those of Keras. So they
+    are on other backends, where one program computes the whole batch.
     """
 
     def next(self, ordered: bool = True) -> Any:

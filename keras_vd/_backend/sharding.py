@@ -1,4 +1,4 @@
-"""Variables that lie on the devices as the weight they belong to does."""
+"""Variables that are split over devices like the weight they belong to."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import keras
 
 @contextlib.contextmanager
 def sharded_like(weight: keras.Variable) -> Iterator[None]:
-    """Context in which new variables follow the layout of `weight`.
+    """Make new variables follow the layout of `weight` within this context.
 
     A variable of the weight's rank is split as the weight is, along each axis
-    on which it has the weight's size. A layout of its own in the user's
-    `keras.distribution.LayoutMap` goes before that; other variables stay as
-    they are, and nothing happens without a distribution.
+    on which it has the weight's size. If the user's
+    `keras.distribution.LayoutMap` splits the variable, that layout is kept.
+    Other variables stay as they are, and nothing happens without a
+    distribution.
 
     Args:
         weight: Variable that was made under the same distribution.
@@ -33,7 +34,7 @@ def sharded_like(weight: keras.Variable) -> Iterator[None]:
 
 
 class _Following:
-    """A distribution that asks another one, and places like a weight."""
+    """Wrapper of a distribution that lays variables out like a weight."""
 
     def __init__(self, distribution: Any, weight: keras.Variable) -> None:
         self._distribution = distribution

@@ -14,16 +14,16 @@ _FRAGMENT = '<pre style="font-family:monospace">{code}</pre>'
 
 
 class Report:
-    """Mixin of a report whose `to_table` says it all."""
+    """Mixin that shows a report as its table, in terminals and notebooks."""
 
     def to_table(self) -> rich.table.Table:
-        """The report as a table to print with `rich`."""
+        """Return the report as a table to print with `rich`."""
         raise NotImplementedError(
             f"{type(self).__name__} must implement `to_table`."
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """All of the report as plain Python values, ready for JSON."""
+        """Return all of the report as plain Python values, ready for JSON."""
         raise NotImplementedError(
             f"{type(self).__name__} must implement `to_dict`."
         )

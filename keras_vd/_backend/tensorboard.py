@@ -9,11 +9,11 @@ from typing import Any
 
 
 class EventWriter:
-    """Writes an event file that TensorBoard shows.
+    """Writer of an event file that TensorBoard shows.
 
     Args:
-        folder: Where to write; made if it is missing. Files that are there
-            stay: TensorBoard joins them by step.
+        folder: Where to write; made if it is missing. Older files stay there,
+            and TensorBoard joins them by step.
 
     Raises:
         ImportError: if the package `tensorboard` is not installed.

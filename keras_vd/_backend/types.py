@@ -4,5 +4,5 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-# Of the running backend. Its shape is in the docstring of what takes it.
+# A tensor of the running backend. Docstrings of functions give its shape.
 Tensor: TypeAlias = Any

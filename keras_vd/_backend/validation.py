@@ -1,4 +1,4 @@
-"""Checks of user arguments: which argument, what is allowed, what came."""
+"""Checks of user arguments, whose errors say what is allowed and what came."""
 
 from __future__ import annotations
 
@@ -168,10 +168,10 @@ def check_built(model: keras.layers.Layer) -> None:
 
 
 def count_nonfinite(variable: keras.Variable) -> int:
-    """Number of entries of a variable that are NaN or infinite."""
+    """Count the entries of a variable that are NaN or infinite."""
     if not keras.backend.is_float_dtype(variable.dtype):
         return 0
-    # In float32: NumPy has no functions for bfloat16.
+    # In float32, as NumPy has no functions for bfloat16.
     values = ops.convert_to_numpy(variable)
     if values.dtype != np.float64:
         values = values.astype(np.float32)
@@ -230,7 +230,7 @@ def _is_ours(layer: keras.layers.Layer) -> bool:
 
 
 def weights_refusal(layer: Any) -> str | None:
-    """Why the weights of a layer are not to be touched."""
+    """Return why the weights of a layer must not be changed, or None."""
     if not isinstance(layer, keras.layers.Layer):
         return None
     if getattr(layer, "quantization_mode", None) is not None:
@@ -245,7 +245,7 @@ def check_called_once(layer: keras.layers.Layer) -> None:
     """Raise if a layer is made in a `RematScope` that repeats its calls.
 
     Raises:
-        ValueError: if so; with what to do.
+        ValueError: if so; it says what to do.
     """
     if may_be_rematerialized(layer):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Files and folders that take their place whole and checked, or not at all."""
+"""Files and folders that are put in place complete and checked, or not."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def write_checked(
     """Write a file or folder beside its place, check it, then move it there.
 
     Whatever fails, and if the process is killed, what was there before is
-    still there. What killed processes have left beside it is removed.
+    kept. What killed processes have left beside it is removed.
 
     Args:
-        path: The place.
-        write: Writes to the path that it is given; its last part is that of
-            `path`.
+        path: Where the file or folder is to be.
+        write: Writes to the path that it is given, which ends in the same name
+            as `path`.
         check: Reads what was written; raises if it is wrong.
         is_folder: Whether a folder is written, which may replace a SavedModel
             or an empty folder.
@@ -59,7 +59,7 @@ def write_checked(
 
 
 def read_back(path: Path, reader: Callable[[Path], T]) -> T:
-    """What `reader` returns; an OSError for a file that it cannot read."""
+    """Return what `reader` reads from a file; raise an OSError if it fails."""
     try:
         return reader(path)
     # Runtimes raise errors of many types for a file that is cut short.
@@ -90,7 +90,7 @@ def _check_place(target: Path, is_folder: bool) -> None:
 
 @contextlib.contextmanager
 def _naming(target: Path, verb: str) -> Iterator[None]:
-    """Errors of any type become an OSError with the path."""
+    """Turn errors of any type into an OSError with the path."""
     try:
         yield
     # TensorFlow has errors of its own for a disk that is full.
@@ -103,7 +103,7 @@ def _naming(target: Path, verb: str) -> Iterator[None]:
 
 
 def _flush(new: Path) -> None:
-    """Wait until the disk has it."""
+    """Wait until a file, or all that a folder holds, is on the disk."""
     for file in [new] if new.is_file() else sorted(new.rglob("*")):
         if file.is_file():
             with open(file, "rb+") as opened:
@@ -123,16 +123,17 @@ def _flush_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _folder_beside(target: Path) -> Iterator[Path]:
-    """A folder to write to, locked as long as this process lives.
+    """Make a folder to write to, and lock it as long as it is in use.
 
-    Beside its place, as a move within one file system is atomic.
+    It is beside `target`, as only a move within one file system is atomic.
     """
     while True:
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=target.parent))
         lock = _lock(folder)
         if folder.exists():
             break
-        # Another writer took it for that of a process that was killed.
+        # Before it was locked, another writer has removed it, as if it were the
+        # folder of a process that was killed.
         _unlock(lock)
     try:
         yield folder
@@ -142,7 +143,11 @@ def _folder_beside(target: Path) -> Iterator[Path]:
 
 
 def _clear(target: Path) -> None:
-    """Remove folders of processes that were killed; bring back `target`."""
+    """Remove folders that killed processes have left; bring back `target`.
+
+    A process that is killed while it replaces a folder may leave the old one
+    inside its own folder.
+    """
     for folder in sorted(target.parent.glob(f"{_PREFIX}*")):
         lock = _lock(folder)
         if lock is None:
@@ -159,7 +164,10 @@ def _clear(target: Path) -> None:
 
 
 def _lock(folder: Path) -> int | None:
-    """Lock a folder; None if another process has, or the system cannot."""
+    """Lock a folder, and return the descriptor that holds the lock.
+
+    Return None if another process has locked it, or if the system cannot.
+    """
     if os.name != "posix":
         return None
     try:
@@ -195,7 +203,7 @@ def _move(new: Path, target: Path, replaced: Path) -> None:
 
 
 def _exchange(new: Path, target: Path) -> bool:
-    """Swap two folders in one step; False where the system cannot."""
+    """Swap two folders in one step; return False where the system cannot."""
     if os.name != "posix":
         return False
     library = ctypes.CDLL(None)
