@@ -14,7 +14,8 @@ from keras import ops
 
 from keras_vd._backend.types import Tensor
 
-# Below 1 by the smallest step of float32, above 0 by far less.
+# Logs of probabilities are bounded by that of the largest float32 below 1: at 1
+# the logit would be infinite. Near 0 a log needs no bound.
 _MAX_LOG_PROBABILITY = -6e-8
 # Arguments of gamma functions are raised by this much before Stirling's series.
 _SHIFT = 7
@@ -54,9 +55,10 @@ def sample_log_probability(a: Tensor, b: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def _log_of_rest(log_share: Any) -> Tensor:
-    """log(1 - exp(x)) for x < 0, to all digits at both ends."""
+    """Compute log(1 - exp(x)) for x < 0, to all digits at both ends."""
     is_near = log_share > -np.log(2.0)
-    # A branch that is not taken must not spoil the gradient.
+    # Each branch gets a harmless value where it is not taken: an infinite one
+    # there would turn the gradient into NaN.
     near = ops.where(is_near, log_share, -1.0)
     far = ops.where(is_near, -1.0, log_share)
     return ops.where(
@@ -83,7 +85,7 @@ def sample_relaxed_bernoulli(
 
 
 def _digamma(x: Tensor) -> Tensor:
-    """Logarithmic derivative of the gamma function for x >= 1."""
+    """Compute the logarithmic derivative of the gamma function for x >= 1."""
     y = x + _SHIFT
     inverse = 1.0 / ops.square(y)
     series = inverse * (1 / 12 - inverse * (1 / 120 - inverse / 252))
@@ -96,20 +98,23 @@ def _digamma(x: Tensor) -> Tensor:
 
 
 def _stirling(y: Any) -> Tensor:
-    """Log Gamma(y) minus the leading terms, for y >= 7."""
+    """Compute log(Gamma(y)) minus its leading terms, for y >= 7."""
     inverse = 1.0 / ops.square(y)
     return (1 / 12 - inverse * (1 / 360 - inverse / 1260)) / y
 
 
 def _log_gamma(x: Tensor) -> Tensor:
-    """Log Gamma(x) for x >= 1."""
+    """Compute log(Gamma(x)) for x >= 1."""
     y = x + _SHIFT
     leading = (y - 0.5) * ops.log(y) - y + 0.5 * np.log(2.0 * np.pi)
     return leading + _stirling(y) - sum(ops.log(x + j) for j in range(_SHIFT))
 
 
 def _log_gamma_ratio(x: Tensor, b: Tensor) -> Tensor:
-    """log(Gamma(x + b) / Gamma(x)) for x >= 1, b >= 0; x may be large."""
+    """Compute log(Gamma(x + b) / Gamma(x)) for x >= 1 and b >= 0.
+
+    Unlike a difference of two logs, it is accurate for large x as well.
+    """
     y = x + _SHIFT
     leading = (y - 0.5) * ops.log1p(b / y) + b * ops.log(y + b) - b
     return (

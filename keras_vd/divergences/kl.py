@@ -10,10 +10,11 @@ an additive constant. Here the constant always makes the exact KL tend to 0 for
 alpha -> infinity; it then tends to -log_alpha / 2 + LOG_UNIFORM_CONSTANT for
 alpha -> 0.
 
-The unbounded ones carry their own gradient, in fewer operations than autodiff
-needs. It is first-order only: do not differentiate it again. Their `_by_snr`
-forms take the signal-to-noise ratio |theta| / sigma = exp(-log_alpha / 2) as
-well; those are for compilers, which make one loop of many operations.
+`log_uniform_exact`, `log_uniform_molchanov` and `ard` carry their own gradient,
+in fewer operations than autodiff needs. It is first-order only: do not
+differentiate it again. Their `_by_snr` forms take the signal-to-noise ratio
+|theta| / sigma = exp(-log_alpha / 2) as well; those are for compilers, which
+make one loop of many operations.
 """
 
 from typing import Any
@@ -49,7 +50,7 @@ _MOLCHANOV_K1, _MOLCHANOV_K2, _MOLCHANOV_K3 = 0.63576, 1.87320, 1.48695
 # Printed by tools/fit_molchanov.py; highest power first.
 _TOP = (1e-14, 2.27622096e-13, 4.44445455e-13, 7.57926573e-14)
 _REST = (7.35603297e-14, 1.5513758e-12, 2.85669091e-12, 4.51365281e-13)
-_LARGEST_SNR = 22026.0  # of the fit; the sigmoid is 1 there
+_LARGEST_SNR = 22026.0  # end of the fit, where the sigmoid is 1
 _KINGMA_C1, _KINGMA_C2, _KINGMA_C3 = 1.16145124, -1.50204118, 0.58629921
 
 
@@ -159,9 +160,9 @@ def log_uniform_lower_bound(log_alpha: Tensor) -> Tensor:
         KL = C - log_alpha / 2
 
     The name is the paper's: it is a lower bound of -KL and of the evidence,
-    hence an **upper** bound of the KL returned here. What it drops,
-    -E log|1 + sqrt(alpha) eps| with eps ~ N(0, 1), raises the KL by nothing
-    for alpha <= 1. C = 0.6351814, as for `log_uniform_kingma`.
+    hence an **upper** bound of the KL returned here. The term that it drops
+    from the KL, E log|1 + sqrt(alpha) eps| with eps ~ N(0, 1), is never
+    positive for alpha <= 1. C = 0.6351814, as for `log_uniform_kingma`.
 
     Valid for log_alpha <= 0, where it exceeds the exact KL by at most 0.246
     nats (near -0.5). Above, the value at 0 is held and the gradient is zero.
@@ -251,7 +252,7 @@ def _float32(x: Tensor) -> Tensor:
 
 
 def _polynomial(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
-    """Evaluate by Horner's rule, highest power first."""
+    """Evaluate a polynomial by Horner's rule, highest power first."""
     result = coefficients[0] * x + coefficients[1]
     for coefficient in coefficients[2:]:
         result = result * x + coefficient
@@ -291,7 +292,7 @@ def _log_uniform_exact(log_alpha: Tensor, alpha: Tensor) -> Tensor:
         gradient = gradient + _fraction(_SLOPE_FRACTION_1, alpha, sign=-1)
         return gradient * _upstream(args, upstream), ops.zeros_like(alpha)
 
-    # log1p would cost more, and its digits are below the error of the fit
+    # log1p would cost more, and its extra digits are below the error of the fit
     base = 0.5 * ops.log(_VALUE_SCALE / alpha + 1.0)
     return base + _fraction(_VALUE_FRACTION, alpha), grad
 
@@ -317,25 +318,25 @@ def _ard(log_alpha: Tensor) -> Tensor:
         return ops.sigmoid(-log_alpha) * (-0.5 * _upstream(args, upstream))
 
     # exp(-log_alpha) overflows below -88; autodiff of this form would give
-    # a zero gradient at log_alpha = 0, where both kinks meet
+    # a zero gradient at log_alpha = 0, where `abs` and `relu` have kinks
     tail = ops.log1p(ops.exp(-ops.abs(log_alpha)))
     return 0.5 * (tail + ops.relu(-log_alpha)), grad
 
 
-# Of what follows, the value depends on `snr` alone, and only log_alpha, whose
-# own value is never needed, gets a gradient.
+# The values of the functions below depend on `snr` alone, and their gradients
+# go to `log_alpha` alone, whose own value is never read.
 
 
 def exact_by_snr(log_alpha: Tensor, snr: Tensor) -> Tensor:
-    """`log_uniform_exact`, where snr = exp(-log_alpha / 2) is at hand."""
+    """Compute `log_uniform_exact` from snr = exp(-log_alpha / 2)."""
     return _log_uniform_exact(log_alpha, 1.0 / (snr * snr))
 
 
 @ops.custom_gradient
 def molchanov_by_snr(log_alpha: Tensor, snr: Tensor) -> Tensor:
-    """`log_uniform_molchanov`, where snr = exp(-log_alpha / 2) is at hand.
+    """Compute `log_uniform_molchanov` from snr = exp(-log_alpha / 2).
 
-    A rational function of it stands for the sigmoid. The value changes by at
+    A rational function of `snr` stands for the sigmoid. The value changes by at
     most 3e-7 nats, the gradient by 4e-7 (`tools/fit_molchanov.py`).
     """
     # sigmoid(-k2 - k3 log_alpha) = top / bottom; 1 - sigmoid = rest / bottom
@@ -348,7 +349,8 @@ def molchanov_by_snr(log_alpha: Tensor, snr: Tensor) -> Tensor:
         s2 = s * s
         slope = (_MOLCHANOV_K1 * _MOLCHANOV_K3) * (1.0 + s2) * top * rest
         slope = slope + 0.5 * s2 * bottom * bottom
-        # One division, and last: XLA then writes out this and nothing before.
+        # The only division comes last: XLA then writes its result to memory,
+        # and nothing that comes before it.
         slope = slope * -_upstream(args, upstream)
         return slope / ((1.0 + s2) * bottom * bottom), ops.zeros_like(snr)
 
@@ -358,7 +360,7 @@ def molchanov_by_snr(log_alpha: Tensor, snr: Tensor) -> Tensor:
 
 @ops.custom_gradient
 def ard_by_snr(log_alpha: Tensor, snr: Tensor) -> Tensor:
-    """`ard`, where snr = exp(-log_alpha / 2) is at hand."""
+    """Compute `ard` from snr = exp(-log_alpha / 2)."""
     snr2 = snr * snr
 
     def grad(*args: Any, upstream: Any = None) -> Any:

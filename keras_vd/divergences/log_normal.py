@@ -6,9 +6,10 @@ al. 2017, arXiv:1705.07283). Every function is elementwise in `mu` and
 `log_sigma` (float32, any shape) and finite for all of them.
 
 The closed forms subtract numbers that agree in all their digits once mu is
-outside the bounds or sigma is small. So the integrals are done by
-Gauss-Legendre quadrature over where the density is: 24 nodes, relative errors
-below 1e-5 for mu in [-20, 5] and log_sigma in [-5, 5], gradients included.
+outside the bounds or sigma is small. So the integrals are computed by
+Gauss-Legendre quadrature over the range that holds the density: 24 nodes,
+relative errors below 1e-5 for mu in [-20, 5] and log_sigma in [-5, 5],
+gradients included.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def _moments(
 def log_evidence_of_zero(
     mu: Tensor, log_sigma: Tensor, min_log: float, max_log: float
 ) -> Tensor:
-    """Compute by how much a gate fixed at (almost) 0 would be more likely.
+    """Compute the change of the log evidence if a gate is fixed at (almost) 0.
 
     Bayesian model reduction: for a prior p and a reduced one p~ the evidence
     changes by Delta F = log E_q[p~ / p] (Wright, Igel and Selvan 2024,
@@ -105,7 +106,7 @@ def log_evidence_of_zero(
 def log_evidence_of_rounding(
     mu: Tensor, log_sigma: Tensor, min_log: float, max_log: float, bits: int
 ) -> Tensor:
-    """As `log_evidence_of_zero`, for gates that `bits` bits cannot represent.
+    """Compute the change of the log evidence if a gate is below 2**-bits.
 
     The reduced prior is log-uniform on [min_log, -bits * log(2)] (BMRS_U):
 
@@ -171,7 +172,7 @@ class _Density:
             max_log - self.mode,
             top + _reach(overshoot + top - shift, variance),
         )
-        # The nodes stay where they are when a gradient is taken.
+        # No gradient flows into the positions of the nodes.
         length = (high - low)[..., None]
         middle = (0.5 * (high + low))[..., None]
         self.offsets = middle + length * ops.convert_to_tensor(_NODES)
@@ -182,19 +183,22 @@ class _Density:
         self._shares = ops.softmax(log_terms, axis=-1)
 
     def log_ratio_at(self, offsets: Any) -> Tensor:
-        """Log of density(offset) / density(0); offsets of any rank."""
+        """Compute log(density(offset) / density(0)) for offsets of any rank."""
         overshoot, variance = self._overshoot, self._variance
         if len(offsets.shape) > len(variance.shape):
             overshoot, variance = overshoot[..., None], variance[..., None]
         return -offsets * (offsets + 2.0 * overshoot) / (2.0 * variance)
 
     def expectation(self, values: Tensor) -> Tensor:
-        """Expectation of something known at the nodes."""
+        """Compute the expectation of something from its values at the nodes."""
         return ops.sum(self._shares * values, axis=-1)
 
 
 def _reach(slope: Any, variance: Tensor) -> Tensor:
-    """Distance at which exp(-(y^2 + 2 |slope| y) / (2 variance)) is tiny."""
+    """Compute the distance y at which the density is negligible.
+
+    It is that of exp(-(y^2 + 2 |slope| y) / (2 variance)) = exp(-_DEPTH).
+    """
     slope, depth = ops.abs(slope), 2.0 * _DEPTH * variance
     return depth / (slope + ops.sqrt(ops.square(slope) + depth))
 
@@ -206,10 +210,10 @@ def sample(
     max_log: float,
     uniforms: Tensor,
 ) -> Tensor:
-    """Turn uniform draws into draws of theta that mu and sigma can move.
+    """Turn uniform draws into draws of theta with gradients for mu and sigma.
 
-    The inverse of the distribution function, so that gradients pass. Where mu
-    is outside the bounds it is solved for the distance from the bound, in logs.
+    This inverts the distribution function, so that gradients pass. Where mu is
+    outside the bounds it solves for the distance from the bound, in logs.
 
     Args:
         mu: Means of log(theta).
@@ -246,10 +250,11 @@ def _normal_cdf(x: Tensor) -> Tensor:
 
 
 def _tail_quantile(start: Any, width: Any, uniforms: Tensor) -> Tensor:
-    """How far past `start` >= 0 a normal tail, cut off at `width`, reaches.
+    """Turn uniform draws into draws past `start` >= 0 of a normal tail.
 
-    Solves Q(start + d) = share * Q(start) for d, Q(x) = 1 - Phi(x), by
-    Newton's method on log Q, which is concave.
+    The tail is cut off at `start + width`. With Q(x) = 1 - Phi(x), this solves
+    Q(start + d) = share * Q(start) for the distance d, by Newton's method on
+    log Q, which is concave.
     """
     cut = ops.exp(_log_tail_ratio(start, width))
     log_share = ops.log(uniforms + (1.0 - uniforms) * cut)
@@ -259,7 +264,7 @@ def _tail_quantile(start: Any, width: Any, uniforms: Tensor) -> Tensor:
     for _ in range(3):
         d = d + _newton_step(fixed, d, ops.stop_gradient(log_share))
         d = ops.maximum(d, 0.0)
-    # One more, for the gradient of the implicit function.
+    # One more step, which has the gradient of the implicit function.
     d = ops.stop_gradient(d)
     return d + _newton_step(start, d, log_share)
 
@@ -272,13 +277,13 @@ def _newton_step(start: Any, d: Any, log_share: Any) -> Tensor:
 
 
 def _log_tail_ratio(start: Any, d: Any) -> Tensor:
-    """log(Q(start + d) / Q(start)) for start, d >= 0."""
+    """Compute log(Q(start + d) / Q(start)) for start, d >= 0."""
     far, near = (start + d) / math.sqrt(2.0), start / math.sqrt(2.0)
     return -d * (start + 0.5 * d) + _log_erfcx(far) - _log_erfcx(near)
 
 
 def _log_erfcx(x: Tensor) -> Tensor:
-    """Log of exp(x^2) * erfc(x) for x >= 0."""
+    """Compute log(exp(x^2) * erfc(x)) for x >= 0."""
     t = 1.0 / (1.0 + 0.5 * x)
     power_series = ops.zeros_like(t)
     for coefficient in reversed(_LOG_ERFCX):
