@@ -44,8 +44,8 @@ __all__ = [
     "variational_weights",
 ]
 
-# They load when they are first named: the one needs matplotlib, which not
-# everybody has, the others are for the end of the way.
+# Imported when they are first used: `plots` needs matplotlib, which is
+# optional, and the others are needed only after training.
 _LATER = ("deployment", "plots", "reports")
 
 

@@ -11,7 +11,7 @@ import rich.table
 from keras_vd._backend.tables import Report
 from keras_vd._backend.validation import check_integer
 
-# How far, in 16 bits, a softmax may be from a sum of 1.
+# How far the sum of a softmax that is computed in 16 bits may be from 1.
 _SUM_TOLERANCE = 1e-2
 
 
@@ -125,8 +125,8 @@ def calibration_report(
 
     Raises:
         TypeError: if `bins` is not an integer.
-        ValueError: if `probabilities` are none, or `labels` are not of the
-            right shape or range.
+        ValueError: if `probabilities` are no probabilities, or `labels` are not
+            of the right shape or range.
 
     Example:
     >>> report = keras_vd.calibration_report([[0.9, 0.1], [0.4, 0.6]], [0, 0])
@@ -147,7 +147,8 @@ def calibration_report(
     confidence = values.max(axis=-1)
     is_right = values.argmax(axis=-1) == classes
     edges = np.linspace(0.0, 1.0, bins + 1)
-    # Interval i is (edges[i], edges[i + 1]]; 16 bits may round above 1.
+    # Interval i is (edges[i], edges[i + 1]]. The outer edges are left out, as
+    # rounding to 16 bits may lead above 1.
     index = np.digitize(confidence, edges[1:-1], right=True)
     return CalibrationReport(
         tuple(
@@ -164,7 +165,7 @@ def calibration_report(
 
 
 def are_probabilities(values: np.ndarray) -> bool:
-    """Whether the last axis holds class probabilities.
+    """Tell whether the last axis holds class probabilities.
 
     Args:
         values: Array of any shape. One column is enough if it is in [0, 1].
@@ -176,9 +177,9 @@ def are_probabilities(values: np.ndarray) -> bool:
 
 
 def both_classes(probabilities: np.ndarray) -> np.ndarray:
-    """Probabilities of all classes, of shape `(..., classes)`.
+    """Return the probabilities of all classes, of shape `(..., classes)`.
 
-    One column becomes the two of a binary problem.
+    One column, of class 1, becomes the two columns of a binary problem.
     """
     if probabilities.shape[-1] > 1:
         return probabilities
@@ -186,11 +187,11 @@ def both_classes(probabilities: np.ndarray) -> np.ndarray:
 
 
 def check_labels(labels: Any, probabilities: np.ndarray) -> np.ndarray:
-    """Integer labels that go with probabilities of all classes.
+    """Return labels as integers if they fit probabilities of all classes.
 
     Args:
         labels: What a user passed.
-        probabilities: Shape `(..., classes)`.
+        probabilities: Array of shape `(..., classes)`.
 
     Raises:
         ValueError: if the shape is another one, or a label is no class.

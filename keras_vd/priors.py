@@ -28,7 +28,7 @@ class Prior:
     def kl_divergence(
         self, theta: Tensor, log_sigma2: Tensor, log_alpha: Tensor
     ) -> Tensor:
-        """KL(q || prior) of every weight on its own.
+        """Compute KL(q || prior) of every weight on its own.
 
         Args:
             theta: Posterior means, float32, any shape.
@@ -43,12 +43,12 @@ class Prior:
         )
 
     def get_config(self) -> dict[str, Any]:
-        """Arguments of the constructor."""
+        """Return the arguments of the constructor."""
         return {}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Prior:
-        """The prior that `get_config` described."""
+        """Make the prior that `get_config` described."""
         return cls(**config)
 
 
@@ -138,7 +138,7 @@ _NAMES: dict[str, type[Prior]] = {
 
 
 def get(identifier: Any) -> Prior:
-    """The prior that a string, a config or a `Prior` object stands for.
+    """Return the prior that a string, a config or a `Prior` stands for.
 
     Raises:
         ValueError: if `identifier` is none of these.
@@ -147,12 +147,12 @@ def get(identifier: Any) -> Prior:
 
 
 def serialize(prior: Prior) -> dict[str, Any]:
-    """A JSON-ready description of `prior`, which `get` understands."""
+    """Return a JSON-ready description of `prior`, which `get` understands."""
     return keras.saving.serialize_keras_object(prior)
 
 
 def deserialize(config: dict[str, Any]) -> Prior:
-    """The prior that `serialize` described.
+    """Make the prior that `serialize` described.
 
     Raises:
         ValueError: if `config` describes something else.

@@ -1,4 +1,4 @@
-"""What a model has learned: its KL divergence, and what can go."""
+"""The KL divergence of a model, and the pruning of its weights and gates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from keras_vd.sparsity import SparsityReport, sparsity_report
 
 
 def kl_divergence(model: keras.layers.Layer) -> float:
-    """KL divergence of a model's posteriors to their priors.
+    """Compute the KL divergence of a model's posteriors to their priors.
 
     Each weight and gate counts once, without `kl_weight` and `kl_scale`.
 
@@ -36,7 +36,10 @@ def kl_divergence(model: keras.layers.Layer) -> float:
 
 
 def current_kl_divergence(model: keras.layers.Layer) -> float:
-    """As `kl_divergence`, but NaN or infinite for a model that has diverged."""
+    """Compute the KL divergence in nats even if the model has diverged.
+
+    It is then NaN or infinite, where `kl_divergence` raises an error.
+    """
     return float(
         sum(
             float(ops.convert_to_numpy(posterior.kl_divergence()))

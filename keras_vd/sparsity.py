@@ -93,9 +93,9 @@ class SparsityReport(Report):
     """Sparsity of a model at inference, weight by weight and in total.
 
     A weight counts as zero if it, or a group that it belongs to, is pruned.
-    Group variables are no weights: they end up inside the kernels. Gates are
-    counted apart: what they save is known when they are folded into their
-    neighbours and these are shrunk.
+    Group variables do not count as weights, as they end up inside the kernels.
+    Gates are counted apart, as what they save is known only when they have been
+    folded into their neighbours and these have been shrunk.
 
     Attributes:
         rows: One `WeightRow` per variational weight.
@@ -144,7 +144,7 @@ class SparsityReport(Report):
     def sparsity(self) -> float:
         """Fraction of the variational weights that is zero.
 
-        Of the units with gates, in a model that has no such weights.
+        In a model that has gates only, it is the fraction of their units.
         """
         total, nonzero = self._entries()
         return 1.0 - nonzero / total
@@ -153,7 +153,7 @@ class SparsityReport(Report):
     def nonzero_ratio(self) -> float:
         """Variational weights per non-zero one: |W| / |W != 0|.
 
-        Units per active one, in a model that has gates only.
+        In a model that has gates only, it is the units per active one.
         """
         return _ratio(*self._entries())
 
@@ -167,14 +167,14 @@ class SparsityReport(Report):
 
     @property
     def nonzero_ratio_with_biases(self) -> float:
-        """As `nonzero_ratio`, with the biases of the same layers."""
+        """Ratio like `nonzero_ratio`, with the biases of the same layers."""
         return _ratio(
             self.weights + self.biases, self.nonzero + self.nonzero_biases
         )
 
     @property
     def nonzero_ratio_of_model(self) -> float:
-        """As `nonzero_ratio`, with all parameters of all layers."""
+        """Ratio like `nonzero_ratio`, with all parameters of all layers."""
         return _ratio(
             self.weights + self.biases + self.others,
             self.nonzero + self.nonzero_biases + self.nonzero_others,
@@ -203,7 +203,7 @@ class SparsityReport(Report):
             "n_active",
         )
         figures = {name: getattr(self, name) for name in totals}
-        # JSON knows no infinity: the ratio of a model without weights is null.
+        # JSON knows no infinity, which is the ratio if all weights are zero.
         return {
             "rows": rows,
             "groups": [dataclasses.asdict(row) for row in self.groups],
@@ -286,10 +286,10 @@ def _ratio(total: int, nonzero: int) -> float:
 def sparsity_report(model: keras.layers.Layer) -> SparsityReport:
     """Count what is zero at inference, whether or not `prune` was called.
 
+    Values that are NaN or infinite do not count as zero; the report lists them.
+
     Args:
         model: A built Keras model or layer with variational layers.
-
-    Values that are NaN or infinite are no zeros; the report lists them.
 
     Returns:
         A report with one row per variational weight and per gate; `str()`
@@ -332,14 +332,16 @@ def sparsity_report(model: keras.layers.Layer) -> SparsityReport:
 def _other_values(
     model: keras.layers.Layer, named: list[tuple[str, Posterior]]
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """What inference uses besides variational weights and gates.
+    """List what inference uses besides variational weights and gates.
 
-    Of the variational layers, their biases, and of all others.
+    Returns:
+        The biases of the variational layers, and the values of all others.
     """
     weights = {id(posterior.weight) for posterior in variational_weights(model)}
-    # A gate may have layers of its own, which are as little the model's.
+    # Posteriors, gates and the layers inside a gate hold no parameters of the
+    # model itself.
     inner = {id(x) for _, p in named for x in flatten_layers(p)}
-    # Biases of what is pruned may be zero at inference.
+    # Biases of what is pruned may be zero at inference only.
     values = {
         id(variable): value
         for layer in flatten_layers(model)
@@ -368,7 +370,7 @@ def _row(name: str, posterior: WeightPosterior) -> WeightRow:
     nonzero = ops.convert_to_numpy(posterior.mean()) != 0.0
     reads = _any_along(nonzero, posterior.axes.inputs)
     if posterior.axes.conv_groups > 1:
-        # Each group of outputs reads channels of its own: split the last axis.
+        # Split the last axis, as each group of outputs reads its own channels.
         split = (*nonzero.shape[:-1], posterior.axes.conv_groups, -1)
         reads = _any_along(nonzero.reshape(split), (-3, -2))
     writes = _any_along(nonzero, posterior.axes.outputs)
@@ -390,7 +392,7 @@ def _group_row(name: str, posterior: WeightPosterior) -> GroupRow:
 
 
 def _any_along(nonzero: np.ndarray, axes: tuple[int, ...]) -> Any:
-    """Whether anything is True for each index along `axes`."""
+    """Tell for each index along `axes` whether anything is True."""
     axes = tuple(axis % nonzero.ndim for axis in axes)
     others = tuple(i for i in range(nonzero.ndim) if i not in axes)
     return nonzero.any(axis=others)
