@@ -20,7 +20,7 @@ from keras_vd._backend.types import Tensor
 
 @dataclasses.dataclass(frozen=True)
 class FlippedKernel:
-    """Stands in for a cell's kernel; only products with it make sense.
+    """Stand-in for a cell's kernel, to be multiplied, split and sliced only.
 
     Attributes:
         mean: Tensor of shape `(inputs, outputs)`.
@@ -38,7 +38,7 @@ class FlippedKernel:
     def draw(
         cls, mean: Tensor, deviation: Any, batch_size: Any, seed: Any
     ) -> FlippedKernel:
-        """Draw the signs.
+        """Make a kernel with random signs for every example.
 
         Args:
             mean: Tensor of shape `(inputs, outputs)`.
@@ -67,7 +67,7 @@ class FlippedKernel:
 def _matmul(inputs: Tensor, kernel: Tensor) -> Tensor:
     if not isinstance(kernel, FlippedKernel):
         return ops.matmul(inputs, kernel)
-    # `ops.multiply` takes integers, too.
+    # `ops.multiply`, because `*` does not take integers on every backend.
     flipped = ops.multiply(inputs, kernel.input_signs)
     noise = ops.matmul(flipped, kernel.deviation)
     return ops.matmul(inputs, kernel.mean) + noise * kernel.output_signs
@@ -85,10 +85,10 @@ def _split(tensor: Tensor, sections: int, axis: int = 0) -> Any:
 
 
 def flipped_methods(cell: keras.layers.Layer) -> dict[str, Any]:
-    """The methods of a Keras cell that compute with its kernels.
+    """Copy the methods of a Keras cell that compute with its kernels.
 
     Returns:
-        Copies, by name, that take a `FlippedKernel` for a kernel.
+        The copies by name; they take a `FlippedKernel` in place of a kernel.
     """
     return {
         name: with_other_ops(getattr(cell, name), matmul=_matmul, split=_split)

@@ -39,7 +39,7 @@ class _Attention(VariationalLayer):
         super().__init__(
             *args, posterior=posterior, kl_weight=kl_weight, **kwargs
         )
-        # As a description: a posterior of its own would be saved as a part.
+        # Kept as a config: a posterior would be saved as a part of the layer.
         self._given = posteriors.layer_arguments(
             posteriors.instantiate(posterior, "template", kl_weight)
         )
@@ -50,7 +50,7 @@ class _Attention(VariationalLayer):
     def build(  # type: ignore[override]
         self, query_shape: Any, value_shape: Any, key_shape: Any = None
     ) -> None:
-        # Past the mixin's, which has a single input shape.
+        # This skips the mixin's `build`, which takes a single input shape.
         build = with_projections(
             super(VariationalLayer, self).build, self._projection
         )
@@ -66,7 +66,7 @@ class _Attention(VariationalLayer):
         return VDEinsumDense(*args, **self._posterior_arguments(), **kwargs)
 
     def _bind_heads(self) -> None:
-        """Have the heads' multipliers act on what leaves the heads."""
+        """Make the heads' multipliers act on the outputs of the heads."""
         output = self._output_dense
         # (heads, value_dim, ...)
         num_heads, expand = along_axes(output.kernel.shape, (0,))
@@ -89,9 +89,9 @@ class VDMultiHeadAttention(_Attention, keras.layers.MultiHeadAttention):
     Args:
         posterior: See `VDDense`; each projection has a posterior of its own.
         kl_weight: See `VDDense`.
-        groups: Tuple of `"heads"`: whether each head has a multiplier, with a
-            posterior of its own, of its share of the output, so that all of
-            it can go together. A pruned head adds 0 to every output; heads of
+        groups: Tuple of `"heads"`: whether each head has a multiplier of its
+            outputs, with a posterior of its own, so that a whole head can be
+            pruned. A pruned head adds 0 to every output; heads of
             `VDGroupQueryAttention` are those of the query.
         *args: Of `keras.layers.MultiHeadAttention`.
         **kwargs: Of `keras.layers.MultiHeadAttention`.

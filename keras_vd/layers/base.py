@@ -25,19 +25,22 @@ else:
     _Mixin = object
 
 
-# Variational forms by the Keras layer that they extend: they enter themselves.
+# Variational layers by the Keras layer that each extends. They enter themselves
+# when their classes are defined.
 COUNTERPARTS: dict[type, type] = {}
 
-# Number of group variables, and what spreads their values over a weight.
+# Number of group variables, and a function that spreads their values over a
+# weight.
 Expansion = tuple[int, Callable[[Any], Any]]
 
 
 class VariationalLayer(_Mixin):
     """Mixin that gives a Keras layer a posterior for each of its weights.
 
-    To be listed before the Keras layer. A subclass names its weights, says
-    what their axes mean and which groups of weights may go together. The first
-    one for a Keras layer is what `to_variational` makes of that layer.
+    It stands before the Keras layer in the list of bases. A subclass names its
+    weights, says what their axes mean and which groups of weights may be pruned
+    together. The first subclass for a Keras layer is the one that
+    `to_variational` makes of that layer.
     """
 
     _variational_weights: tuple[str, ...] = ("kernel",)
@@ -47,7 +50,7 @@ class VariationalLayer(_Mixin):
         super().__init_subclass__(**kwargs)
         if issubclass(cls, keras.layers.Layer):
             cls.__signature__ = _extended_signature(cls)
-            # What extends a variational layer takes nobody's place.
+            # A subclass of a variational layer does not take the place of it.
             if COUNTERPARTS.setdefault(keras_class(cls), cls) is cls:
                 SAME_WEIGHTS[cls] = keras_class(cls)
 
@@ -79,7 +82,7 @@ class VariationalLayer(_Mixin):
     def _hand_on_trainable(self) -> None:
         """Freeze sub-layers if `trainable=False` was passed.
 
-        Keras does so only when the attribute is set.
+        Keras does so only when the attribute is assigned.
         """
         if not self.trainable:
             for layer in sublayers(self):
@@ -96,16 +99,16 @@ class VariationalLayer(_Mixin):
             )
         if getattr(self, "lora_rank", None):
             self._refuse("LoRA")
-        # Not through `quantize`, which Keras wraps in checks of its own.
+        # `quantize` is not called here, as Keras wraps it in its own checks.
         if self.quantization_mode is not None:
             self._refuse("Quantization")
 
     def enable_lora(self, *args: Any, **kwargs: Any) -> None:
-        """Not for variational layers: see the error."""
+        """Raise a ValueError: variational layers do not support LoRA."""
         self._refuse("LoRA")
 
     def quantize(self, *args: Any, **kwargs: Any) -> None:
-        """Not for variational layers: see the error."""
+        """Raise a ValueError: variational layers cannot be quantized."""
         self._refuse("Quantization")
 
     def _refuse(self, feature: str) -> None:
@@ -116,7 +119,10 @@ class VariationalLayer(_Mixin):
         )
 
     def _refuse_input_noise(self) -> None:
-        """For layers that draw their weights rather than their outputs."""
+        """Raise a ValueError if the posterior puts its noise on the inputs.
+
+        This is for layers that draw their weights rather than their outputs.
+        """
         noise = getattr(self._template(), "noise", "weight")
         if noise != "weight":
             raise ValueError(
@@ -130,7 +136,7 @@ class VariationalLayer(_Mixin):
         self._bind_posteriors(self)
 
     def _bind_posteriors(self, owner: keras.layers.Layer) -> None:
-        """Bind the posteriors to the weights, which `owner` has built."""
+        """Bind the posteriors to the weights that `owner` has built."""
         for name, weight in self._posteriors():
             groups = {}
             for group, (size, expand) in self._expansions(weight).items():
@@ -150,24 +156,25 @@ class VariationalLayer(_Mixin):
 
     @classmethod
     def _posteriors(cls) -> list[tuple[str, str]]:
-        """Attribute names: of the posterior, of the weight it belongs to."""
+        """List the attribute names of each posterior and of its weight."""
         return [
             (f"{name}_posterior", name) for name in cls._variational_weights
         ]
 
     def _kernel_axes(self, weight: str) -> Axes:
-        """What the axes of a weight mean."""
+        """Return what the axes of a weight mean."""
         raise NotImplementedError
 
     def _expansions(self, weight: str) -> dict[str, Expansion]:
-        """The layer's groups that multiply `weight`, by their names."""
+        """Return the layer's groups that multiply `weight`, by their names."""
         raise NotImplementedError
 
     def inference_values(self) -> list[tuple[keras.Variable, Any]]:
-        """Variables that inference replaces, and the tensors that it uses.
+        """List the variables that inference replaces, and what it uses instead.
 
         Returns:
-            Pairs; the tensors are float32 and of the variable's shape.
+            Pairs; the tensors have the variable's shape, and are float64 for a
+            float64 variable, float32 otherwise.
         """
         found = [getattr(self, name) for name, _ in self._posteriors()]
         return [
@@ -176,22 +183,22 @@ class VariationalLayer(_Mixin):
         ]
 
     def inference_biases(self) -> list[tuple[keras.Variable, Any]]:
-        """As `inference_values`, for biases of what may be pruned."""
+        """List such pairs for the biases that pruning changes."""
         return []
 
     def _template(self) -> posteriors.WeightPosterior:
-        """A posterior with the options that the layer was given."""
+        """Return a posterior with the options that the layer was given."""
         found: posteriors.WeightPosterior
         found = getattr(self, self._posteriors()[0][0])
         return found
 
     def _posterior_arguments(self) -> dict[str, Any]:
-        """Config of `posterior` and `kl_weight`, as they were given."""
+        """Return the arguments `posterior` and `kl_weight` for a config."""
         return posteriors.layer_arguments(self._template())
 
     def get_config(self) -> dict[str, Any]:
         config = {**super().get_config(), **self._posterior_arguments()}
-        # Convolutions have an argument of that name, an integer.
+        # Convolutions have an integer argument of that name, which is kept.
         if self.group_names or "groups" not in config:
             config["groups"] = list(self.group_names)
         return config
@@ -213,7 +220,7 @@ class LinearLayer(VariationalLayer):
     _shared_op: SharedOp | None = None
 
     def _linear_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
-        """The layer without noise, bias and activation."""
+        """Apply the layer without noise, bias and activation."""
         raise NotImplementedError
 
     def _expansions(self, weight: str) -> dict[str, Expansion]:
@@ -242,11 +249,15 @@ class LinearLayer(VariationalLayer):
 
 
 def along_axes(shape: Sequence[int], axes: Sequence[int]) -> Expansion:
-    """One group variable for each index along some axes of a weight.
+    """Give each index along some axes of a weight a group variable.
 
     Args:
         shape: Shape of the weight.
         axes: Axes that the group variables run over.
+
+    Returns:
+        Number of group variables, and a function that reshapes their values so
+        that they broadcast to the weight.
     """
     along = [axis % len(shape) for axis in axes]
     spread = [size if i in along else 1 for i, size in enumerate(shape)]
@@ -254,7 +265,7 @@ def along_axes(shape: Sequence[int], axes: Sequence[int]) -> Expansion:
 
 
 def keras_class(cls: type) -> type:
-    """The Keras layer that a variational layer class extends."""
+    """Return the Keras layer that a variational layer class extends."""
     return next(
         base
         for base in cls.__mro__
@@ -264,7 +275,10 @@ def keras_class(cls: type) -> type:
 
 
 def _extended_signature(cls: type) -> inspect.Signature:
-    """Signature of the Keras layer, with ours before its `**kwargs`."""
+    """Return the signature of the Keras layer with the added arguments.
+
+    They stand before its `**kwargs`.
+    """
     parameters = list(inspect.signature(keras_class(cls)).parameters.values())
     taken = {parameter.name for parameter in parameters}
     ours = [
@@ -280,7 +294,7 @@ def _extended_signature(cls: type) -> inspect.Signature:
 
 
 def _own_parameters(cls: type) -> dict[str, inspect.Parameter]:
-    """What the variational bases of a layer ask for by keyword."""
+    """Return the keyword arguments that a layer's variational bases add."""
     return {
         parameter.name: parameter
         for base in reversed(cls.__mro__)

@@ -32,7 +32,7 @@ class BetaBernoulliDropout(StructuredGate):
         a_init: Float: initial `a_unconstrained`; -1 opens the gates to 0.24,
             2 to 0.68.
         b_init: Float: initial `b_unconstrained`; by default b = 1.
-        temperature: Float > 0 of the relaxed Bernoulli variable.
+        temperature: Float > 0: that of the relaxed Bernoulli variable.
         threshold: Float: smallest E[pi] that is kept.
         **options: `axis`, `kl_scale` and `kl_weight` of `StructuredGate`,
             and `name` and `dtype`.
@@ -69,7 +69,8 @@ class BetaBernoulliDropout(StructuredGate):
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         super().build(input_shape)
-        # The bounds of the authors' code; gradients may lead back from them.
+        # The bounds are those of the authors' code. They are constraints, so
+        # that a gradient can lead a variable back from its bound.
         self.a_unconstrained = self._add_parameter(
             "a_unconstrained", self.a_init, constraint=Clipped(-10.0, math.inf)
         )
@@ -78,7 +79,7 @@ class BetaBernoulliDropout(StructuredGate):
         )
 
     def _read_parameters(self) -> tuple[Any, Any]:
-        """The shapes a and b of the Kumaraswamy distribution."""
+        """Return a and b of the posterior, each of shape `(units,)`."""
         a = ops.softplus(ops.convert_to_tensor(self.a_unconstrained))
         return a, ops.softplus(ops.convert_to_tensor(self.b_unconstrained))
 
@@ -168,7 +169,7 @@ class DependentBetaBernoulliDropout(BetaBernoulliDropout):
             dtype="float32",
             name="normalization",
         )
-        # An average over steps would count those that a mask leaves out.
+        # An average over time steps would count those that a mask leaves out.
         self.supports_masking = False
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -189,7 +190,7 @@ class DependentBetaBernoulliDropout(BetaBernoulliDropout):
         return ops.softplus(ops.convert_to_tensor(self.sigma_unconstrained))
 
     def _normalized(self, inputs: Tensor, training: bool) -> Any:
-        """BN of the units, float32, shape `(batch, units)`."""
+        """Compute BN(x): float32, shape `(batch, units)`."""
         units = ops.cast(ops.stop_gradient(inputs), "float32")
         others = range(1, len(inputs.shape))
         axes = tuple(i for i in others if i != self._unit_axis)
@@ -211,10 +212,10 @@ class DependentBetaBernoulliDropout(BetaBernoulliDropout):
         return ops.where(gates > self.threshold, gates, 0.0)
 
     def active_per_example(self, inputs: Tensor) -> float:
-        """Mean number of units that are on, over some inputs of this layer.
+        """Compute the mean number of units that are on, over some inputs.
 
         Args:
-            inputs: Tensor or array, with the batch.
+            inputs: Tensor or array: inputs of this layer, with the batch.
         """
         gates = self._inference_gates(ops.convert_to_tensor(inputs, "float32"))
         is_on = ops.convert_to_numpy(gates) > 0.0

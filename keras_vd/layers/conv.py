@@ -123,7 +123,7 @@ class _SeparableConvolution(_DepthwiseConvolution):
         return {name: found[name] for name in found if name == group}
 
     def _pointwise_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
-        # TensorFlow has only convolutions with channels last on some CPUs.
+        # On some CPUs TensorFlow has only convolutions with channels last.
         is_first = self.data_format == "channels_first"
         if is_first:
             inputs = ops.moveaxis(inputs, 1, -1)

@@ -84,7 +84,12 @@ class VDEinsumDense(LinearLayer, keras.layers.EinsumDense):
     """
 
     def _axes(self) -> tuple[str, str, str, str]:
-        """Axes of inputs, inputs shared with others, kernel and outputs."""
+        """Return the letters of the axes in the equation.
+
+        Returns:
+            Those of the inputs, those of the inputs that the kernel or the
+            outputs share, those of the kernel and those of the outputs.
+        """
         operands, outputs = self.equation.replace(" ", "").split("->")
         inputs, kernel = operands.split(",")
         shared = [axis for axis in inputs if axis in kernel + outputs]
@@ -103,10 +108,11 @@ class VDEinsumDense(LinearLayer, keras.layers.EinsumDense):
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         # Along an axis that only the inputs have, every entry meets the same
-        # weight, and the same noise: sum before anything is squared.
+        # weight with the same noise. So the entries must be summed before the
+        # local reparameterization squares them.
         inputs_axes, shared, _, _ = self._axes()
         if inputs_axes != shared:
-            # Sums of integers may overflow, of which Keras sums none.
+            # Sums of integers may overflow, and Keras sums no integers here.
             dtype = keras.backend.result_type(inputs.dtype, self.kernel.dtype)
             inputs = ops.cast(inputs, dtype)
             inputs = ops.einsum(f"{inputs_axes}->{shared}", inputs)

@@ -18,14 +18,14 @@ class VDEmbedding(VariationalLayer, keras.layers.Embedding):
 
     Training looks up one sample of all vectors, drawn at each call: a token
     has the same noise wherever it occurs in the batch (Chirkova et al. 2018,
-    arXiv:1810.10927). `estimator` of the posterior plays no part.
+    arXiv:1810.10927). `estimator` of the posterior has no effect.
 
     Args:
         posterior: See `VDDense`.
         kl_weight: See `VDDense`.
         groups: Tuple of `"vocabulary"` (one multiplier for each token, so that
-            whole tokens can go) and `"features"` (one for each entry of the
-            vectors).
+            whole tokens can be pruned) and `"features"` (one for each entry of
+            the vectors).
         *args: Of `keras.layers.Embedding`.
         **kwargs: Of `keras.layers.Embedding`.
 

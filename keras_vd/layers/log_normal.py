@@ -13,7 +13,7 @@ from keras_vd.divergences import log_normal
 from keras_vd.layers.structured import StructuredGate
 from keras_vd.posteriors.clipping import Clipped
 
-# How far mu may go above `max_log`: far enough for a gate that is just open.
+# How far mu may go above `max_log`: far enough for a gate that stays open.
 _MU_MARGIN = 5.0
 _LOG_SIGMA_RANGE = (-20.0, 5.0)
 
@@ -96,8 +96,8 @@ class LogNormalDropout(StructuredGate):
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         super().build(input_shape)
-        # Constraints rather than clipped reads: at a bound a gradient may
-        # still lead back.
+        # Constraints instead of clipping where the variables are read, so that
+        # a gradient can lead a variable back from its bound.
         self.mu = self._add_parameter(
             "mu",
             self.mu_init,
@@ -121,7 +121,7 @@ class LogNormalDropout(StructuredGate):
         return self._masked(log_normal.mean(*self._read_parameters()))
 
     def snr(self) -> Tensor:
-        """Signal-to-noise ratio of every gate: float32, shape `(units,)`.
+        """Compute every gate's signal-to-noise ratio: float32, `(units,)`.
 
         Units that `prune` has removed have 0.
         """

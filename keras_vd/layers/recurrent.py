@@ -46,7 +46,7 @@ class _Recurrent(VariationalLayer):
     _variational_weights = ("kernel", "recurrent_kernel")
     _available_groups: tuple[str, ...] = ("input", "units", "gates")
     _num_gates: int
-    # Block of columns whose activation is what a unit takes in.
+    # Number of the block of columns whose activation is what a unit takes in.
     _candidate: int
 
     def __init__(
@@ -56,8 +56,8 @@ class _Recurrent(VariationalLayer):
         self.weight_samples = check_choice(
             "weight_samples", weight_samples, ("batch", "sequence")
         )
-        # Keras' `Bidirectional` hands the weights of layers that allow cuDNN
-        # to a fused kernel by itself, past `inner_loop` and its samples.
+        # If layers allow cuDNN, Keras' `Bidirectional` passes their weights to
+        # a fused kernel itself, without `inner_loop` and its samples.
         self._use_cudnn = getattr(self, "use_cudnn", False)
         self.use_cudnn = False
         self._refuse_input_noise()
@@ -77,7 +77,7 @@ class _Recurrent(VariationalLayer):
     def build(
         self, sequences_shape: Any, initial_state_shape: Any = None
     ) -> None:
-        # Past the mixin's, which has a single input shape.
+        # This skips the mixin's `build`, which takes a single input shape.
         super(VariationalLayer, self).build(
             sequences_shape, initial_state_shape
         )
@@ -102,8 +102,9 @@ class _Recurrent(VariationalLayer):
     def _expand_units(self, weight: str, values: Tensor) -> Tensor:
         """Spread the group variables of units over a kernel.
 
-        A unit's variable multiplies what the unit takes in. At 0 the unit is
-        0, and all else that it reads, writes or keeps is dead.
+        A unit's variable multiplies what the unit takes in, the candidate's
+        columns. If it is 0, the unit is 0. Then its other columns, and its row
+        of the recurrent kernel, have no effect and become 0 as well.
         """
         alive = _is_alive(values)
         columns = self._at_candidate(values, alive)[None, :]
@@ -184,16 +185,20 @@ class _Recurrent(VariationalLayer):
 
     def get_config(self) -> dict[str, Any]:
         config = {**super().get_config(), "weight_samples": self.weight_samples}
-        # Keras forgets the argument; `Bidirectional` copies layers by config.
+        # Keras leaves the argument out, but `Bidirectional` copies layers by
+        # their config.
         if "use_cudnn" in inspect.signature(keras_class(type(self))).parameters:
             config["use_cudnn"] = self._use_cudnn
         return config
 
     def _bias(self, scales: dict[str, Any]) -> dict[str, Any]:
-        """The cell's bias, if it has one, without that of pruned groups.
+        """Return the cell's bias, if it has one, without that of pruned groups.
 
         Args:
             scales: Values of the group variables, by name.
+
+        Returns:
+            The bias by its name; empty if the cell has none.
         """
         if not self.use_bias:
             return {}
@@ -203,14 +208,14 @@ class _Recurrent(VariationalLayer):
             bias = bias * self._at_candidate(_is_alive(scales["units"]))
         if "gates" in scales and len(bias.shape) == 2:
             # GRU with `reset_after`: the reset gate multiplies the second
-            # bias, and a pruned candidate shall be a constant.
+            # bias. A pruned candidate has to be a constant, so it has none.
             gates = ops.split(_is_alive(scales["gates"]), self._num_gates)
             recurrent = self._at_candidate(gates[self._candidate])
             bias = bias * ops.stack([ops.ones_like(recurrent), recurrent])
         return {"bias": bias}
 
     def _at_candidate(self, values: Tensor, others: Any = None) -> Tensor:
-        """One value per column: `values` for the candidate's block.
+        """Return one value per column, `values` in the candidate's block.
 
         Args:
             values: Tensor of shape `(units,)`.
@@ -223,7 +228,7 @@ class _Recurrent(VariationalLayer):
 
 
 def _is_alive(values: Tensor) -> Tensor:
-    """1 where a group variable is not 0, and 0 elsewhere."""
+    """Return 1 where a group variable is not 0, and 0 elsewhere."""
     return ops.cast(ops.not_equal(values, 0.0), values.dtype)
 
 
@@ -246,7 +251,7 @@ class VDLSTM(_Recurrent, keras.layers.LSTM):
     Training draws both once per call: all time steps meet the same weights,
     and each direction of a `Bidirectional` has its own. Inference uses the
     posterior means with pruned weights at zero. `estimator` of the posterior
-    plays no part.
+    has no effect.
 
     Args:
         posterior: See `VDDense`.
@@ -254,10 +259,10 @@ class VDLSTM(_Recurrent, keras.layers.LSTM):
         groups: Tuple of `"input"` (one multiplier for each entry of the
             inputs), `"units"` and `"gates"` (for each gate of each unit),
             with a posterior of their own, so that all weights of a group can
-            go together (Lobacheva et al. 2020, arXiv:1911.05585). A pruned
-            gate is its activated bias at all times. A unit's multiplier acts
-            on its candidate, the part that the gates let in; a pruned unit is
-            0, if it starts at 0.
+            be pruned together (Lobacheva et al. 2020, arXiv:1911.05585). A
+            pruned gate is its activated bias at all times. A unit's multiplier
+            acts on its candidate, the part that the gates let in; a pruned
+            unit stays 0 if it starts at 0.
         weight_samples: `"batch"` (one sample for the whole batch, as in
             arXiv:1708.00077) or `"sequence"`: one for each sequence, all made
             from one draw by random signs for input and output units

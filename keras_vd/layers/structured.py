@@ -17,7 +17,7 @@ from keras_vd._backend.validation import (
 )
 from keras_vd.posteriors import Posterior
 
-# Uniform draws are kept this far from 0 and 1, where logs have no gradient.
+# Uniform draws are kept this far from 0 and 1, where logs are infinite.
 MIN_UNIFORM = 1e-6
 
 
@@ -81,7 +81,7 @@ class StructuredGate(Posterior):
         self._add_state((self.units,))
 
     def _add_parameter(self, name: str, value: float, **options: Any) -> Any:
-        """A variable with one entry per unit, in float32 under any policy."""
+        """Add a variable of shape `(units,)`, in float32 under any policy."""
         return self.add_weight(
             name=name,
             shape=(self.units,),
@@ -92,14 +92,14 @@ class StructuredGate(Posterior):
         )
 
     def gate_mean(self) -> Tensor:
-        """Expected gate of every unit: float32, shape `(units,)`.
+        """Return the expected gate of every unit: float32, shape `(units,)`.
 
         Units that `prune` has removed have 0.
         """
         raise NotImplementedError
 
     def _draw(self, inputs: Tensor, training: bool) -> Tensor:
-        """Random gates, float32, shape `(units,)` or `(batch, units)`.
+        """Draw random gates: float32, shape `(units,)` or `(batch, units)`.
 
         `training` is False for draws at inference, whose noise is the same for
         all examples.
@@ -107,11 +107,11 @@ class StructuredGate(Posterior):
         raise NotImplementedError
 
     def _kl_terms(self) -> Tensor:
-        """KL of every unit's gate in nats, shape `(units,)`."""
+        """Compute the KL of every unit's gate in nats, shape `(units,)`."""
         raise NotImplementedError
 
     def _is_above(self, threshold: float | None) -> Tensor:
-        """Which units' gates exceed the threshold."""
+        """Tell which units' gates exceed the threshold, shape `(units,)`."""
         raise NotImplementedError
 
     def _masked(self, gates: Tensor) -> Tensor:
@@ -122,13 +122,14 @@ class StructuredGate(Posterior):
         return ops.logical_and(keep_mask, self._is_above(threshold))
 
     def mean(self) -> Tensor:
-        """The gates at inference: `gate_mean()`, and 0 below the threshold.
+        """Return the gates at inference: `gate_mean()`, or 0 if not kept.
 
         Returns:
             Float32 tensor of shape `(units,)`.
         """
         gates = self.gate_mean()
-        # A gate that is not a number is no closed one.
+        # The difference is 0, but NaN for a gate that is NaN or infinite: such
+        # a gate must not look closed.
         return ops.where(self._is_kept(self.threshold), gates, gates - gates)
 
     @property
@@ -188,9 +189,9 @@ class StructuredGate(Posterior):
         return input_shape
 
     def constant_factors(self) -> np.ndarray | None:
-        """The gates at inference, broadcastable to one example.
+        """Return the gates at inference, broadcastable to one example.
 
-        None if they depend on the inputs.
+        Return None if they depend on the inputs.
         """
         gates = ops.convert_to_numpy(self.mean())
         return gates.reshape(self._broadcast_shape[1:])
@@ -198,13 +199,15 @@ class StructuredGate(Posterior):
     def plain_layer(
         self, input_shape: tuple[int | None, ...]
     ) -> keras.layers.Layer:
-        """A layer of Keras with this layer's inference, except its values.
+        """Make a Keras layer that computes what this one does at inference.
+
+        It has the values of this layer only after `copy_to`.
 
         Args:
             input_shape: Shape of the inputs, with the batch.
 
         Raises:
-            ValueError: if Keras' own multiplication is of no use here.
+            ValueError: if `keras.layers.Rescaling` cannot take the inputs.
         """
         self._check_rescaling(len(input_shape))
         return keras.layers.Rescaling(
