@@ -1,4 +1,4 @@
-"""Posteriors of weights. Start reading at `base.py`.
+"""Posteriors of weights. Start reading at `weight.py`.
 
 | string | class | paper |
 |---|---|---|
@@ -48,7 +48,7 @@ _NAMES: dict[str, type[WeightPosterior]] = {
 
 
 def get(identifier: Any) -> WeightPosterior:
-    """The posterior that a string, a config or an object stands for.
+    """Return the posterior that a string, a config or an object stands for.
 
     Raises:
         ValueError: if `identifier` is none of these.
@@ -62,7 +62,7 @@ def instantiate(
     kl_weight: float | None = None,
     is_group: bool = False,
 ) -> WeightPosterior:
-    """A new, unbuilt posterior for one weight of one layer.
+    """Make a new, unbuilt posterior for one weight of one layer.
 
     Args:
         identifier: Whatever `get` takes; an object serves as a template.
@@ -78,7 +78,7 @@ def instantiate(
 
 
 def layer_arguments(posterior: WeightPosterior) -> dict[str, Any]:
-    """`posterior` and `kl_weight` of a layer with it, ready for JSON."""
+    """Return a layer's arguments `posterior` and `kl_weight`, JSON-ready."""
     return {
         "posterior": serialize(posterior),
         "kl_weight": posterior.initial_kl_weight,
@@ -86,15 +86,15 @@ def layer_arguments(posterior: WeightPosterior) -> dict[str, Any]:
 
 
 def serialize(posterior: WeightPosterior) -> dict[str, Any]:
-    """A JSON-ready description of its options, which `get` understands."""
+    """Return a JSON-ready description of its options, for `get` to read."""
     config = keras.saving.serialize_keras_object(posterior)
-    # A template has no shape of its own.
+    # The description is for a template, which has no shape of its own.
     config.pop("build_config", None)
     return config
 
 
 def deserialize(config: dict[str, Any]) -> WeightPosterior:
-    """The posterior that `serialize` described.
+    """Make the posterior that `serialize` described.
 
     Raises:
         ValueError: if `config` describes something else.

@@ -17,8 +17,8 @@ from keras_vd.posteriors.signal_to_noise import SignalToNoiseMoments
 from keras_vd.posteriors.weight import WeightPosterior
 
 NEW_LOG_SIGMA2 = -10.0
-# Of a weight of typical size, and the least distance from the threshold, when
-# a trained weight gets its noise.
+# When a trained weight gets its noise: log_alpha of an entry of root mean
+# square size, and how far every log_alpha stays below the threshold at least.
 START_LOG_ALPHA = -3.0
 START_DISTANCE = 3.0
 
@@ -85,7 +85,7 @@ class AdditiveGaussian(WeightPosterior):
             )
 
     def start_from_weight(self) -> None:
-        """Start the variances over, by the size that the weight has now.
+        """Reset the variances, by the size that the weight has now.
 
         Every log variance becomes `log_sigma2_init` or, if that is None,
         log(mean(theta^2)) - 3: noise of 22% of the root mean square. Small

@@ -13,13 +13,13 @@ from keras_vd.posteriors.weight import WeightPosterior
 
 
 def variational_weights(model: keras.layers.Layer) -> list[WeightPosterior]:
-    """Every `WeightPosterior` of a model, those of nested layers included.
-
-    Args:
-        model: A Keras model or layer.
+    """List every `WeightPosterior` of a model, also those of nested layers.
 
     Gates such as `keras_vd.layers.LogNormalDropout` are layers of their own
     and not among them.
+
+    Args:
+        model: A Keras model or layer.
 
     Returns:
         List in the order of the layers; empty for a plain model.
@@ -50,7 +50,7 @@ def find_posteriors(model: keras.layers.Layer) -> list[Posterior]:
 
 
 def required_posteriors(model: keras.layers.Layer) -> list[Posterior]:
-    """Posteriors of a model's weights and gates; having none is an error.
+    """Find the posteriors of a model's weights and gates, at least one.
 
     Raises:
         TypeError: if `model` is no Keras layer or model.
@@ -67,9 +67,10 @@ def required_posteriors(model: keras.layers.Layer) -> list[Posterior]:
 
 
 def named_posteriors(model: keras.layers.Layer) -> list[tuple[str, Posterior]]:
-    """As `required_posteriors`, with the names that reports give them.
+    """Find the `required_posteriors` and the names that reports give them.
 
-    Labels; paths where labels are equal; numbered where paths are too.
+    The name is the label of a posterior, or its path if others have the same
+    label. It is numbered if others have the same path, too.
     """
     posteriors = required_posteriors(model)
     labels = Counter(posterior.label for posterior in posteriors)

@@ -18,16 +18,17 @@ NO_KL_WEIGHT = (
 class KLWeight(keras.Variable):
     """Scalar multiplier of the KL divergence that knows whether it was set.
 
-    Nobody can read a variable's value while a training step is being traced,
-    yet a forgotten KL weight has to be an error there. So it notes in Python
-    when a value is assigned; until then it holds -1, in saved files too.
+    The value of a variable cannot be read while a training step is being
+    traced, yet a forgotten KL weight has to be an error there. So the Python
+    attribute `is_set` tells whether a value was assigned. Until then the
+    variable holds -1, in saved files too.
     """
 
     UNSET = -1.0
 
     def __init__(self, value: float | None) -> None:
         self.is_set = value is not None
-        # An initializer, not a value: Keras may delay the creation.
+        # An initializer, not a value, as Keras may delay the creation.
         super().__init__(
             initializer=keras.initializers.Constant(
                 self.UNSET if value is None else value

@@ -1,7 +1,8 @@
 """What a posterior says of every weight, as tensors.
 
-Compilers turn what is here into a few loops over the weights. Which ones, and
-what they take, depends on how it is written; `python -m benchmarks` tells.
+Compilers turn these computations into a few loops over the weights. Which loops
+and how long they take depends on how the code is written; `python -m
+benchmarks` measures it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from keras import ops
 from keras_vd._backend.types import Tensor
 from keras_vd.priors import Prior
 
-# A numerical guard, far outside every decision; it also stands for "pruned".
+# A numerical guard, far from every usual threshold. Pruned weights have it as
+# their log_alpha.
 MAX_ABS_LOG_ALPHA = 20.0
 # log(theta^2 + 1e-8) keeps log_alpha and its gradient finite at theta = 0.
 THETA2_FLOOR = 1e-8
@@ -25,7 +27,7 @@ _LARGEST_ALPHA = math.exp(10.0)
 
 def bounded(log_alpha: Tensor) -> Tensor:
     """Clip log_alpha to [-20, 20], with the gradient of a clip."""
-    # At less than a clip's own price.
+    # This costs less than a clip of which autodiff takes the gradient.
     clipped = ops.clip(
         ops.stop_gradient(log_alpha), -MAX_ABS_LOG_ALPHA, MAX_ABS_LOG_ALPHA
     )
@@ -71,7 +73,7 @@ class Moments:
         return bounded(self.unbounded_log_alpha)
 
     def is_kept(self, threshold: float | None) -> Tensor:
-        """Which weights are not pruned, and below a threshold if given."""
+        """Tell which weights are not pruned, and below a threshold if given."""
         if threshold is None:
             return self.keep_mask
         return ops.logical_and(
@@ -79,11 +81,14 @@ class Moments:
         )
 
     def mean(self, threshold: float | None) -> Tensor:
-        """theta, and 0 where it is not kept."""
+        """Return theta, and 0 where it is not kept."""
         return ops.where(self.is_kept(threshold), self.theta, 0.0)
 
     def inference_mean(self, threshold: float | None) -> Tensor:
-        """As `mean`, but NaN where log_alpha is: that is no zero."""
+        """Return `mean`, but NaN where log_alpha is NaN.
+
+        Such a weight must not look like one that is zero.
+        """
         if threshold is None:
             return self.mean(None)
         return ops.where(
@@ -91,16 +96,17 @@ class Moments:
         )
 
     def sigma2(self) -> Tensor:
-        """Variances up to exp(10) (theta^2 + 1); pruned weights have none.
+        """Return variances up to exp(10) (theta^2 + 1), and 0 where pruned.
 
-        A prior that knows no scale lets variances grow, until layers in a row
-        reach the largest floats: infinities come of that, then NaN. No weight
-        that is of use comes near the bound, and the gradient ignores it.
+        A prior that knows no scale lets variances grow. In a stack of layers
+        they may then exceed the largest float, which gives infinities and NaN.
+        No weight that is of use comes near the bound, and the gradient ignores
+        it.
         """
         return self._masked_exp(self.log_sigma2, self._largest_sigma2)
 
     def stddev(self) -> Tensor:
-        """Standard deviations; pruned weights have none."""
+        """Return standard deviations, bounded like `sigma2`; 0 where pruned."""
         largest = ops.sqrt(self._largest_sigma2)
         return self._masked_exp(0.5 * self.log_sigma2, largest)
 
@@ -110,7 +116,7 @@ class Moments:
         return _LARGEST_ALPHA * theta2 + _LARGEST_ALPHA
 
     def _masked_exp(self, exponent: Tensor, largest: Tensor) -> Tensor:
-        """Exponential up to `largest`, and 0 where pruned."""
+        """Compute an exponential up to `largest`, and 0 where pruned."""
         if tuple(exponent.shape) != tuple(self.keep_mask.shape):
             # Few, and bounded already.
             return ops.where(self.keep_mask, ops.exp(exponent), 0.0)
@@ -118,7 +124,7 @@ class Moments:
         return _known_exp(exponent, ops.where(self.keep_mask, values, 0.0))
 
     def kl_divergence(self, prior: Prior) -> Tensor:
-        """KL to a prior in nats, summed over what is not pruned."""
+        """Sum the KL to a prior, in nats, over what is not pruned."""
         terms = ops.where(self.keep_mask, self._kl_terms(prior), 0.0)
         return ops.cast(ops.sum(terms), "float32")
 
@@ -126,11 +132,11 @@ class Moments:
         return prior.kl_divergence(self.theta, self.log_sigma2, self.log_alpha)
 
 
-# Autodiff would keep the unmasked values, a loop and a tensor more. No closure
-# over `mask`: JAX could not export that.
+# Autodiff would keep the unmasked values, which costs one more loop and tensor.
+# The mask is applied outside, as JAX could not export a closure over it.
 @ops.custom_gradient
 def _known_exp(exponent: Tensor, values: Tensor) -> Tensor:
-    """exp(exponent), of which the values are known and the gradient is not."""
+    """Return `values`, with the gradient of exp(exponent) where not masked."""
 
     def grad(*args: Any, upstream: Any = None) -> Any:
         upstream = args[0] if upstream is None else upstream

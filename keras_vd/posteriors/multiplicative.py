@@ -33,12 +33,12 @@ class VD(WeightPosterior):
 
     `noise="weight"` (the paper's section 3.2) draws independent noise for
     every weight. `noise="input"` (section 3.1) draws one factor per input unit
-    and example (at inference: and draw), shared by the outgoing weights of that
-    unit. Caveat: the
-    posterior that this correlation implies is singular, its divergence to a
-    prior with a density is infinite, and the KL used here, that of independent
-    weights, makes a sensible penalty but no variational bound (Hron et al.
-    2018, arXiv:1807.01969).
+    and example, shared by the outgoing weights of that unit (for draws at
+    inference, one per input unit and draw). Caveat: the posterior that this
+    correlation implies is singular, its divergence to a prior with a density is
+    infinite, and the KL used here, that of independent weights, makes a
+    sensible penalty but no variational bound (Hron et al. 2018,
+    arXiv:1807.01969).
 
     Args:
         alpha_init: Float > 0: initial variance of the multiplicative noise.
@@ -130,7 +130,7 @@ class VD(WeightPosterior):
         return log_alpha + log_theta2, log_alpha
 
     def _is_kl_due(self) -> bool:
-        # The divergence of a fixed alpha is a constant: nothing to weigh.
+        # The divergence of a fixed alpha is a constant: it needs no weight.
         if not self.learn_alpha and not self.kl_weight.is_set:
             return False
         return super()._is_kl_due()
@@ -165,7 +165,7 @@ class VD(WeightPosterior):
         return linear_op(noisy_inputs, ops.cast(weight, dtype))
 
     def _unit_factors(self) -> Tensor:
-        """A noisy factor for each input unit, broadcastable to the weight."""
+        """Draw a factor for each input unit, broadcastable to the weight."""
         sizes = tuple(self.weight.shape)
         axes = self.axes
         shape = [n if i in axes.inputs else 1 for i, n in enumerate(sizes)]
@@ -183,7 +183,7 @@ class VD(WeightPosterior):
         return 1.0 + ops.exp(0.5 * log_alpha) * factors
 
     def _input_stddev(self, inputs: Tensor) -> Tensor:
-        """sqrt(alpha), broadcastable to `inputs`."""
+        """Return sqrt(alpha), broadcastable to `inputs`."""
         stddev = ops.exp(0.5 * ops.convert_to_tensor(self.shared_log_alpha))
         units = math.prod(self.shared_log_alpha.shape)
         shape = [1] * len(inputs.shape)

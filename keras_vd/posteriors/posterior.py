@@ -34,9 +34,9 @@ NO_NOISE = (
 class Posterior(keras.layers.Layer):
     """A random quantity with a KL in the loss and a mask of what is kept.
 
-    One that is frozen (`trainable=False`, usually together with its layer) is
-    left alone, like Keras' batch normalization: in training it is what it is
-    at inference, without noise and without a KL in the losses.
+    A frozen one (`trainable=False`, usually together with its layer) does in
+    training what it does at inference, like Keras' batch normalization: it has
+    no noise, and adds no KL to the losses.
 
     Args:
         kl_scale: Float >= 0: factor of this KL on top of the KL weight.
@@ -67,14 +67,14 @@ class Posterior(keras.layers.Layer):
         self.has_drawn = False
 
     def is_sampling(self, training: bool | None) -> bool:
-        """Whether a pass draws weights and gates.
+        """Tell whether a pass draws weights and gates.
 
         Args:
             training: Bool or None, never a tensor.
 
         Raises:
-            ValueError: if not, although a model is being trained that does
-                not say so to the layers inside.
+            ValueError: if it does not, although it is part of the training of a
+                model that does not tell the layers inside.
         """
         if training or is_sampling_at_inference():
             return True
@@ -92,7 +92,7 @@ class Posterior(keras.layers.Layer):
 
     @property
     def is_frozen(self) -> bool:
-        """Whether a pass that draws leaves this one alone."""
+        """Whether this one draws no noise even in a pass that draws."""
         return not (self.trainable or is_sampling_at_inference())
 
     def _note_draw(self) -> None:
@@ -111,7 +111,7 @@ class Posterior(keras.layers.Layer):
         self.kl_weight = KLWeight(self.initial_kl_weight)
 
     def kl_divergence(self) -> Tensor:
-        """KL of the posterior to its prior, summed; what is pruned is left out.
+        """Sum the KL of the posterior to its prior over what is not pruned.
 
         Neither `kl_weight` nor `kl_scale` is applied.
 
@@ -127,12 +127,12 @@ class Posterior(keras.layers.Layer):
         """Whether the KL is among the losses of the running pass already.
 
         It counts once, however often a layer is called in a pass. Keras
-        forgets all losses where the call of an outermost layer begins.
+        forgets all losses when the call of an outermost layer begins.
         """
         return bool(self.losses)
 
     def _is_kl_due(self) -> bool:
-        """Whether the KL is still to be added to the losses of this pass.
+        """Tell whether the KL is still to be added to the losses of this pass.
 
         Raises:
             ValueError: if it is and the KL weight was never set.
@@ -145,10 +145,11 @@ class Posterior(keras.layers.Layer):
 
     @contextlib.contextmanager
     def _one_draw(self) -> Iterator[None]:
-        """Context of the noise of one call.
+        """Give all calls at inference the noise that starts from one seed.
 
-        At inference its noise is the same every time: a draw of the weights is
-        one for all uses of a layer. In training each use has noise of its own.
+        A draw at inference is one sample of the weights for all uses of a
+        layer, so the seed is put back after each use. In training each use has
+        noise of its own.
         """
         if not is_sampling_at_inference():
             yield
@@ -161,19 +162,20 @@ class Posterior(keras.layers.Layer):
     def _add_kl_loss(self, divergence: Tensor) -> None:
         weight = ops.convert_to_tensor(self.kl_weight)
         loss = weight * self.kl_scale * divergence
-        # Keras adds losses up in this type, and TensorFlow casts nothing.
+        # Keras adds up losses in this type, and TensorFlow does not cast them.
         self.add_loss(ops.cast(loss, keras.config.floatx()))
 
     def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
-        # Keras saves no seeds; a resumed run shall go on with the same noise.
+        # Keras saves no seeds, but a resumed run has to go on with the same
+        # noise.
         store["seed_state"] = self.seed_generator.state
 
     def load_own_variables(self, store: Any) -> None:
         variables = {str(i): x for i, x in enumerate(own_variables(self))}
         variables["seed_state"] = self.seed_generator.state
         label = getattr(self, "label", self.name)
-        # Before anything is read: it may be of any size.
+        # Checked before any array is read, as arrays may be of any size.
         if set(store.keys()) != set(variables):
             raise ValueError(
                 f"The file does not fit '{label}', {type(self).__name__}: it "

@@ -25,9 +25,10 @@ def local_reparameterization(
 
         y ~ N(linear_op(x, mean), linear_op(x^2, variance))
 
-    That is the law of `linear_op(x, w)` for w ~ N(mean, variance), and
-    independent for every output: it takes the place of one noisy weight for
-    the whole batch (Kingma et al. 2015, arXiv:1506.02557, section 2.3).
+    For each output on its own, that is the distribution of `linear_op(x, w)`
+    for w ~ N(mean, variance). The noise is independent for every output, in
+    place of one noisy weight for the whole batch (Kingma et al. 2015,
+    arXiv:1506.02557, section 2.3).
 
     Args:
         linear_op: `(inputs, weight) -> outputs`, linear in both.
@@ -43,7 +44,7 @@ def local_reparameterization(
     """
     outputs = linear_op(inputs, mean)
     dtype = variance_dtype or outputs.dtype
-    # Squares of integers may overflow, and have no place for noise.
+    # In floats, as squares of integers may overflow, and variances are floats.
     squares = ops.square(ops.cast(inputs, outputs.dtype))
     if isinstance(variance, SharedVariance):
         variances = variance.output_variances(linear_op, squares)
@@ -52,8 +53,9 @@ def local_reparameterization(
             ops.cast(squares, dtype), ops.cast(variance, dtype)
         )
     variances = ops.cast(variances, outputs.dtype)
-    # sqrt has no gradient at 0, and 1e-8 is 0 in float16. A rounding error
-    # of a fast convolution may also leave a variance slightly negative.
+    # The floor is there because sqrt has no gradient at 0; 1e-8 would be 0 in
+    # float16. Below, `relu` is there because rounding errors of a fast
+    # convolution may leave a variance slightly negative.
     is_half = keras.backend.standardize_dtype(outputs.dtype) == "float16"
     floor = 1e-6 if is_half else 1e-8
 

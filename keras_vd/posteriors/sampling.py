@@ -3,8 +3,7 @@
 Monte Carlo predictions draw weights at inference: `training` is False there,
 so that dropout stays off and batch normalization uses its moving statistics.
 Every layer and gate of this package asks `Posterior.is_sampling` instead of
-`training`.
-Such a draw is about the weights: one sample of them, and of the gates, for all
+`training`. Such a draw is one sample of all weights and gates, the same for all
 examples, positions and uses of a layer.
 """
 
@@ -19,10 +18,10 @@ _AT_INFERENCE = contextvars.ContextVar("sampling_at_inference", default=False)
 
 @contextlib.contextmanager
 def sampling_at_inference() -> Iterator[None]:
-    """Context in which layers draw at inference, without KL in the losses.
+    """Make layers draw at inference within this context, and add no KL losses.
 
-    A function that is compiled in it stays so for good: it has to be one that
-    nobody else uses.
+    A function that is compiled in this context draws for good, so it has to be
+    one that nothing else uses.
     """
     token = _AT_INFERENCE.set(True)
     try:
@@ -32,5 +31,5 @@ def sampling_at_inference() -> Iterator[None]:
 
 
 def is_sampling_at_inference() -> bool:
-    """Whether the caller is within `sampling_at_inference`."""
+    """Tell whether the caller is within `sampling_at_inference`."""
     return _AT_INFERENCE.get()

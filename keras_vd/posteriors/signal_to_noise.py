@@ -1,8 +1,8 @@
 """Moments and divergences by signal-to-noise ratios, for compilers.
 
-A compiler makes one loop of many operations, and there these take less time
-than logarithms do. `_backend.fusing` finds them by the function that they
-stand for; a subclass that overrides that function is never passed over.
+A compiler makes one loop of many operations, in which these forms take less
+time than logarithms do. `_backend.fusing` finds a form by the function that it
+stands for, so a subclass that overrides the function does not get the form.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from keras_vd.posteriors.moments import (
 )
 from keras_vd.priors import ARD, LogUniform, Prior
 
-# Relative; more than rounding errors, so that reaching a threshold counts.
+# Relative margin, larger than rounding errors: a log_alpha that is equal to a
+# threshold counts as having reached it.
 _TIE = 5e-7
 _LOG_UNIFORM = {
     "exact": kl.exact_by_snr,
@@ -31,10 +32,10 @@ _LOG_UNIFORM = {
 
 
 class SignalToNoiseMoments(Moments):
-    """The same moments by |theta| / sigma, where log_sigma2 is a variable.
+    """`Moments` computed from |theta| / sigma, where log_sigma2 is a variable.
 
-    More operations without logarithms become fewer and faster loops. A prior
-    whose divergence has no such form is asked as usual.
+    There are more operations but no logarithms, which makes fewer and faster
+    loops. A prior whose divergence has no such form is used as in `Moments`.
     """
 
     @functools.cached_property
@@ -46,7 +47,8 @@ class SignalToNoiseMoments(Moments):
         theta2 = ops.square(ops.stop_gradient(self.theta)) + THETA2_FLOOR
         inverse = theta2 * ops.exp(-ops.stop_gradient(self.log_sigma2))
         most = ops.minimum(inverse, math.exp(MAX_ABS_LOG_ALPHA))
-        # The root comes last: XLA then writes out this and nothing before.
+        # The root comes last: XLA then writes its result to memory, and nothing
+        # that comes before it.
         return ops.sqrt(ops.where(self.keep_mask, most, 0.0))
 
     def is_kept(self, threshold: float | None) -> Tensor:
@@ -55,7 +57,8 @@ class SignalToNoiseMoments(Moments):
         return ops.greater(self.snr, math.exp(-0.5 * threshold) * (1.0 + _TIE))
 
     def mean(self, threshold: float | None) -> Tensor:
-        # XLA is slower to select theta or 0: it skips reading what is not kept.
+        # To select theta or 0 would be slower, as XLA would then skip reading
+        # what is not kept.
         return self.theta - ops.where(self.is_kept(threshold), 0.0, self.theta)
 
     def _kl_terms(self, prior: Prior) -> Tensor:
@@ -73,13 +76,13 @@ class SignalToNoiseMoments(Moments):
 def _log_uniform_by_snr(
     prior: LogUniform, log_alpha: Tensor, snr: Tensor
 ) -> Tensor:
-    """`LogUniform.kl_divergence`; None for forms that have no other."""
+    """Compute `LogUniform.kl_divergence` by `snr`; None if no form can."""
     form = _LOG_UNIFORM.get(prior.kl)
     return None if form is None else form(log_alpha, snr)
 
 
 def _ard_by_snr(prior: ARD, log_alpha: Tensor, snr: Tensor) -> Tensor:
-    """`ARD.kl_divergence`."""
+    """Compute `ARD.kl_divergence` by `snr`."""
     return kl.ard_by_snr(log_alpha, snr)
 
 

@@ -3,9 +3,9 @@
 This is the central idea of the library. The posterior mean `theta` *is* the
 kernel of an ordinary Keras layer; a `WeightPosterior` is a small sub-layer
 that refers to it and owns everything variational: the variance, the prior, the
-KL weight, the noise seed and the mask of kept weights. A layer says which
-linear operation it is, and `project` does the rest, or it asks for one `draw`
-of the weight. What is computed of the variables is in `moments.py`.
+KL weight, the noise seed and the mask of kept weights. A layer passes its
+linear operation to `project`, which does the rest, or asks for one `draw` of
+the weight. What is computed from the variables is in `moments.py`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class WeightPosterior(Posterior):
         threshold: Float or None. A weight whose `log_alpha` reaches it counts
             as zero. None: this posterior does not prune by itself.
         train_clip: Bool. Whether such a weight's mean counts as zero in
-            training too, its noise staying.
+            training too, where it keeps its noise.
         estimator: `"local"` (noise on the outputs, independent for each
             example) or `"weight"` (one weight sample per call), in training.
         variance_dtype: None or `"bfloat16"`: type of the product of squared
@@ -66,7 +66,7 @@ class WeightPosterior(Posterior):
 
     Attributes:
         keep_mask: Bool variable of the weight's shape; False is pruned.
-        binding: What it knows of its weight; from the build on.
+        binding: What the posterior knows of its weight; set by `bind`.
         is_group: Whether the weight is a group variable.
 
     Raises:
@@ -119,7 +119,7 @@ class WeightPosterior(Posterior):
             self.build(tuple(weight.shape))
 
     def multiply_by(self, name: str, group: Group) -> None:
-        """Have group variables of another layer multiply the weight.
+        """Let group variables of another layer multiply the weight.
 
         Args:
             name: Name of the kind of groups.
@@ -149,24 +149,24 @@ class WeightPosterior(Posterior):
         self._add_state(input_shape)
 
     def start_from_weight(self) -> None:
-        """Start the noise over, by the size that the weight has now.
+        """Reset the noise, by the size that the weight has now.
 
         What does not depend on that size stays as it is.
         """
 
     def _noise_parameters(self) -> tuple[keras.Variable, ...]:
-        """Variables that the variance depends on, besides `theta`."""
+        """List the variables that the variance depends on, besides `theta`."""
         return ()
 
     def _log_variances(
         self, theta: Tensor, *parameters: Any
     ) -> tuple[Any, Any]:
-        """log_sigma2 and log_alpha, each broadcastable to `theta`.
+        """Compute log_sigma2 and log_alpha, each broadcastable to `theta`.
 
         Args:
-            theta: Float32 tensor of the weight's shape.
-            *parameters: Values of `_noise_parameters()`; no variable is read
-                besides.
+            theta: Float tensor of the weight's shape.
+            *parameters: Values of `_noise_parameters()`. This method must read
+                no variable itself.
         """
         raise NotImplementedError(
             f"{type(self).__name__} must implement `_log_variances`."
@@ -181,9 +181,9 @@ class WeightPosterior(Posterior):
     ) -> Tensor:
         """Apply `linear_op` with this posterior's weight.
 
-        Training adds noise, and the KL divergence to the losses; inference
-        uses `mean()` and is deterministic, or one weight sample where draws
-        are asked for.
+        In training it adds noise, and adds the KL divergence to the losses. At
+        inference it uses `mean()` and is deterministic, or uses one sample of
+        the weight within `sampling_at_inference`.
 
         Args:
             linear_op: `(inputs, weight) -> outputs`, linear in both, without
@@ -202,12 +202,12 @@ class WeightPosterior(Posterior):
         Raises:
             ValueError: if `training` and the KL weight was never set.
         """
-        # Not that of the inputs, which may be integers.
+        # Not the type of the inputs, which may be integers.
         dtype = self._call_dtype
         if not self.is_sampling(training):
             return linear_op(inputs, ops.cast(self.mean(), dtype))
         scales = self.draw_groups()
-        # A draw at inference is a function: one weight for all examples.
+        # A draw at inference has one weight for all examples.
         is_weight = self.estimator == "weight" or is_sampling_at_inference()
         if is_weight or self.is_frozen:
             return linear_op(inputs, ops.cast(self.draw(scales), dtype))
@@ -216,7 +216,8 @@ class WeightPosterior(Posterior):
             mean = moments.mean(self._training_threshold)
             if scales:
                 return mean, moments.sigma2()
-            # What nothing multiplies leaves the kernel in its final type.
+            # No group multiplies them later, so the compiled kernel can write
+            # them in their final types.
             return (
                 ops.cast(mean, dtype),
                 ops.cast(moments.sigma2(), self.variance_dtype or dtype),
@@ -271,9 +272,9 @@ class WeightPosterior(Posterior):
         return ()
 
     def draw(self, scales: Mapping[str, Any]) -> Tensor:
-        """Start a training pass: one draw of the weight, the KL in the losses.
+        """Draw the weight for a training pass, and add the KL to the losses.
 
-        A frozen weight is what it is at inference, without a KL.
+        A frozen weight is what it is at inference, and adds no KL.
 
         Args:
             scales: Values of this weight's group variables, by name.
@@ -293,7 +294,7 @@ class WeightPosterior(Posterior):
         return self._scaled(weight, scales)
 
     def draw_parts(self, scales: Mapping[str, Any]) -> tuple[Any, Any]:
-        """As `draw`, but return the mean and the deviation from it apart."""
+        """Do as `draw`, but return the mean and the deviation from it apart."""
         if self.is_frozen:
             mean = self._own_mean()
             return self._scaled(mean, scales), ops.zeros_like(mean)
@@ -303,7 +304,7 @@ class WeightPosterior(Posterior):
         return self._scaled(mean, scales), self._scaled(deviation, scales)
 
     def draw_groups(self) -> dict[str, Any]:
-        """As `draw`, for the group variables of this weight, by name."""
+        """Draw the group variables of this weight, by name, as `draw` does."""
         return {
             name: group.posterior.draw({})
             for name, group in self.binding.groups.items()
@@ -337,7 +338,10 @@ class WeightPosterior(Posterior):
     def _compute(
         self, function: Callable[..., tuple[Any, ...]], *constants: Any
     ) -> tuple[Any, ...]:
-        """As `_training_pass`, without the KL; in few passes over memory."""
+        """Compute a function of the moments, in few passes over memory.
+
+        The arguments are those of `_training_pass`, which also adds the KL.
+        """
         variables, keep_mask = self._read_variables()
         kind = fast_form(type(self)._log_variances, variables) or Moments
         return recomputed(
@@ -349,7 +353,7 @@ class WeightPosterior(Posterior):
         )
 
     def _read_variables(self) -> tuple[tuple[Any, ...], Any]:
-        """Theta and the noise parameters, in one type; and the keep-mask."""
+        """Read theta and the noise parameters in one type, and `keep_mask`."""
         theta = full_precision_value(self.weight)
         parameters = [
             ops.cast(full_precision_value(parameter), theta.dtype)
@@ -389,7 +393,13 @@ class WeightPosterior(Posterior):
     def _scaled(
         self, tensor: Tensor, scales: Mapping[str, Any], power: int = 1
     ) -> Tensor:
-        """A tensor of the weight's shape times powers of group variables."""
+        """Multiply a tensor of the weight's shape by the group variables.
+
+        Args:
+            tensor: Tensor of the weight's shape.
+            scales: Values of the group variables, by name.
+            power: Power of the group variables; 2 for variances.
+        """
         for name, group in self.binding.groups.items():
             scale = ops.cast(group.expand(scales[name]), tensor.dtype)
             tensor = tensor * scale**power
@@ -418,7 +428,7 @@ class WeightPosterior(Posterior):
     def theta(self) -> Tensor:
         """Posterior means: tensor of the weight's shape.
 
-        This one and those below are float32, for a float64 weight float64.
+        This tensor and those below are float32, or float64 if the weight is.
         """
         variables, _ = self._read_variables()
         return variables[0]
@@ -435,7 +445,7 @@ class WeightPosterior(Posterior):
         )
 
     def mean(self) -> Tensor:
-        """The weight at inference: theta, and 0 where it is pruned.
+        """Return the weight at inference: theta, and 0 where it is pruned.
 
         Group variables are multiplied in, at their own inference values.
 
@@ -452,7 +462,7 @@ class WeightPosterior(Posterior):
         return self._current_moments().inference_mean(self.threshold)
 
     def sample(self) -> Tensor:
-        """One draw of the weight from the posterior used in training.
+        """Draw the weight once from the posterior used in training.
 
         Group variables are multiplied in, with a draw of their own.
 
@@ -494,7 +504,7 @@ class WeightPosterior(Posterior):
         self.keep_mask.assign(ops.convert_to_numpy(is_kept))
 
     def sparsity(self) -> float:
-        """Fraction of the weight that is zero at inference."""
+        """Compute the fraction of the weight that is zero at inference."""
         return float(np.mean(ops.convert_to_numpy(self.mean()) == 0.0))
 
     def get_config(self) -> dict[str, Any]:
@@ -509,5 +519,5 @@ class WeightPosterior(Posterior):
         }
 
     def get_group_config(self) -> dict[str, Any]:
-        """As `get_config`, for group variables: nothing to share there."""
+        """Return `get_config` for group variables, which share no noise."""
         return {**self.get_config(), "share": "weight"}
