@@ -1,7 +1,7 @@
 """Predictions that say how sure they are: read `prediction` first.
 
 `sampler` computes the draws, `evidence` and `tasks` find out what outputs
-mean, and `summaries` says of draws what `keras_vd.calibration_report` needs.
+mean, and `summaries` computes statistics of the draws.
 """
 
 from keras_vd.uncertainty.prediction import MonteCarloPrediction, predict_mc

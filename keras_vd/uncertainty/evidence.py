@@ -18,7 +18,7 @@ from keras_vd._backend.keras_internals import (
     loss_options,
 )
 
-# One probability for each of these losses' outputs: binary or multi-label.
+# Of losses that take one probability per output: binary or multi-label.
 PER_OUTPUT = "per output"
 
 _TASK_OF_LOSS = {
@@ -68,7 +68,7 @@ _ACTIVATED = (
     keras.layers.SeparableConv1D,
     keras.layers.SeparableConv2D,
 )
-# They change no value at inference.
+# Layers and operations that change no value at inference.
 _NEUTRAL = (
     keras.layers.ActivityRegularization,
     keras.layers.AlphaDropout,
@@ -117,11 +117,11 @@ class Evidence:
 
 
 def read_evidence(model: keras.Model, index: int, loss: Any) -> Evidence:
-    """What a model tells of an output.
+    """Collect what a model tells of an output.
 
     Args:
-        model: Its last activations are looked at.
-        index: Of the output, among the leaves.
+        model: The model, whose last activations are looked at.
+        index: Index of the output among the leaves.
         loss: What was compiled for it.
     """
     activation = _last_activation(model, index)
@@ -129,7 +129,10 @@ def read_evidence(model: keras.Model, index: int, loss: Any) -> Evidence:
 
 
 def losses_of(model: keras.Model, outputs: Any) -> list[Any]:
-    """What `compile` was given for each output, in the order of the leaves."""
+    """List the loss that was compiled for each output, in the order of leaves.
+
+    A loss is whatever `compile` was given: an object, a function or a name.
+    """
     loss = getattr(model, "loss", None)
     paths = keras.tree.flatten_with_path(outputs)
     if not keras.tree.is_nested(loss):
@@ -152,9 +155,9 @@ def _entry(losses: Any, key: Any) -> Any:
 
 
 def _read_loss(loss: Any) -> tuple[str | None, bool | None, int | None]:
-    """The task of a loss, whether it takes logits, and its axis of classes.
+    """Read the task of a loss, whether it takes logits, and its class axis.
 
-    None: it tells not.
+    What the loss does not tell is None.
     """
     options: dict[str, Any] = {}
     if isinstance(loss, str):
@@ -188,12 +191,12 @@ def _read_loss(loss: Any) -> tuple[str | None, bool | None, int | None]:
 def _known_loss(name: str) -> Any:
     try:
         return keras.losses.get(name)
-    except ValueError:  # of an object scope that has been left
+    except ValueError:  # a name of an object scope that has been left
         return None
 
 
 def _last_activation(model: keras.Model, index: int) -> str | None:
-    """What an output has come through last; None: that cannot be told."""
+    """Find the last activation of an output; None if it cannot be told."""
     functional = functional_part(model)
     if functional is None:
         return None
@@ -208,11 +211,12 @@ def _last_activation(model: keras.Model, index: int) -> str | None:
 def _activation_before(
     tensor: keras.KerasTensor, makers: dict[int, tuple[Call, int]]
 ) -> str | None:
-    """The same for a symbolic tensor.
+    """Find the last activation of a symbolic tensor, or None.
 
     Args:
-        tensor: In the graph of a Functional model.
-        makers: By id of a tensor, the call that returns it, and as which.
+        tensor: A tensor in the graph of a Functional model.
+        makers: By id of a tensor, the call that returns it and the index of the
+            tensor among the outputs of that call.
     """
     call, index = makers[id(tensor)]
     operation = call.operation
@@ -225,16 +229,17 @@ def _activation_before(
         return found
     leaves = keras.tree.flatten((call.args, call.kwargs))
     sources = [x for x in leaves if isinstance(x, keras.KerasTensor)]
-    if len(sources) != 1:  # there may be a mask
+    if len(sources) != 1:  # for example, a tensor and its mask
         return None
     found = _activation_before(sources[0], makers)
     is_whole = sources[0].shape[-1:] == tensor.shape[-1:]
-    # A softmax may run over another axis now, or over a part of one.
+    # If the last axis has changed, the axis of a softmax may be another one, or
+    # may have been split.
     return found if is_whole or found in ("linear", "sigmoid") else None
 
 
 def _is_neutral(operation: Any, activation: str | None) -> bool:
-    """Whether an operation hands on the values that it gets."""
+    """Tell whether an operation returns the values that it gets."""
     is_identity = isinstance(operation, keras.layers.Activation)
     return isinstance(operation, _NEUTRAL) or (
         is_identity and activation == "linear"
@@ -242,10 +247,10 @@ def _is_neutral(operation: Any, activation: str | None) -> bool:
 
 
 def _activation_of(operation: Any, rank: int) -> str | None:
-    """The activation that a layer or an operation ends in, if it is known.
+    """Return the activation that a layer or an operation ends in, if known.
 
     Args:
-        operation: In the graph of a model.
+        operation: A layer or an operation in the graph of a model.
         rank: Number of axes of its output.
     """
     if isinstance(operation, UNARY_OPERATIONS["Sigmoid"]):

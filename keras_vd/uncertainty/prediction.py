@@ -1,9 +1,10 @@
-"""What a variational model does not know: Monte Carlo predictions.
+"""Monte Carlo predictions, which tell what a variational model does not know.
 
 A draw is one sample of all weights and gates, the same for all examples, time
-steps and positions, whatever the `estimator` in training: a function, so that
-what it says of several examples goes together, and no batch size changes it.
-With `noise="input"` a draw has one factor per input unit.
+steps and positions, whatever the `estimator` in training. So a draw is a
+function: its predictions of several examples belong together, and the batch
+size does not change them. With `noise="input"` a draw has one factor per input
+unit.
 """
 
 from __future__ import annotations
@@ -39,18 +40,19 @@ class MonteCarloPrediction:
     """Predictions of many draws of a model's weights, summed up.
 
     What is about classes is None where `task` is `"regression"`. Entropies
-    have the shape of the outputs without the axis of the classes: that of
-    `"multi-label"` outputs has none, each label is a prediction of its own.
+    have the shape of the outputs without the axis of the classes. Outputs of
+    `"multi-label"` have no such axis, as each label is a prediction of its own.
 
     Attributes:
         mean: Mean prediction, of the shape of the model's outputs;
             probabilities but for a regression.
         standard_deviation: Standard deviation over the draws, of that shape.
-        predictive_entropy: Nats: entropy of the mean class probabilities, all
-            that is uncertain.
-        mutual_information: Nats, of that shape: the part of it that comes
-            from not knowing the weights, `predictive_entropy` minus the mean
-            entropy of the draws (BALD, Houlsby et al. 2011, arXiv:1112.5745).
+        predictive_entropy: Nats: entropy of the mean class probabilities, the
+            whole uncertainty.
+        mutual_information: Nats, of that shape: the part of the uncertainty
+            that comes from not knowing the weights, `predictive_entropy` minus
+            the mean entropy of the draws (BALD, Houlsby et al. 2011,
+            arXiv:1112.5745).
         calibration: Confidence and accuracy of `mean`; None without labels.
         num_samples: Number of draws.
         task: `"classification"`, `"binary"`, `"multi-label"` or
@@ -67,13 +69,13 @@ class MonteCarloPrediction:
 
     @property
     def expected_calibration_error(self) -> float | None:
-        """Of the mean class probabilities; None without labels."""
+        """Calibration error of the mean predictions; None without labels."""
         if self.calibration is None:
             return None
         return self.calibration.expected_error
 
 
-# Of a model with one output, or of each of several, in their structure.
+# One prediction, or one for each of several outputs, in their structure.
 Predictions: TypeAlias = (
     "MonteCarloPrediction | dict[str, Any] | list[Any] | tuple[Any, ...]"
 )
@@ -94,9 +96,10 @@ def predict_mc(
     """Predict with many draws of the weights instead of their means.
 
     A draw is one sample of all weights and gates for all examples; all else is
-    as in `predict`. What `prune` has removed is 0; what a threshold alone
-    leaves out keeps its noise: to know a sparse model's uncertainty, prune it.
-    The model stays as it was and keeps the compiled function for next time.
+    as in `predict`. What `prune` has removed is 0, but what a threshold alone
+    leaves out keeps its noise: to know a sparse model's uncertainty, prune it
+    first. The model stays as it was, and keeps the compiled function for the
+    next call.
 
     Args:
         model: A built model with variational layers.
@@ -104,9 +107,11 @@ def predict_mc(
         num_samples: Int >= 1: number of draws; memory does not grow with it.
         batch_size: Int >= 1 or None (32), for arrays only: a matter of speed.
         labels: For the calibration, one per prediction: class numbers of shape
-            `(examples, ...)`, for `"multi-label"` 0 and 1 of the outputs'.
-        from_logits: Bool: whether to make probabilities of the outputs. None:
-            what the last activation or the compiled loss says.
+            `(examples, ...)`; for `"multi-label"`, 0 and 1 in the shape of the
+            outputs.
+        from_logits: Bool: whether the outputs are logits, to be turned into
+            probabilities. None: what the last activation or the compiled loss
+            says.
         seed: Int >= 0 of the draws. None: one from Python's `random`.
         task: `"classification"` (classes along the last axis), `"binary"` (one
             column: class 1), `"multi-label"` (columns that need not sum to 1)
@@ -125,7 +130,7 @@ def predict_mc(
             each other, or `task` or `from_logits` cannot be told.
     """
     check_model(model)
-    required_posteriors(model)  # or an error
+    required_posteriors(model)  # raises an error if there are none
     check_finite_model(model)
     _refuse_states(model)
     seed = None if seed is None else check_integer("seed", seed, 0)
@@ -145,7 +150,7 @@ def _read_all(
     seed: int | None,
     progress: Progress,
 ) -> None:
-    """Have all draws for all batches read."""
+    """Let `reader` read all draws of all batches."""
     reader.read_graph(batches.num_examples)
     sampler, padding = sampler_of(model), Padding(model)
     with sampler.seeded(seed) as seeds:
@@ -168,7 +173,7 @@ def _read_all(
 
 
 class _Reader:
-    """Reads outputs batch by batch, draw by draw.
+    """Reader of outputs, batch by batch and draw by draw.
 
     Args:
         model: Where the outputs come from.
@@ -191,7 +196,7 @@ class _Reader:
         """Find out what the outputs are before anything is computed.
 
         Args:
-            examples: Their number, where it is known.
+            examples: Number of examples, if it is known.
         """
         functional = functional_part(self.model)
         if functional is None:
@@ -255,7 +260,7 @@ class _Reader:
                 summary.check_labels(labels[rows])
 
     def result(self) -> Predictions:
-        """A `MonteCarloPrediction` for each output, in their structure."""
+        """Return a `MonteCarloPrediction` per output, in their structure."""
         if not self.examples:
             raise ValueError(
                 "Argument `x` must have at least one example. Received none."
@@ -269,7 +274,7 @@ class _Reader:
 def _joined(
     summaries: tuple[Summary, ...], labels: Any
 ) -> MonteCarloPrediction:
-    """All batches of one output."""
+    """Join all batches of one output."""
 
     def joined(name: str) -> np.ndarray:
         parts = [getattr(summary, name) for summary in summaries]

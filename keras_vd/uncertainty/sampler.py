@@ -31,7 +31,8 @@ _ATTRIBUTE = "_keras_vd_sampler"
 class Sampler(keras.Model):
     """A model whose predictions are draws, with a compiled function of its own.
 
-    What the model itself has compiled for `predict` draws nothing.
+    What the model itself has compiled for `predict` draws nothing, so it cannot
+    be used.
     """
 
     def __init__(self, model: keras.Model) -> None:
@@ -59,13 +60,13 @@ class Sampler(keras.Model):
 
     @contextlib.contextmanager
     def seeded(self, seed: int | None) -> Iterator[_Seeds]:
-        """Context after which all seeds of the model are what they were.
+        """Yield the seeds of draws, and restore those of the model afterwards.
 
         Args:
-            seed: Of all draws. None: one from Python's `random`.
+            seed: Int: seed of all draws. None: one from Python's `random`.
         """
         seed = random.randrange(2**31) if seed is None else seed
-        # Copies: a compiled step may free what it was given.
+        # Copied, because a compiled step may free what it was given.
         states = self.generators.states
         kept = [np.array(ops.convert_to_numpy(x)) for x in states]
         try:
@@ -75,11 +76,12 @@ class Sampler(keras.Model):
                 state.assign(value)
 
     def draws(self, inputs: Any, seeds: Iterable[np.ndarray]) -> Iterator[Any]:
-        """One prediction for each draw, in the structure of the outputs.
+        """Yield one prediction for each draw, in the structure of the outputs.
 
         Args:
             inputs: One batch, as tensors or arrays.
-            seeds: For each draw, those of all seed generators.
+            seeds: For each draw, those of all seed generators, of shape
+                `(generators, 2)`.
         """
         for values in seeds:
             self.seeds.assign(values)
@@ -90,7 +92,8 @@ class Sampler(keras.Model):
 class _SeedGenerators:
     """The states of a model's seed generators.
 
-    They are the model's: Keras does not track what a dataclass holds.
+    They belong to the model and not to the sampler, so they are in a dataclass:
+    Keras does not track what that holds.
     """
 
     states: tuple[keras.Variable, ...]
@@ -109,7 +112,7 @@ class _Seeds:
     generators: int
 
     def of_draw(self, draw: int) -> np.ndarray:
-        """Shape `(generators, 2)`."""
+        """Return the seeds of one draw: int32, shape `(generators, 2)`."""
         sequence = np.random.SeedSequence(self.seed, spawn_key=(draw,))
         state = sequence.generate_state(2 * self.generators)
         # Below 2^31, so that every backend's type of seed holds them.
@@ -117,9 +120,9 @@ class _Seeds:
 
 
 def _seed_states(model: keras.Model) -> tuple[keras.Variable, ...]:
-    """States of all seed generators, those of other layers included.
+    """List the states of all seed generators, also those of other layers.
 
-    Keras' recurrent layers advance theirs at inference.
+    Keras' recurrent layers, for example, advance theirs at inference.
     """
     weights = {id(variable) for variable in model.weights}
     return tuple(x for x in model.variables if id(x) not in weights)
@@ -129,11 +132,11 @@ def _seed_states(model: keras.Model) -> tuple[keras.Variable, ...]:
 class _Compiled:
     """A sampler, and what its compiled function depends on.
 
-    A plain object: what is an attribute of a model and no layer, variable or
-    container of them is not saved with it.
+    This is a plain object, because a model saves no attribute that is neither a
+    layer nor a variable nor a container of these.
 
     Attributes:
-        sampler: For one model.
+        sampler: The sampler of one model.
         parts: Layers and variables of that model, and its compilation.
         options: Python values that its layers read when they are traced.
     """
@@ -156,9 +159,9 @@ def _is(one: Any, other: Any) -> bool:
 
 
 def sampler_of(model: keras.Model) -> Sampler:
-    """The sampler of a model, compiled for it as it is now.
+    """Return the sampler of a model, compiled for the model as it is now.
 
-    It is kept by the model itself and goes with it.
+    The model itself keeps the sampler, which is freed together with it.
     """
     kept = vars(model).get(_ATTRIBUTE)
     if kept is None or not kept.fits(model):
@@ -179,9 +182,9 @@ def _dependencies(model: keras.Model) -> tuple[list[Any], list[Any]]:
 
 
 class Padding:
-    """Fills up batches that are smaller than one before, by repeated rows.
+    """Filler of batches that are smaller than one before, by repeated rows.
 
-    Such a batch, mostly the last, would have to be compiled for by itself.
+    Such a batch, usually the last, would need a compilation of its own.
     """
 
     def __init__(self, model: keras.Model) -> None:
@@ -191,7 +194,7 @@ class Padding:
         self.rest: Any = None
 
     def fill(self, batch: Any) -> Any:
-        """The batch itself, or one of more rows that begins with it."""
+        """Return the batch itself, or one of more rows that begins with it."""
         leaves = [x for x in keras.tree.flatten(batch) if x is not None]
         size = len(leaves[0])
         rest = [(leaf.shape[1:], leaf.dtype) for leaf in leaves]
@@ -209,8 +212,8 @@ class Progress:
 
     Args:
         verbose: As the user passed it: "auto", 0 or 1.
-        batches: Those to come.
-        num_samples: Draws for each of them.
+        batches: The batches to come.
+        num_samples: Number of draws for each of them.
 
     Raises:
         ValueError: if `verbose` is something else.

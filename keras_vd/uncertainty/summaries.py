@@ -1,4 +1,4 @@
-"""Statistics of draws, one after the other."""
+"""Statistics of draws that come one after the other."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from keras_vd.uncertainty.tasks import Meaning
 class Summary:
     """Statistics of one output for one batch, updated draw by draw.
 
-    Welford's algorithm (1962) for mean and variance.
+    Mean and variance are computed by Welford's algorithm (1962).
     """
 
     def __init__(self, meaning: Meaning) -> None:
@@ -65,17 +65,20 @@ class Summary:
         )
 
     def _classes(self, probabilities: np.ndarray) -> np.ndarray:
-        """With the classes of a prediction, or one of two, along an axis."""
+        """Return probabilities whose last axis is that of the classes.
+
+        It may be of size 1, with the probability of class 1 of two.
+        """
         is_column = self.meaning.task == "binary" and probabilities.ndim > 1
         if is_column or self.meaning.task == "classification":
             return probabilities
         return probabilities[..., None]
 
     def check_labels(self, labels: np.ndarray) -> None:
-        """Raise a ValueError unless they go with the first draw.
+        """Raise a ValueError unless labels fit the first draw.
 
         Args:
-            labels: Of this batch, or fewer.
+            labels: Labels of this batch, or fewer.
         """
         values = both_classes(self._classes(self.mean))
         check_labels(labels, values[: len(labels)])
@@ -93,13 +96,13 @@ class Summary:
 
     @property
     def mutual_information(self) -> np.ndarray:
-        # Never negative but for rounding.
+        # Only rounding makes it negative.
         difference = self.predictive_entropy - self.entropy / self.num_samples
         return np.maximum(difference, 0.0)
 
 
 def _entropy(probabilities: np.ndarray) -> np.ndarray:
-    """Entropy in nats along the last axis, with 0 log 0 = 0."""
+    """Compute the entropy in nats along the last axis, with 0 log 0 = 0."""
     values = np.clip(both_classes(probabilities), 0.0, 1.0)
     logs = np.log(np.where(values > 0.0, values, 1.0))
     return -np.sum(values * logs, axis=-1)
@@ -110,6 +113,6 @@ def _sigmoid(logits: np.ndarray) -> np.ndarray:
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities along the last axis."""
+    """Compute probabilities along the last axis."""
     exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return exponentials / exponentials.sum(axis=-1, keepdims=True)

@@ -33,7 +33,7 @@ class Meaning:
 
     Attributes:
         task: One of `TASKS`.
-        from_logits: Whether probabilities are still to be made of it.
+        from_logits: Whether it is logits, to be turned into probabilities.
     """
 
     task: str
@@ -43,16 +43,17 @@ class Meaning:
 def meanings(
     model: keras.Model, outputs: Any, task: Any, from_logits: Any
 ) -> list[Meaning]:
-    """What each output of a model is, in the order of the leaves.
+    """Find out what each output of a model is, in the order of the leaves.
 
     Args:
         model: Where to look for what the user has left open.
-        outputs: In their structure, anything that has a `shape`.
+        outputs: Objects with a `shape`, in the structure of the outputs.
         task: As the user passed it.
         from_logits: As the user passed it.
 
     Raises:
-        ValueError: if that is not known, not allowed or contradictory.
+        ValueError: if what an output is cannot be told, is not allowed or is
+            contradictory.
     """
     found = zip(
         keras.tree.flatten(outputs),
@@ -74,7 +75,17 @@ def meanings(
 
 
 def by_output(argument: str, value: Any, outputs: Any) -> list[Any]:
-    """One entry for each output of a model, in the order of its leaves."""
+    """List an argument's entries, one per output, in the order of the leaves.
+
+    Args:
+        argument: Name of the argument, for the message.
+        value: What the user passed: one entry, which all outputs share, or a
+            structure of them.
+        outputs: The outputs, in their structure.
+
+    Raises:
+        ValueError: if the structure does not fit the outputs.
+    """
     leaves = keras.tree.flatten(outputs)
     if not keras.tree.is_nested(outputs):
         return [value]
@@ -131,7 +142,7 @@ def _meaning(
 
 
 def _task_of(evidence: Evidence, columns: int) -> str:
-    """The task that a model's own activation or loss tells."""
+    """Return the task that a model's own activation or loss tells."""
     if evidence.activation in ("softmax", "log_softmax"):
         return "classification"
     task = evidence.loss_task
@@ -155,11 +166,11 @@ def _by_columns(task: str, columns: int) -> str:
 
 
 def _check_task(task: str, evidence: Evidence, columns: int) -> None:
-    """Refuse a task that the model contradicts."""
+    """Raise a ValueError if the model contradicts a task."""
     activation, loss_task = evidence.activation, evidence.loss_task
     if task == "regression":
-        return  # of scores, of shares that sum to 1: there is no limit
-    # A contradiction, and the task that would be none.
+        return  # scores, or shares that sum to 1: any activation may be last
+    # What contradicts the task, and the task that it stands for instead.
     problem = expected = None
     if activation in ("softmax", "log_softmax"):
         problem, expected = f"last activation, {activation!r}", "classification"
@@ -168,7 +179,7 @@ def _check_task(task: str, evidence: Evidence, columns: int) -> None:
     elif loss_task not in (None, "regression"):
         problem = f"compiled loss, {_named(evidence.loss)}"
         expected = _by_columns(str(loss_task), columns)
-    # One column of two classes may as well be the only one of several labels.
+    # One column may be a class of two, or the only label of a multi-label task.
     is_per_output = {expected, task} == {"binary", "multi-label"}
     if expected not in (None, task) and not is_per_output:
         raise ValueError(
