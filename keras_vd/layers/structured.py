@@ -22,7 +22,7 @@ MIN_UNIFORM = 1e-6
 
 
 class StructuredGate(Posterior):
-    """Base of the gates: multiplies each unit by a random factor.
+    """Base of the gates, which multiply each unit by a random factor.
 
     A subclass implements `build` (its variables), `gate_mean`, `_draw`,
     `_kl_terms` and `_is_above`.

@@ -56,7 +56,7 @@ class Binding:
 
     Attributes:
         weight: Variable whose value is the posterior mean.
-        label: Name of the weight for people.
+        label: Name of the weight in reports and messages.
         axes: What its axes mean.
         groups: The groups that multiply it, by what they are called.
     """

@@ -10,7 +10,7 @@ from keras import ops
 
 @keras.saving.register_keras_serializable(package="keras_vd")
 class Clipped(keras.constraints.Constraint):
-    """Keep a variable within an interval.
+    """Constraint that keeps a variable within an interval.
 
     Args:
         low: Float: smallest value, or -infinity.

@@ -27,7 +27,7 @@ _LARGEST_ALPHA = math.exp(10.0)
 
 def bounded(log_alpha: Tensor) -> Tensor:
     """Clip log_alpha to [-20, 20], with the gradient of a clip."""
-    # This costs less than a clip of which autodiff takes the gradient.
+    # This costs less than to differentiate the clip itself.
     clipped = ops.clip(
         ops.stop_gradient(log_alpha), -MAX_ABS_LOG_ALPHA, MAX_ABS_LOG_ALPHA
     )

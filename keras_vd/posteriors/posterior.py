@@ -46,7 +46,7 @@ class Posterior(keras.layers.Layer):
     Attributes:
         kl_weight: Scalar variable, float32.
         keep_mask: Bool variable; False is pruned.
-        label: Name for people.
+        label: Name in reports and messages.
         has_drawn: Whether it ever drew noise for training.
     """
 
@@ -145,7 +145,7 @@ class Posterior(keras.layers.Layer):
 
     @contextlib.contextmanager
     def _one_draw(self) -> Iterator[None]:
-        """Give all calls at inference the noise that starts from one seed.
+        """Let all uses of a layer in one draw at inference share their noise.
 
         A draw at inference is one sample of the weights for all uses of a
         layer, so the seed is put back after each use. In training each use has

@@ -133,7 +133,7 @@ class WeightPosterior(Posterior):
 
         Args:
             size: Number of groups of weights, with one multiplier each.
-            label: Name of the groups for people.
+            label: Name of the groups in reports and messages.
         """
         scales = self.add_weight(
             name="scales",
@@ -412,7 +412,7 @@ class WeightPosterior(Posterior):
 
     @property
     def label(self) -> str:
-        """Name of the weight for people."""
+        """Name of the weight in reports and messages."""
         return self.binding.label
 
     @label.setter
