@@ -1,8 +1,8 @@
-"""The one way in which models are rebuilt: every layer once, by identity.
+"""Rebuild models so that every layer is cloned once, found by its identity.
 
-Keras' own configs name layers and classes. They forget that a layer stands
-twice in a Sequential model, or in two nested models, and take one class for
-another of the same name.
+Keras' own configs refer to layers and classes by name. They lose the fact that
+a layer is used twice in a Sequential model, or in two nested models, and they
+confuse classes that have the same name.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from keras_vd.layers.structured import StructuredGate
 from keras_vd.posteriors import WeightPosterior
 
 Config = dict[str, Any]
-# The class and config of a layer, or the layer itself, in place of another.
+# What replaces a layer: the class and config of a new one, or a layer itself.
 Replacement: TypeAlias = tuple[type, Config] | keras.layers.Layer
 
 _OBJECTS = (
@@ -40,7 +40,8 @@ _OBJECTS = (
     keras.regularizers.Regularizer,
     keras.constraints.Constraint,
 )
-# Arguments that layers pass to a `get` of Keras, which takes objects as well.
+# Endings of arguments that layers pass to functions of Keras such as
+# `keras.initializers.get`, which accept objects as well as names.
 _TAKE_OBJECTS = ("activation", "_initializer", "_regularizer", "_constraint")
 _OF_THE_GRAPH = {"name", "trainable", "layers", "input_layers", "output_layers"}
 
@@ -49,12 +50,14 @@ class Cloner:
     """Clones of the layers and operations of a model, one of each.
 
     A clone has fresh weights until `copy_values`. A Sequential model that uses
-    a layer twice becomes a Functional one, as Keras saves no other; so does
-    any model whose class is not made from inputs and outputs, but has a graph.
+    a layer twice becomes a Functional one, because Keras loses the second use
+    when it saves the Sequential one. Any other model that has a graph, but
+    whose class does not take inputs and outputs, becomes a Functional one too.
 
     Attributes:
         clones: Clones of layers and operations by the `id` of the originals.
-        counterparts: Layers by the `id` of those whose values they have got.
+        counterparts: By the `id` of an original layer, the layer to which its
+            values have been copied.
     """
 
     def __init__(
@@ -64,12 +67,13 @@ class Cloner:
         left_out: Container[Any] = (),
         names: Mapping[int, str] | None = None,
     ) -> None:
-        """Get ready to clone a model or parts of it.
+        """Prepare to clone a model or parts of it.
 
         Args:
             model: The model.
             replace: Returns what takes the place of a layer; None for a clone.
-            left_out: Layers of models whose readers read their input instead.
+            left_out: Layers that the clones do without: what reads such a
+                layer reads the input of that layer instead.
             names: New names by the `id` of layers and operations.
         """
         self.replace = replace
@@ -77,7 +81,8 @@ class Cloner:
         self.names = names or {}
         self.clones: dict[int, Any] = {}
         self.counterparts: dict[int, keras.layers.Layer] = {}
-        # A layer serializes one of its posteriors as a pattern for all.
+        # Posteriors are not cloned by identity: a layer serializes one of them
+        # as a template from which it makes all the others.
         self._originals = {
             id(x): x
             for x in flatten_layers(model)
@@ -88,11 +93,11 @@ class Cloner:
         self._copied: set[tuple[int, int]] = set()
 
     def clone(self, operation: Any) -> Any:
-        """The clone of a layer or operation."""
+        """Return the clone of a layer or operation, made at the first call."""
         key = id(operation)
         if key not in self.clones:
             with warnings.catch_warnings():
-                # What Keras has to say, it said when the model was built.
+                # Keras gave these warnings when the original was built.
                 warnings.filterwarnings("ignore", ".*input with a mask attach")
                 warnings.filterwarnings("ignore", ".*includes a `lambda`")
                 made = self._clone(operation)
@@ -100,7 +105,7 @@ class Cloner:
         return self.clones[key]
 
     def enter(self, operation: Any, made: Any) -> None:
-        """Take `made` for the clone of a layer or operation."""
+        """Register `made` as the clone of a layer or operation."""
         self.clones[id(operation)] = made
         self._made[id(made)] = made
 
@@ -128,12 +133,12 @@ class Cloner:
     def make(
         self, cls: type, config: Config | None, source: Any, name: str
     ) -> Any:
-        """A layer with a config, in which clones stand for the originals.
+        """Make a layer from a config; clones replace the originals in it.
 
         Args:
             cls: Class of the layer.
-            config: Its config, in which layers may stand for their own
-                configs; None for that of `source`.
+            config: Its config, which may hold layers in place of their
+                configs; None for the config of `source`.
             source: The layer that it is made from.
             name: Its name.
         """
@@ -166,14 +171,17 @@ class Cloner:
         return self._made.get(number)
 
     def _object(self, value: Any) -> Any:
-        """A value of a config, with a reference in place of a layer."""
+        """Return a value of a config; a layer becomes a reference to it."""
         if not isinstance(value, keras.layers.Layer):
             return value
         self._made.setdefault(id(value), value)
         return reference(value)
 
     def _objects_of(self, source: Any, config: Config) -> Config:
-        """What `source` itself has in place of the names of functions."""
+        """Return the callables of `source` that its config may only name.
+
+        A layer among them is cloned.
+        """
         found = {}
         for key in config:
             value = getattr(source, key, None)
@@ -237,7 +245,7 @@ class Cloner:
     ) -> None:
         """Copy weights and settings from a layer, and all in it, to its clone.
 
-        Posteriors that only one of a pair has are passed over.
+        Posteriors that only one of the two layers has are skipped.
 
         Args:
             layer: A layer that has been cloned.
@@ -274,7 +282,7 @@ class Cloner:
         _copy_trainable(pairs)
 
     def _pairs_below(self, old: Any, new: Any) -> list[tuple[Any, Any]]:
-        """Layers that `old` owns, each with its counterpart in `new`."""
+        """Pair the layers that `old` owns with their counterparts in `new`."""
         children = sublayers(old)
         if id(old) in self._written_out and self.clones[id(old)] is new:
             # Layers that the graph does not use are not in the clone.
@@ -302,7 +310,7 @@ _DIFFERS = (
 
 
 def copy_model(model: keras.Model) -> keras.Model:
-    """An equal model that shares nothing with `model`, not compiled."""
+    """Return an equal model that shares nothing with `model`, not compiled."""
     cloner = Cloner(model)
     copy: keras.Model = cloner.clone(model)
     cloner.copy_values(model)
@@ -316,7 +324,8 @@ def _is_chain(operation: Any) -> bool:
 
 def _config(layer: Any) -> Config:
     if type(layer) is keras.layers.Lambda:
-        # Bytecode would lose the names that a function refers to.
+        # Keras would store the function as bytecode, which loses the globals
+        # that the function refers to.
         base = keras.layers.Layer.get_config(layer)
         return {**base, **arguments_of_lambda(layer)}
     return dict(layer.get_config())
@@ -333,7 +342,7 @@ def _is_of_keras(item: Any) -> bool:
 
 
 def _custom_objects(layer: keras.layers.Layer) -> list[Any]:
-    """Classes and functions in and below a layer that are not of Keras."""
+    """List classes and functions in and below a layer that are not Keras'."""
     found: list[Any] = []
     for below in flatten_layers(layer):
         found.append(type(below))
@@ -351,13 +360,17 @@ def _copy_variables(old: Any, new: Any, values: Mapping[int, Any]) -> None:
     if shapes != others:
         raise ValueError(_DIFFERS.format(name=old.name, what="weights"))
     for variable, copy in zip(variables, copies, strict=True):
-        # Through NumPy: two JAX variables must not share one buffer.
+        # The copy goes through NumPy because two JAX variables must not share
+        # one buffer.
         value = values.get(id(variable), variable)
         copy.assign(ops.convert_to_numpy(value))
 
 
 def _copy_what_was_adapted(old: Any, new: Any) -> None:
-    """Statistics and vocabularies that are no variables, as files hold them."""
+    """Copy statistics and vocabularies that are not held in variables.
+
+    They are written and read as Keras does it for a file.
+    """
     if hasattr(old, "finalize_state"):
         store: dict[str, Any] = {}
         old.save_own_variables(store)
@@ -371,7 +384,11 @@ def _copy_what_was_adapted(old: Any, new: Any) -> None:
 
 
 def _copy_trainable(pairs: list[tuple[Any, Any]]) -> None:
-    """Set what differs, until setting a parent changes no child any more."""
+    """Copy `trainable` until every pair of layers agrees.
+
+    Several passes may be needed: setting it on a layer also sets it on all
+    layers inside, some of which may differ from that layer.
+    """
     while differing := [(a, b) for a, b in pairs if a.trainable != b.trainable]:
         for old, new in differing:
             new.trainable = old.trainable

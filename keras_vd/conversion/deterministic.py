@@ -1,4 +1,4 @@
-"""From a variational model to a plain Keras model."""
+"""Convert a variational model to a plain Keras model."""
 
 from __future__ import annotations
 
@@ -97,9 +97,10 @@ def _check_code(layer: Any) -> None:
 
 
 def _known_class(cls: type) -> type:
-    """The class of which it is known what it computes at inference.
+    """Return the base class whose computation at inference is known.
 
-    The variational form of a Keras layer, or the nearest class of this package.
+    This is the variational form of a Keras layer or, where `cls` has none, the
+    nearest class of this package.
     """
     forms = COUNTERPARTS.values()
     return next(
@@ -108,7 +109,7 @@ def _known_class(cls: type) -> type:
 
 
 def _plain(layer: Any) -> Replacement | None:
-    """What takes the place of a layer, if it is ours."""
+    """Return what replaces a layer; None if it is not of this package."""
     if isinstance(layer, StructuredGate):
         gate: keras.layers.Layer
         gate = layer.plain_layer(layer.get_build_config()["input_shape"])
@@ -118,14 +119,15 @@ def _plain(layer: Any) -> Replacement | None:
     cls: Any = _known_class(type(layer))
     added = _added_arguments(cls)
     config = {k: v for k, v in cls.get_config(layer).items() if k not in added}
-    # Names of group variables, where Keras has an integer of its own.
+    # A list here names group variables. Keras' convolutions have an argument of
+    # the same name, which is an integer and stays.
     if isinstance(config.get("groups"), list):
         del config["groups"]
     return keras_class(cls), config
 
 
 def _added_arguments(cls: type) -> set[str]:
-    """Arguments of a variational layer that its Keras layer does not have."""
+    """Return the names of arguments that the Keras layer does not have."""
     added: set[str] = set()
     known: set[str] = set()
     for base in cls.__mro__:

@@ -1,4 +1,4 @@
-"""Further training of plain models that have zeros to keep."""
+"""Fine-tune plain models without losing the zeros in their weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from keras_vd._backend.keras_internals import (
 )
 from keras_vd._backend.validation import check_built, check_model
 
-# Start at zero without being pruned; those of attention and GRUs are matrices.
+# Variables that may be zero without having been pruned. They are told by name,
+# because the biases of attention layers and GRUs are matrices.
 _NO_WEIGHTS = ("bias", "alpha", "beta", "gamma")
 # Layers that build several others from one constraint.
 _SHARING = (
@@ -47,12 +48,14 @@ def freeze_zeros(model: keras.Model) -> None:
     The constraint is the layer's own, such as its `kernel_constraint`, and
     holds which entries are zero: models that are saved and loaded or cloned
     go on keeping them, and `shrink` keeps those that are left. Loading such a
-    file needs `import keras_vd`; files of `keras_vd.deployment` are
-    without. What is zero is read once: weights that become 0 later are free,
-    and a second call starts over.
+    file needs `import keras_vd`; files written by `keras_vd.deployment` do not
+    contain the constraint. Which entries are zero is read once, in this call:
+    entries that become 0 later are not frozen, and a second call replaces the
+    constraints of the first.
 
     A layer whose config has no place for the constraint, such as most custom
-    layers, keeps its zeros in this object alone; a warning names its weights.
+    layers, keeps its zeros in this model object only; a warning names its
+    weights.
 
     Args:
         model: A built Keras model; changed in place.
@@ -73,7 +76,7 @@ def freeze_zeros(model: keras.Model) -> None:
         if len(variable.shape) > 1 and variable.name not in _NO_WEIGHTS
     ]
     _freeze(model, weights)
-    # What was compiled for an earlier `fit` knows of no constraints.
+    # A training step that an earlier `fit` compiled lacks the constraints.
     model.train_function = None
     lost = _lost_by_config(model)
     if lost:
@@ -86,7 +89,7 @@ def freeze_zeros(model: keras.Model) -> None:
 
 
 def refreeze_zeros(model: keras.Model) -> None:
-    """As `freeze_zeros`, for weights that were frozen in another shape."""
+    """Freeze the zeros of frozen weights anew, after their shapes changed."""
     frozen = [v for v in model.variables if _is_frozen(v)]
     if frozen:
         _freeze(model, frozen)
@@ -94,7 +97,7 @@ def refreeze_zeros(model: keras.Model) -> None:
 
 @contextlib.contextmanager
 def without_frozen_zeros(model: keras.Model) -> Iterator[None]:
-    """Constraints as they were before `freeze_zeros`, for a while."""
+    """Undo `freeze_zeros` within a context; the old constraints are back."""
     slots = [
         (layer, name, value)
         for layer in flatten_layers(model)
@@ -126,7 +129,7 @@ def _check_supported(layers: Iterable[keras.layers.Layer]) -> None:
 
 
 def _freeze(model: keras.Model, weights: list[keras.Variable]) -> None:
-    """Give weights, and the layers that own them, their constraints."""
+    """Set the constraints of weights and of the layers that own them."""
     wanted = {id(variable) for variable in weights}
     groups: dict[tuple[int, str, int], dict[str, _Member]] = {}
     for root, layer in _with_roots(model):
@@ -138,7 +141,8 @@ def _freeze(model: keras.Model, weights: list[keras.Variable]) -> None:
             slot = next((x for x in slots if x in vars(layer)), "")
             key = (id(root), slot, 0 if slot else id(variable))
             if path in groups.get(key, {}):
-                # Two of one name, which no config could tell apart.
+                # A config could not tell two weights of one name apart, so
+                # the second gets a constraint that no layer's config holds.
                 key = (id(root), "", id(variable))
             groups.setdefault(key, {})[path] = (variable, (layer, root))
     for (_, slot, _), members in groups.items():
@@ -167,7 +171,10 @@ def _constrain(slot: str, members: dict[str, _Member]) -> None:
 def _with_roots(
     model: keras.Model,
 ) -> Iterator[tuple[keras.layers.Layer, keras.layers.Layer]]:
-    """Every layer, after the one from whose config its constraints come."""
+    """Pair every layer with the one whose config holds its constraints.
+
+    The latter comes first; for most layers it is the layer itself.
+    """
     layers = flatten_layers(model)
     roots = {id(layer): layer for layer in layers}
     for layer in layers:
@@ -178,7 +185,7 @@ def _with_roots(
 
 
 def _slots(variable: keras.Variable) -> list[str]:
-    """Arguments of layers that may be the constraint of a variable."""
+    """List the layer arguments that may hold the constraint of a variable."""
     name = str(variable.name)
     names = (name, name.removesuffix("_kernel"), "depthwise")
     return [f"{candidate}_constraint" for candidate in names]
@@ -189,14 +196,18 @@ def _path_below(
     layer: keras.layers.Layer,
     variable: keras.Variable,
 ) -> str:
-    """Name of a variable that is its own below `root`, and stays so."""
+    """Return the path of a variable from `root` down.
+
+    It leaves out the models around `root`, so that it is the same in a copy of
+    `root` that stands elsewhere.
+    """
     if root is layer:
         return str(variable.name)
     return str(f"/{variable.path}".split(f"/{root.name}/")[-1].strip("/"))
 
 
 def _lost_by_config(model: keras.Model) -> list[str]:
-    """Paths of weights whose frozen zeros a rebuilt model would not keep."""
+    """List paths of weights whose frozen zeros a rebuilt model would lose."""
     lost = []
     for layer in _restored_layers(model):
         frozen = [v for v in layer.variables if _is_frozen(v)]
@@ -207,7 +218,7 @@ def _lost_by_config(model: keras.Model) -> list[str]:
 
 
 def _restored_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
-    """The layers that a model's config restores, each from its own config."""
+    """List the layers that a config restores, each from its own config."""
     if functional_part(layer) is None:
         return [layer]
     return [x for below in layer.layers for x in _restored_layers(below)]
@@ -216,13 +227,17 @@ def _restored_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
 def _copied_variables(
     layer: keras.layers.Layer,
 ) -> dict[int, keras.Variable]:
-    """Variables of a layer from the config of `layer`, by the ids of its."""
+    """Rebuild a layer from its config and return the new variables.
+
+    They are keyed by the `id` of the original variable. The result is empty if
+    the layer cannot be rebuilt.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             copy = type(layer).from_config(layer.get_config())
             copy.build_from_config(layer.get_build_config())
-    # Whatever a constructor of somebody else's raises.
+    # The constructor of a custom layer may raise anything.
     except Exception:
         return {}
     pairs = zip(layer.variables, copy.variables, strict=False)
@@ -247,7 +262,7 @@ class FrozenZeros(keras.constraints.Constraint):
     """Constraint that keeps given entries of weights at zero.
 
     Args:
-        masks: Which entries are not zero, by the names of the weights: bool
+        masks: By the names of the weights, which entries are not zero: bool
             arrays of the weights' shapes, or these packed as in a config.
         constraint: Constraint that is applied first, as Keras takes it.
     """
@@ -260,7 +275,7 @@ class FrozenZeros(keras.constraints.Constraint):
         self.constraint = keras.constraints.get(constraint)
 
     def mask_of(self, variable: Any) -> np.ndarray:
-        """Which entries of a variable are not zero.
+        """Return which entries of a variable are not zero, in its shape.
 
         Raises:
             ValueError: if it is not one of those that were frozen.
@@ -281,7 +296,8 @@ class FrozenZeros(keras.constraints.Constraint):
 
     def __call__(self, value: Any) -> Any:
         nonzero = self.mask_of(value)
-        # Before constraints are applied, Keras has averaged in the update.
+        # Keras updates the moving average before it applies constraints, so
+        # the zeros of the average have to be restored as well.
         average = running_average(value)
         if average is not None:
             average.assign(_masked(nonzero, average))
@@ -299,13 +315,13 @@ class FrozenZeros(keras.constraints.Constraint):
 
 
 def _masked(nonzero: np.ndarray, value: Any) -> Any:
-    # An optimizer passes the variable itself, which JAX cannot trace here.
+    # Optimizers pass the variable itself, which JAX cannot trace in `where`.
     value = ops.convert_to_tensor(value)
     return ops.where(nonzero, value, ops.zeros_like(value))
 
 
 def _packed(mask: np.ndarray) -> dict[str, Any]:
-    """A mask for a config: a bit an entry, compressed, as text."""
+    """Pack a mask for a config: one bit per entry, compressed, in base 64."""
     bits = zlib.compress(np.packbits(mask).tobytes(), 9)
     return {
         "shape": list(mask.shape),
@@ -316,7 +332,8 @@ def _packed(mask: np.ndarray) -> dict[str, Any]:
 def _unpacked(config: Mapping[str, Any]) -> np.ndarray:
     shape = tuple(config["shape"])
     size = math.prod(shape)
-    # One byte more than announced tells, whatever the text expands to.
+    # At most one byte more than expected is unpacked. That is enough to notice
+    # a wrong size, and no text can expand to fill the memory.
     packed = zlib.decompressobj().decompress(
         base64.b64decode(config["nonzero"]), (size + 7) // 8 + 1
     )

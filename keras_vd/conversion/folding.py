@@ -1,9 +1,9 @@
-"""Gates that the layers after them can take into their weights.
+"""Fold gates into the weights of the layers after them.
 
-A gate multiplies units by constants at inference. What follows may let such
-factors pass (a ReLU, a pooling) or be linear in its inputs, so that its kernel
-can hold them. Where all that reads a gate ends in such layers, the gate itself
-is not needed any more.
+A gate multiplies units by constants at inference. A layer after it may let such
+factors pass (a ReLU, a pooling), or it may be linear in its inputs, so that its
+kernel can hold them. Where every path from a gate leads to a layer whose kernel
+holds the factors, the gate itself is not needed any more.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from keras_vd._backend.keras_internals import (
 from keras_vd.layers.structured import StructuredGate
 from keras_vd.rules.rule import RULES, absorbed_by
 
-# A layer that takes factors in, and the factors: an array that broadcasts to
-# one example of the layer's inputs.
+# A layer that absorbs factors into its weights, and the factors: an array that
+# broadcasts to one example of the layer's inputs.
 Target = tuple[keras.layers.Layer, np.ndarray]
 
 
 def find_folds(model: keras.Model) -> dict[StructuredGate, list[Target]]:
-    """Which gates of a model can go, and what takes their factors in.
+    """Find the gates of a model that can go, and what absorbs their factors.
 
     Args:
         model: A built model; what is neither Sequential nor Functional, at
@@ -58,7 +58,11 @@ def find_folds(model: keras.Model) -> dict[StructuredGate, list[Target]]:
 
 
 def _count_uses(model: keras.Model, graphs: list[_Graph]) -> Counter[int]:
-    """How often layers are called, in graphs and by layers around them."""
+    """Count the calls of each layer, by its `id`.
+
+    These are its calls in graphs, and one for each layer that contains it and
+    has no graph.
+    """
     uses = Counter(id(call.operation) for x in graphs for call in x.calls)
     for layer in flatten_layers(model):
         if functional_part(layer) is None:
@@ -67,7 +71,7 @@ def _count_uses(model: keras.Model, graphs: list[_Graph]) -> Counter[int]:
 
 
 def _is_alone(layer: keras.layers.Layer, uses: Counter[int]) -> bool:
-    """Whether nobody else uses a layer, or what is in it."""
+    """Tell whether a layer, and each layer in it, is used only once."""
     return all(uses[id(below)] == 1 for below in flatten_layers(layer))
 
 
@@ -81,7 +85,11 @@ class _Graph:
     def targets(
         self, call: Call, factors: np.ndarray | None
     ) -> list[Target] | None:
-        """What takes in the factors of a call's output; None if not all do."""
+        """List the layers that absorb the factors of a call's output.
+
+        None if something that reads the output can neither absorb them nor
+        pass them on, or if the output is one of the model's.
+        """
         if factors is None:
             return None
         (output,) = call.outputs
@@ -114,7 +122,11 @@ def _reads(call: Call, tensor: Any) -> bool:
 def _passed_on(
     layer: Any, factors: np.ndarray, shape: tuple[Any, ...]
 ) -> np.ndarray | None:
-    """What `Rule.passed_on` says; other gates let factors pass as well."""
+    """Return the factors of a layer's outputs, as `Rule.passed_on` does.
+
+    A gate, for which there is no rule, lets them pass if its own factors are
+    constant.
+    """
     if isinstance(layer, StructuredGate):
         return None if layer.constant_factors() is None else factors
     rule = RULES.get(computed_class(type(layer)))
@@ -122,6 +134,6 @@ def _passed_on(
 
 
 def absorb(layer: Any, factors: np.ndarray) -> None:
-    """Change the weights of `layer` as if its inputs had these factors."""
+    """Absorb the factors of a layer's inputs into its weights."""
     for variable, value in absorbed_by(layer, factors) or ():
         variable.assign(value)

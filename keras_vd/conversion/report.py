@@ -1,4 +1,4 @@
-"""The report of what `to_variational` has converted, and what not."""
+"""The report of which layers `to_variational` has converted, and which not."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from keras_vd._backend.tables import Report
 
 @dataclasses.dataclass(frozen=True)
 class ConversionRow:
-    """What became of one layer.
+    """Outcome of the conversion for one layer.
 
     Attributes:
-        name: Name of the layer, behind those of the models and wrappers it is
-            in.
-        layer: Name of its class before.
-        converted_to: Name of its class now; None if it stayed.
-        reason: Why it stayed; None if it was converted.
-        parameters: Number of its parameters before.
+        name: Name of the layer, after the names of the models and wrappers
+            that it is in.
+        layer: Name of its class before the conversion.
+        converted_to: Name of its class now; None if it was not converted.
+        reason: Why it was not converted; None if it was.
+        parameters: Number of its parameters before the conversion.
     """
 
     name: str
@@ -32,7 +32,7 @@ class ConversionRow:
 
 @dataclasses.dataclass(frozen=True)
 class ConversionReport(Report):
-    """What `to_variational` has converted, what not and why.
+    """Report of what `to_variational` has converted, what not and why.
 
     Attributes:
         rows: One `ConversionRow` per layer with weights.
@@ -47,7 +47,7 @@ class ConversionReport(Report):
 
     @property
     def skipped(self) -> dict[str, str]:
-        """Why a layer stayed as it was, by its name."""
+        """Reasons why layers were not converted, by their names."""
         return {row.name: row.reason for row in self.rows if row.reason}
 
     def to_dict(self) -> dict[str, Any]:

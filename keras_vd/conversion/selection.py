@@ -1,4 +1,4 @@
-"""Which layers of a model a user means by `include` and `exclude`."""
+"""Find the layers of a model that `include` and `exclude` refer to."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 import keras
 
-# Names of what a layer is in, from outside, and its own.
+# The names of the models and wrappers around a layer, outermost first, and its
+# own name.
 Path = tuple[str, ...]
 Selector = str | type | Callable[[keras.layers.Layer], bool]
 Selectors = Selector | Sequence[Selector]
@@ -19,13 +20,14 @@ def select(
     selectors: Selectors,
     places: Mapping[Path, keras.layers.Layer],
 ) -> set[Path]:
-    """Where the layers are that a user means.
+    """Return the paths of the layers that a user refers to.
 
     Args:
         argument: Name of the argument, for messages.
-        selectors: What the user passed: names of layers, or of what they are
-            in, layer classes, functions of a layer; one or several.
-        places: The layers to choose from, by where they are.
+        selectors: What the user passed, one or several of: the name of a
+            layer, or of a model or wrapper around it, a layer class, or a
+            function of a layer.
+        places: The layers to choose from, by their paths.
 
     Raises:
         TypeError: if something else was passed.
@@ -55,7 +57,7 @@ def select(
 
 def _fits(selector: Selector, path: Path, layer: keras.layers.Layer) -> bool:
     if isinstance(selector, str):
-        # Past the name of the whole model, which is not a choice.
+        # The first name is that of the whole model, which cannot be chosen.
         return selector in (*path[1:], "/".join(path[1:]))
     if inspect.isclass(selector):
         return isinstance(layer, selector)

@@ -1,4 +1,4 @@
-"""From any Keras model to a variational one with the same predictions."""
+"""Convert any Keras model to a variational one with the same predictions."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ def to_variational(
     return_report: bool = False,
     verbose: int = 1,
 ) -> keras.Model | tuple[keras.Model, ConversionReport]:
-    """Replace Keras layers by their variational forms, weights and all.
+    """Replace Keras layers by their variational forms and keep the weights.
 
     The trained weights become the posterior means, so predictions stay as
-    they are; what has no variational form is copied. The noise starts small
-    enough that no weight counts as zero: see `start_from_weight` of
+    they are; layers without a variational form are copied. The noise starts
+    small enough that no weight counts as zero: see `start_from_weight` of
     `keras_vd.posteriors.AdditiveGaussian`. Train on with `KLAnnealing`.
 
     Args:
@@ -73,7 +73,7 @@ def to_variational(
             for a layer of `model`.
         include: What to convert: names (of a layer, or of a model or wrapper
             that it is in), layer classes, or functions of a layer that return
-            a bool; one, or a sequence of them. None: all there is.
+            a bool; one, or a sequence of them. None: all layers.
         exclude: Layers that stay, likewise. It wins over `include`.
         kl_weight: Float >= 0 or None: multiplier of the KL in nats, normally
             1 / (number of training examples). None: set by `KLAnnealing`.
@@ -122,13 +122,13 @@ def _convert(
     posterior: Any,
     kl_weight: float | None,
 ) -> keras.Model:
-    """The variational model.
+    """Build the variational model.
 
     Args:
         model: The plain model.
         places: Its layers.
-        reasons: Why layers are not to be converted, by their `id`; gets those
-            of layers that turn out to be out of reach.
+        reasons: Why layers are not to be converted, by their `id`; extended in
+            place by layers that no config describes.
         posterior: As in `to_variational`.
         kl_weight: As in `to_variational`.
     """
@@ -166,9 +166,9 @@ def _convert(
 def _places(
     layer: keras.layers.Layer, inside: Path = ()
 ) -> dict[Path, keras.layers.Layer]:
-    """Layers that have weights, or a variational form, by where they are.
+    """Find the layers that have weights or a variational form, by their paths.
 
-    A layer that is shared is in several places.
+    A shared layer has several paths.
     """
     path = (*inside, layer.name)
     is_whole = isinstance(layer, (VariationalLayer, StructuredGate))
@@ -181,7 +181,7 @@ def _places(
 
 
 def _refusal(layer: keras.layers.Layer) -> str | None:
-    """Why a layer cannot be converted, if it cannot."""
+    """Return why a layer cannot be converted; None if it can."""
     if isinstance(layer, (VariationalLayer, StructuredGate)):
         return "variational already"
     kind = type(layer)
@@ -199,9 +199,10 @@ def _refusal(layer: keras.layers.Layer) -> str | None:
 
 
 def _tied(model: keras.layers.Layer) -> dict[int, str]:
-    """Layers that code of the user's shares with others, and what to say.
+    """Find layers that the user's own code shares, and return the reasons.
 
-    It may read their weights, as tied embeddings do, instead of calling them.
+    Such code may read the weights of a layer, as tied embeddings do, instead of
+    calling it. The reasons are keyed by the `id` of the layer.
     """
     owners: dict[int, list[keras.layers.Layer]] = {}
     for owner in flatten_layers(model):
@@ -220,7 +221,10 @@ def _left_out(
     include: Selectors | None,
     exclude: Selectors | None,
 ) -> set[int]:
-    """The `id`s of layers that stay; any of their places stands for them."""
+    """Return the `id`s of the layers that the user does not want converted.
+
+    A shared layer is chosen if any of its paths is.
+    """
 
     def chosen(argument: str, selectors: Selectors) -> set[int]:
         return {id(places[p]) for p in select(argument, selectors, places)}
@@ -236,7 +240,7 @@ def _left_out(
 def _added_arguments(
     posterior: Any, kl_weight: float | None, layer: keras.layers.Layer
 ) -> dict[str, Any]:
-    """What a variational layer is told and its Keras layer is not."""
+    """Return the arguments of a variational layer beyond those of Keras."""
     is_function = callable(posterior) and not isinstance(
         posterior, posteriors.WeightPosterior
     )
