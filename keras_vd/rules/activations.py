@@ -1,4 +1,4 @@
-"""Activation functions, as far as constants and channels go."""
+"""What activation functions do to constants and to channels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-# By identity: a user's callable may have no hash.
+# Compared by identity, because a user's callable may not be hashable.
 _ELEMENTWISE = {
     id(getattr(keras.activations, name))
     for name in (
@@ -25,17 +25,17 @@ _MIXING = {
     for name in ("softmax", "log_softmax", "sparsemax", "glu")
     if hasattr(keras.activations, name)
 }
-# By the very class: a subclass may compute anything.
+# Compared by the exact class, because a subclass may compute anything.
 _ELEMENTWISE_LAYERS = {
     getattr(keras.layers, name) for name in ("ReLU", "LeakyReLU", "ELU")
 }
 
 
 def is_elementwise(activation: Any) -> bool:
-    """Whether an activation maps every entry by itself.
+    """Tell whether an activation maps every entry by itself.
 
-    A function that is not one of Keras' is tried out: on whole rows, and on
-    one entry at a time.
+    A function that is not one of Keras' is tried out on a whole array and on
+    one entry at a time; both must give the same results.
     """
     if activation is None or id(activation) in _ELEMENTWISE:
         return True
@@ -56,7 +56,7 @@ def is_elementwise(activation: Any) -> bool:
         )
     except Exception:  # Whatever a user's function raises on such shapes.
         return False
-    # Backends round in other ways when they compute several at once.
+    # Backends may round differently when they compute several entries at once.
     return whole.shape == inputs.shape and np.allclose(
         whole.reshape(-1), single, rtol=1e-5, atol=1e-6
     )
@@ -67,7 +67,7 @@ def evaluate(
     values: np.ndarray,
     dtype: str = "float32",
 ) -> np.ndarray:
-    """The activation of an array, float64; NaN where it is not finite."""
+    """Apply an activation to an array: float64, NaN where it is not finite."""
     if activation is None or not values.size:
         return np.array(values, np.float64)
     tensor = ops.convert_to_tensor(np.asarray(values, dtype))
@@ -80,11 +80,15 @@ def evaluate_constants(
     activation: Callable[[Any], Any] | None,
     constants: np.ndarray,
 ) -> np.ndarray:
-    """The activation of a layer's known constants, as a row of one example."""
+    """Apply an activation to a layer's known constants; the others stay NaN.
+
+    Constants and results are `(width,)`.
+    """
     known = ~np.isnan(constants)
     results = np.full_like(constants, np.nan)
     if known.any():
-        # 16 bits would be a poor bias for the next layer.
+        # The results may go into a bias of the next layer, for which a result
+        # in 16 bits would be too coarse.
         is_double = getattr(layer, "compute_dtype", None) == "float64"
         dtype = "float64" if is_double else "float32"
         results[known] = evaluate(activation, constants[known][None], dtype)[0]

@@ -1,4 +1,4 @@
-"""Attention: heads, and dimensions of heads, that change nothing.
+"""Attention: find heads, and dimensions of heads, that change nothing.
 
 A head adds `softmax(q k') v o` to the output. Its weights sum to 1 along the
 keys, so a value that is the same everywhere comes out as it went in, and a
@@ -33,16 +33,16 @@ DATA_ARGUMENTS[keras.layers.GroupQueryAttention] = _NAMES
 
 @dataclasses.dataclass
 class Projection:
-    """What a projection makes of its source, head by head.
+    """Weights with which attention projects one of its inputs, head by head.
 
     Heads of the query that share keys and values are a group; in multi-head
-    attention each is a group of its own.
+    attention each head is a group of its own.
 
     Attributes:
         kernel: `(inputs, groups, heads, dims)`, with a single head for keys
             and values.
         bias: `(groups, heads, dims)`, zero where there is none.
-        position: Of its source among the inputs of the layer.
+        position: Which of the layer's inputs is projected.
     """
 
     kernel: np.ndarray
@@ -50,18 +50,22 @@ class Projection:
     position: int
 
     def fixed(self, constants: np.ndarray) -> np.ndarray:
-        """Its constant values, `(groups, heads, dims)`; NaN elsewhere."""
+        """Compute constant results, `(groups, heads, dims)`; NaN elsewhere."""
         known = ~np.isnan(constants)
         is_fixed = ~(self.kernel[~known] != 0.0).any(axis=0)
         values = np.tensordot(constants[known], self.kernel[known], axes=1)
         return np.where(is_fixed, self.bias + values, np.nan)
 
     def reads(self, live: np.ndarray) -> np.ndarray:
-        """Which inputs it takes for live `(groups, heads, dims)`."""
+        """Return which inputs, `(inputs,)`, the live dimensions read.
+
+        Args:
+            live: `(groups, heads, dims)`: which dimensions matter.
+        """
         return _any(self.kernel[:, self.own(live)] != 0.0, axis=1)
 
     def own(self, live: np.ndarray) -> np.ndarray:
-        """Which of its dimensions are live for some head that shares them."""
+        """Return which of its dimensions are live for a head that uses them."""
         if self.bias.shape[1] == live.shape[1]:
             return live
         return _any(live, axis=1)[:, None]
@@ -84,7 +88,16 @@ class Selection:
     value_dims: np.ndarray
 
     def take(self, array: np.ndarray, dims: np.ndarray) -> np.ndarray:
-        """Of `(..., groups, heads, dims)`, heads joined in the end."""
+        """Select what stays, and join the axes of groups and heads.
+
+        Args:
+            array: `(..., groups, heads, dims)`.
+            dims: `(kept groups, kept dims)`: dimensions to select.
+
+        Returns:
+            An array `(..., kept heads, kept dims)`, with the heads of all kept
+            groups on one axis.
+        """
         array = array[..., self.groups, :, :]
         spread = (1,) * (array.ndim - 3)
         if array.shape[-2] > 1:
@@ -100,12 +113,12 @@ def _any(live: np.ndarray, axis: int) -> np.ndarray:
 
 
 def _first(live: np.ndarray, count: int) -> np.ndarray:
-    """For each row the numbers of `count` entries, those that live first."""
+    """Return the indices of `count` entries of each row, live ones first."""
     return np.argsort(~live, axis=1, kind="stable")[:, :count]
 
 
 def _most(live: np.ndarray) -> int:
-    """The largest number of live entries in a row, but one at least."""
+    """Return the largest number of live entries in a row, but at least 1."""
     return max(1, int(live.sum(axis=1).max()))
 
 
@@ -115,7 +128,7 @@ class Attention(Rule):
 
     Attributes:
         projections: Of query, key, value and, where there is one, the gate.
-        output: `(groups, heads, dims, outputs)`: kernel of the output.
+        output_kernel: `(groups, heads, dims, outputs)`.
         output_bias: `(outputs,)`, zero where there is none.
     """
 
@@ -136,7 +149,8 @@ class Attention(Rule):
             name: _projection(one, groups, positions[name])
             for name, one in found.items()
         }
-        # A row without anything to attend to is all zero, or uniform.
+        # Unless a query may have no key to attend to: its attention weights are
+        # then all zero, or uniform.
         self.sums_to_one = _sliding_window(layer) is None and not any(
             _masks(x) or any(tensor.may_be_masked for tensor in x.inputs)
             for x in uses
@@ -160,7 +174,7 @@ class Attention(Rule):
 
     @classmethod
     def macs(cls, layer: Any, node: Node) -> int | None:
-        """Of the projections, the scores and the sums weighted by them."""
+        """Count those of the projections, the scores and the weighted sums."""
         queries, keys = (x.shape[1:-1] for x in node.inputs[:2])
         found = attention_projections(layer)
         # (inputs, heads, dims) and (heads, dims, outputs)
@@ -168,7 +182,7 @@ class Attention(Rule):
         dims = found["query"].kernel.shape[2] + found["output"].kernel.shape[1]
         sizes = {name: entries(one.kernel) for name, one in found.items()}
         from_keys = sizes.pop("key") + sizes.pop("value")
-        # Axes that are not attended along are common to both.
+        # Axes that are not attended along are common to queries and keys.
         axes = getattr(layer, "attention_axes", (1,))
         if not all(0 < axis <= len(keys) for axis in axes):
             return None
@@ -182,15 +196,19 @@ class Attention(Rule):
         )
 
     def _constants(self, position: int) -> np.ndarray:
-        """What one of the inputs holds, the same in all uses, or NaN."""
+        """Return the constants of an input that are the same in all uses.
+
+        They are `(width,)`, NaN elsewhere.
+        """
         rows = [node.inputs[position].constant for node in self.uses]
         is_same = (np.stack(rows) == rows[0]).all(axis=0)
         return np.where(is_same, rows[0], np.nan)
 
     def _absorbed(self, position: int) -> np.ndarray:
-        """Constants that may go into biases, if there are any; NaN elsewhere.
+        """Return the constants that the biases can absorb; NaN elsewhere.
 
-        A layer without biases takes no others than 0.
+        Without biases, or where these must not change (see `_has_columns`),
+        that is only 0.
         """
         constants = self._constants(position)
         if self.use_bias and not self._has_columns:
@@ -201,9 +219,9 @@ class Attention(Rule):
     def _has_columns(self) -> bool:
         """Whether a bias has the shape `(heads, 1)`.
 
-        Keras' sum on TensorFlow takes it for one along the steps if there are
-        as many as heads: a layer shall not come to that, nor one that has
-        such biases, of 0, get others.
+        On TensorFlow, Keras adds such a bias along the steps if there are as
+        many steps as heads. So a layer must not be shrunk to this shape, and
+        biases that have it, and are 0, must stay 0.
         """
         shapes = [one.bias.shape for one in self.projections.values()]
         return any(math.prod(x[:2]) > 1 and x[2] == 1 for x in shapes)
@@ -213,18 +231,21 @@ class Attention(Rule):
         return one.fixed(self._absorbed(one.position))
 
     def _contexts(self) -> np.ndarray:
-        """What enters the output, `(groups, heads, dims)`; NaN if it varies."""
+        """Compute constant inputs of the output projection; NaN elsewhere.
+
+        The result is `(groups, heads, dims)`.
+        """
         values = self._fixed("value")
         if not self.sums_to_one:
             values = np.where(values == 0.0, 0.0, np.nan)
         if "gate" in self.projections:
-            # A sigmoid that never overflows.
+            # The sigmoid, in a form that never overflows.
             gates = 0.5 + 0.5 * np.tanh(0.5 * self._fixed("gate"))
             values = np.where(values == 0.0, 0.0, values * gates)
         return np.broadcast_to(values, self.output_kernel.shape[:3])
 
     def _share(self) -> np.ndarray:
-        """What constants add to every output, `(outputs,)`."""
+        """Compute what constants add to every output, `(outputs,)`."""
         contexts = np.nan_to_num(self._contexts())
         return np.tensordot(contexts, self.output_kernel, axes=3)
 
@@ -235,19 +256,19 @@ class Attention(Rule):
         node.outputs[0].constant = np.where(is_fixed, values, np.nan)
 
     def _live_values(self, keep: np.ndarray) -> np.ndarray:
-        """Dimensions of values that matter, `(groups, heads, dims)`."""
+        """Return which dimensions of values matter, `(groups, heads, dims)`."""
         is_read = (self.output_kernel[..., keep] != 0.0).any(axis=-1)
         return is_read & np.isnan(self._contexts())
 
     def _live_pairs(self, live_values: np.ndarray) -> np.ndarray:
-        """Dimensions of queries and keys that matter, of the same shape."""
+        """Return which dimensions of queries and keys matter, likewise."""
         key = self.projections["key"]
         varies = np.isnan(key.fixed(self._constants(key.position)))
         is_live = varies & (self._fixed("query") != 0.0)
         return is_live & live_values.any(axis=-1, keepdims=True)
 
     def _live(self, keep: np.ndarray) -> dict[str, np.ndarray]:
-        """What matters of each projection, `(groups, heads, dims)`."""
+        """Return which `(groups, heads, dims)` of each projection matter."""
         values = self._live_values(keep)
         pairs = self._live_pairs(values)
         live = {"query": pairs, "key": pairs, "value": values, "gate": values}
@@ -261,7 +282,11 @@ class Attention(Rule):
 
     @functools.cached_property
     def _selection(self) -> Selection:
-        """To be used when it is settled what is kept."""
+        """The groups, heads and dimensions that stay.
+
+        They are computed once, so this must not be read before it is settled
+        which outputs are kept.
+        """
         live = self._live(self.output.keep)
         heads = _any(live["value"], axis=2)
         alive = np.flatnonzero(heads.any(axis=1))
@@ -285,8 +310,8 @@ class Attention(Rule):
     def _sizes(self, key_dim: int, value_dim: int) -> tuple[int, int]:
         sizes = {x.bias.shape[-1] for x in self.projections.values()}
         is_fused = self.layer.dropout == 0.0 and len(self.output.shape) == 3
-        # On JAX, fused attention takes values of the size of keys only, and a
-        # model shall run on all backends that it ran on before.
+        # On JAX, fused attention requires values of the size of the keys, and
+        # a model must still run on all backends that it ran on before.
         if is_fused and len(sizes) == 1:
             return (max(key_dim, value_dim),) * 2
         return key_dim, value_dim
@@ -323,7 +348,8 @@ class Attention(Rule):
             weights.append(chosen.take(kernel, dims))
             if self.use_bias:
                 weights.append(chosen.take(bias, dims))
-        # What only fills a head up to the common size shall not count.
+        # Dimensions that only fill a head up to the common size must not add
+        # to the output.
         live = self._live_values(self.output.keep)
         kernel = np.where(live[..., None], self.output_kernel, 0.0)
         kernel = np.moveaxis(kernel[..., self.output.keep], -1, 0)
@@ -337,7 +363,7 @@ class Attention(Rule):
     def _reduced(
         self, one: Projection, source: Tensor
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Kernel of the kept inputs, and bias with what the others add."""
+        """Return the kernel of the kept inputs; the bias absorbs the others."""
         absorbed = self._absorbed(one.position)
         removed = ~source.keep & ~np.isnan(absorbed)
         share = np.tensordot(absorbed[removed], one.kernel[removed], axes=1)
@@ -355,10 +381,10 @@ class Attention(Rule):
 
 @rule_for(keras.layers.GroupQueryAttention)
 class GroupedAttention(Attention):
-    """Heads in groups, with as many outputs as there are inputs.
+    """Attention with heads in groups, and as many outputs as inputs.
 
-    Keys and values have the same size, and so do inputs and outputs: these
-    all stay.
+    Keys and values have the same size. So do inputs and outputs, of which all
+    channels stay.
     """
 
     def require(self, node: Node) -> None:
@@ -391,7 +417,10 @@ def _projection(
 
 
 def _masks(node: Node) -> list[Any]:
-    """Masks in a call, tensors of the model or others; not the causal one."""
+    """List the masks passed to a call; they need not be tensors of the model.
+
+    A causal mask is not among them.
+    """
     names = ("query_mask", "value_mask", "key_mask", "attention_mask")
     found = [*node.args[3:7], *(node.kwargs.get(name) for name in names)]
     return [x for x in found if x is not None]
@@ -402,6 +431,9 @@ def _rank(mask: Any) -> int:
 
 
 def _sliding_window(layer: Any) -> int | None:
-    """Its width, by which a query may have no key to attend to."""
+    """Return the width of a layer's sliding window; None without one.
+
+    With such a window a query may have no key to attend to.
+    """
     window = config_of(layer).get("sliding_window")
     return None if window is None else int(window)

@@ -1,4 +1,4 @@
-"""Layers that treat every channel by itself, and give as many as they get."""
+"""Layers that treat every channel by itself and keep the number of channels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _HOMOGENEOUS = tuple(
 
 
 def layers_named(*names: str) -> list[type]:
-    """Those of these layers that the installed Keras has."""
+    """List those of the named layers that the installed Keras has."""
     return [
         getattr(keras.layers, name)
         for name in names
@@ -29,7 +29,7 @@ def layers_named(*names: str) -> list[type]:
 
 
 class Channelwise(Rule):
-    """A channel that is constant stays so, with the same value."""
+    """A layer that leaves a constant channel constant, with the same value."""
 
     ties_uses = False
     works_per_step = True
@@ -61,7 +61,7 @@ class Channelwise(Rule):
     )
 )
 class Spatial(Channelwise):
-    """Linear in each channel, or a maximum, over neighbouring positions."""
+    """A layer over neighbouring positions, linear per channel or a maximum."""
 
     @classmethod
     def passed_on(
@@ -78,7 +78,7 @@ class Spatial(Channelwise):
     )
 )
 class Identity(Channelwise):
-    """Nothing at all, at inference."""
+    """A layer that does nothing at inference."""
 
     @classmethod
     def passed_on(
@@ -89,7 +89,7 @@ class Identity(Channelwise):
 
 @rule_for(keras.layers.RepeatVector)
 class RepeatVector(Channelwise):
-    """The same at every step."""
+    """A layer that repeats its input at every step."""
 
 
 @rule_for(
@@ -98,7 +98,7 @@ class RepeatVector(Channelwise):
     )
 )
 class GlobalPooling(Channelwise):
-    """One value of each channel."""
+    """A pooling to one value of each channel."""
 
     @classmethod
     def passed_on(
@@ -112,7 +112,7 @@ class GlobalPooling(Channelwise):
     *layers_named("AveragePooling1D", "AveragePooling2D", "AveragePooling3D")
 )
 class Average(Spatial):
-    """A mean of what is the same everywhere, up to the border and a mask."""
+    """A mean over positions; a border or a mask may change a constant."""
 
     def sees_borders(self) -> bool:
         # Backends differ in whether zeros around the input count.
@@ -133,14 +133,14 @@ class Average(Spatial):
     )
 )
 class GlobalAverage(GlobalPooling, Average):
-    """The mean of each channel."""
+    """The mean of each channel over all positions."""
 
 
 @rule_for(
     *layers_named("ZeroPadding1D", "ZeroPadding2D", "ZeroPadding3D"),
 )
 class ZeroPadding(Spatial):
-    """Only a channel of zeros is the same at the border."""
+    """Zeros around the input: only a channel of zeros stays constant."""
 
     def sees_borders(self) -> bool:
         return True
@@ -151,7 +151,7 @@ class ZeroPadding(Spatial):
 
 @rule_for(keras.layers.UpSampling2D)
 class UpSampling(Spatial):
-    """Interpolation; some ways of it overshoot or fade at the border."""
+    """Interpolation, of which some kinds overshoot or fade at the border."""
 
     def sees_borders(self) -> bool:
         return self.layer.interpolation not in ("nearest", "bilinear")
@@ -203,12 +203,12 @@ class Ramp(Elementwise):
 
 @rule_for(keras.layers.LeakyReLU)
 class LeakyReLU(Ramp):
-    """Two slopes."""
+    """A ramp with two slopes."""
 
 
 @rule_for(keras.layers.Activation)
 class Activation(Ramp):
-    """A function by its name."""
+    """A layer that applies an activation function."""
 
     @classmethod
     def _is_homogeneous(cls, layer: Any) -> bool:
@@ -217,7 +217,7 @@ class Activation(Ramp):
 
 @rule_for(keras.layers.ReLU)
 class ReLU(Ramp):
-    """A ramp, which may start elsewhere or end."""
+    """A ramp, which may start elsewhere than at 0 or have a maximum."""
 
     @classmethod
     def _is_homogeneous(cls, layer: Any) -> bool:
@@ -226,7 +226,7 @@ class ReLU(Ramp):
 
 @rule_for(keras.layers.PReLU)
 class PReLU(Channelwise):
-    """Slopes of the shape of one example; shared axes have size 1."""
+    """A ramp with slopes of the shape of one example, 1 along shared axes."""
 
     ties_uses = True
 
@@ -237,8 +237,8 @@ class PReLU(Channelwise):
         return factors
 
     def _constants(self, constants: np.ndarray) -> np.ndarray:
-        # Where the slope differs from place to place, only what is not
-        # negative stays the same everywhere.
+        # Where the slope differs between positions, a constant stays constant
+        # only if it is not negative.
         slopes = to_numpy(self.layer.alpha)
         slopes = slopes.reshape(-1, slopes.shape[-1])
         is_even = (slopes == slopes[0]).all(axis=0)
@@ -254,7 +254,7 @@ class PReLU(Channelwise):
 
 @rule_for(keras.layers.Rescaling)
 class Rescaling(Channelwise):
-    """`scale * x + offset`, numbers or one per channel."""
+    """`scale * x + offset`, each a single number or one per channel."""
 
     def __init__(self, layer: Any, uses: list[Node]) -> None:
         super().__init__(layer, uses)
@@ -264,7 +264,7 @@ class Rescaling(Channelwise):
     def refusal(cls, layer: Any, node: Node) -> str | None:
         width = node.inputs[0].width
         for value in (layer.scale, layer.offset):
-            # Numbers along any other axis are no numbers of a channel.
+            # Only numbers along the last axis belong to channels.
             is_last = np.shape(value)[-1:] == (np.size(value),)
             if np.size(value) != 1 and not (
                 is_last and np.size(value) == width
@@ -291,7 +291,7 @@ class Rescaling(Channelwise):
 
 @rule_for(keras.layers.BatchNormalization)
 class BatchNormalization(Channelwise):
-    """At inference a factor and an offset per channel."""
+    """A layer that at inference is a factor and an offset per channel."""
 
     ties_uses = True
 
@@ -327,7 +327,7 @@ class BatchNormalization(Channelwise):
         scale = 1.0 / np.sqrt(variance + layer.epsilon)
         if layer.scale:
             scale = scale * to_numpy(layer.gamma)
-        # What is multiplied by zero may be anything.
+        # A channel with a factor of zero becomes constant, whatever its input.
         constants = np.where(scale == 0.0, mean, constants)
         values = (constants - mean) * scale
         return finite(values + (to_numpy(layer.beta) if layer.center else 0.0))

@@ -15,8 +15,8 @@ from keras_vd.rules.sizes import total
 def count_macs(model: keras.Model) -> int | None:
     """Count the multiply-accumulate operations of one example.
 
-    Those of dense, einsum, convolution, recurrent and attention layers; all
-    others count as nothing.
+    Dense, einsum, convolution, recurrent and attention layers count; all other
+    layers count as nothing.
 
     Args:
         model: A built Sequential or Functional model of plain Keras layers.
@@ -32,5 +32,5 @@ def count_macs(model: keras.Model) -> int | None:
 
 
 def total_macs(nodes: Iterable[Node]) -> int | None:
-    """Add up some uses of layers; None if one of them is not known."""
+    """Add up the operations of some nodes; None if one is not known."""
     return total(macs_of(node.operation, node) for node in nodes)

@@ -13,7 +13,8 @@ from keras_vd._backend.keras_internals import rename_operation
 from keras_vd.rules.graph import Node
 from keras_vd.rules.rule import Names, Rule, rule_for, to_numpy
 
-# Above it float32, in which an embedding holds the new ids, has gaps.
+# The new ids are stored in an embedding of type float32, which does not have
+# every integer above this number.
 _MOST_ROWS = 2**24
 
 
@@ -31,7 +32,8 @@ class Embedding(Rule):
         node.outputs[0].constant = np.where(is_same, self.table[0], np.nan)
 
     def require(self, node: Node) -> None:
-        # Ids are no channels: a sequence keeps all of its steps.
+        # The last axis of the ids is not one of channels: it often holds the
+        # steps of a sequence, all of which stay.
         node.inputs[0].keep[:] = True
 
     @property
@@ -49,20 +51,23 @@ class Embedding(Rule):
 
     @functools.cached_property
     def _rows(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """The rows to store, and where each word finds its own in them.
+        """The rows to store, and the position of each word's row in them.
 
         The second is None where storing it would cost more than it saves.
-        To be used when it is settled what is kept.
+        This is computed once, so it must not be read before it is settled
+        which columns are kept.
         """
-        table = self.table[:, self.output.keep] + 0.0  # No zeros with a sign.
+        table = self.table[:, self.output.keep] + 0.0  # turns -0 into 0
         first = int(self.layer.mask_zero)
-        # Whole rows as single values of so many bytes.
+        # Rows are viewed as single values, so that `unique` compares whole
+        # rows, byte by byte.
         values = np.ascontiguousarray(table[first:])
         values = values.view(f"V{values.itemsize * values.shape[1]}").ravel()
         _, kept, places = np.unique(
             values, return_index=True, return_inverse=True
         )
-        # Id 0 means "no word" to a layer that masks: it stays alone at 0.
+        # Id 0 means "no word" to a layer that masks, so no other word may
+        # share its row.
         rows = np.concatenate([np.arange(first), first + kept])
         places = np.concatenate([np.arange(first), first + places.ravel()])
         saved = (len(table) - len(rows)) * table.shape[1]

@@ -1,4 +1,4 @@
-"""Factors of a layer's inputs, and weights that take them in.
+"""Factors of a layer's inputs, and weights that absorb them.
 
 Factors are an array that broadcasts to one example of the inputs.
 """
@@ -24,7 +24,7 @@ def along(factors: np.ndarray, axis: int) -> np.ndarray | None:
 
 
 def of_channels(layer: Any, factors: np.ndarray) -> np.ndarray | None:
-    """Return the factors of the channels, if they are all there is."""
+    """Return the factors of the channels, if they depend on nothing else."""
     is_first = getattr(layer, "data_format", None) == "channels_first"
     return along(factors, 0 if is_first else -1)
 
@@ -32,7 +32,7 @@ def of_channels(layer: Any, factors: np.ndarray) -> np.ndarray | None:
 def scaled(
     variable: keras.Variable, factors: np.ndarray, axis: int
 ) -> tuple[keras.Variable, np.ndarray]:
-    """Return a variable, and its value with factors along one axis."""
+    """Return a variable, and its value times factors along one axis."""
     value = ops.convert_to_numpy(variable)
     shape = [1] * value.ndim
     shape[axis] = -1

@@ -17,8 +17,8 @@ from keras_vd._backend.keras_internals import (
     mask_of,
 )
 
-# Names of the arguments that are data, of layers that take more than one: their
-# rules enter them.
+# For layers that take several tensors of data, the names of these arguments;
+# the modules with their rules add them.
 DATA_ARGUMENTS: dict[type, tuple[str, ...]] = {}
 
 
@@ -34,8 +34,8 @@ class Tensor:
         shape: Its shape, the batch axis first.
         dtype: Name of its type.
         may_be_masked: Whether a mask may come with it.
-        mask: The symbolic mask that comes with it, None if there is none or,
-            inside a nested model, where it is not seen.
+        mask: The symbolic mask that comes with it. None if there is none, or
+            if it cannot be seen because the tensor is in a nested model.
         constant: `(width,)`, float64: the value that a channel has everywhere,
             whatever the model's inputs are, or NaN.
         keep: `(width,)`: which channels the shrunk model still has.
@@ -54,7 +54,7 @@ class Tensor:
 
     @property
     def has_channels(self) -> bool:
-        """Whether the last axis is one of channels, of a known size."""
+        """Whether the last axis holds channels and has a known size."""
         return len(self.shape) > 1 and self.shape[-1] is not None
 
     @property
@@ -83,9 +83,10 @@ class Node:
 
     @property
     def inputs(self) -> list[Tensor]:
-        """The data, without masks: a layer's first argument.
+        """The tensors of data, without masks: a layer's first argument.
 
-        For attention what it calls query, value and key, in this order.
+        For attention these are query, value and, where it is passed, key, in
+        this order.
         """
         names = self._data_names
         named = [self.kwargs[name] for name in names if name in self.kwargs]
@@ -116,7 +117,7 @@ class Node:
 
 @dataclasses.dataclass(eq=False)
 class Graph:
-    """A model, written out.
+    """A model as a list of nodes.
 
     Attributes:
         functional: The Functional model that it comes from.
@@ -140,13 +141,13 @@ class Graph:
 
 
 def tensors_in(structure: Any) -> list[Tensor]:
-    """All tensors in nested arguments, in Keras' order."""
+    """List all tensors in nested arguments, in the order of `keras.tree`."""
     leaves = keras.tree.flatten(structure)
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
 def read_graph(functional: keras.Model) -> Graph:
-    """Write down a Functional model."""
+    """Read a Functional model; the models nested in it are written out."""
     inputs = [_tensor(x) for x in functional.inputs]
     nodes: list[Node] = []
     outputs = _append_calls(nodes, functional, inputs, (), {})
@@ -207,13 +208,13 @@ def _append_calls(
 
 
 def _fixed_training(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """`training`, where it is given, of what a nested model is called with."""
+    """Return `training` as keyword arguments, if a call gives it a value."""
     training = kwargs.get("training")
     return {} if training is None else {"training": training}
 
 
 def _accepted(operation: Any, context: dict[str, Any]) -> dict[str, Any]:
-    """What the caller of a nested model has fixed and a layer in it takes."""
+    """Return what a nested model's caller has fixed, if a layer takes it."""
     if not context:
         return {}
     parameters = inspect.signature(operation.call).parameters
@@ -223,11 +224,12 @@ def _accepted(operation: Any, context: dict[str, Any]) -> dict[str, Any]:
 def _can_be_written_out(
     call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> bool:
-    """Whether a call of a nested model is just the calls inside it."""
+    """Tell whether the calls inside a nested model can stand for its call."""
     functional = functional_part(call.operation)
     if functional is None or len(args) != 1:
         return False
-    # A mask that comes with the data reaches the layers inside by no argument.
+    # The layers inside would not get a mask with which the nested model is
+    # called, because it is not among the arguments of their calls.
     options = {k: v for k, v in kwargs.items() if k != "training"}
     if any(x is not None for x in keras.tree.flatten(options)):
         return False
@@ -238,7 +240,8 @@ def _can_be_written_out(
             keras.tree.assert_same_structure(args[0], functional.input)
         except ValueError:
             return False
-    # Keras casts, squeezes and expands what does not fit.
+    # Keras would cast, squeeze or expand an input that does not fit, which no
+    # node stands for.
     return len(tensors) == len(wanted) and all(
         len(tensor.shape) == len(symbolic.shape)
         and tensor.dtype == keras.backend.standardize_dtype(symbolic.dtype)

@@ -20,7 +20,7 @@ class Linear(Rule):
 
     Attributes:
         reads: `(inputs, outputs)`: whether the kernel is not all zero there.
-        sums: `(inputs, outputs)`: the kernel summed over what else it has.
+        sums: `(inputs, outputs)`: the kernel summed over its other axes.
         bias: `(outputs,)`, zero where the layer has none.
     """
 
@@ -41,17 +41,17 @@ class Linear(Rule):
             self.outputs_reason = "its activation mixes channels"
 
     def _kernel(self) -> np.ndarray:
-        """The kernel, float64, its last axes those of inputs and outputs."""
+        """Return the kernel, float64, as `(..., inputs, outputs)`."""
         return to_numpy(self.layer.kernel)
 
     def _absorbed(self, node: Node) -> np.ndarray:
-        """Inputs, `(inputs,)`, whose share of the sum is a known number."""
+        """Return which inputs add a known number to the sum, `(inputs,)`."""
         constants = self.constants_of(node.inputs[0])
         known = ~np.isnan(constants)
         return known & (constants == 0.0) if self.sees_borders() else known
 
     def _share(self, node: Node, inputs: np.ndarray) -> np.ndarray:
-        """What constant inputs add to the sum, `(outputs,)`."""
+        """Compute what constant inputs add to the sum, `(outputs,)`."""
         return node.inputs[0].constant[inputs] @ self.sums[inputs]
 
     def find_constants(self, node: Node) -> None:
@@ -71,7 +71,7 @@ class Linear(Rule):
         node.inputs[0].keep |= read & ~self._absorbed(node)
 
     def _new_bias(self) -> np.ndarray:
-        """The bias of the kept outputs, with what removed inputs add."""
+        """Compute the kept outputs' bias, with what removed inputs add."""
         node = self.uses[0]
         removed = self._absorbed(node) & ~self.input.keep
         return (self.bias + self._share(node, removed))[self.output.keep]
@@ -79,7 +79,7 @@ class Linear(Rule):
     def _with_bias(
         self, config: dict[str, Any], weights: list[np.ndarray]
     ) -> tuple[dict[str, Any], list[np.ndarray]]:
-        """Add the new bias, to a layer without one only if it is needed."""
+        """Append the new bias; a layer without one gets it only if needed."""
         bias = self._new_bias()
         if not config["use_bias"] and not bias.any():
             return config, weights
@@ -111,7 +111,7 @@ class Dense(Linear):
 
 @rule_for(keras.layers.EinsumDense)
 class EinsumDense(Linear):
-    """As `Dense` does, with an equation such as "abc,cd->abd"."""
+    """What `Dense` computes, written as an equation such as "abc,cd->abd"."""
 
     EQUATION = re.compile(r"^(\.{3}|)(\w*)(\w),\3(\w)->\1\2\4$")
 
@@ -126,10 +126,10 @@ class EinsumDense(Linear):
 
     @classmethod
     def macs(cls, layer: Any, node: Node) -> int | None:
-        """The product of the sizes of all axes that the equation names."""
+        """Multiply the sizes of all axes in the equation but the batch."""
         shape = node.inputs[0].shape
         inputs, kernel = layer.equation.split("->")[0].split(",")
-        # Axes behind "..." take part too, and stand first or last.
+        # Axes that "..." stands for count too; they come first or last.
         named = len(inputs.replace("...", ""))
         if inputs.endswith("..."):
             sizes, rest = shape[:named], shape[named:]
@@ -170,7 +170,7 @@ class EinsumDense(Linear):
 
 
 def conv_refusal(layer: Any) -> str | None:
-    """Why a convolution is more than the rules understand."""
+    """Return why the rules do not cover a convolution; None if they do."""
     if layer.data_format != "channels_last":
         return "its channels come first"
     if getattr(layer, "groups", 1) != 1:
@@ -179,13 +179,13 @@ def conv_refusal(layer: Any) -> str | None:
 
 
 def is_padded(layer: Any) -> bool:
-    """Whether zeros around the input take part in a convolution."""
+    """Tell whether zeros around the input take part in a convolution."""
     return layer.padding != "valid" and any(k > 1 for k in layer.kernel_size)
 
 
 @rule_for(keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 class Conv(Linear):
-    """A convolution: `(size, ..., inputs, outputs)`."""
+    """A convolution with a kernel `(size, ..., inputs, outputs)`."""
 
     @classmethod
     def refusal(cls, layer: Any, node: Node) -> str | None:
@@ -202,7 +202,7 @@ class Conv(Linear):
 
     @classmethod
     def _scaled(cls, layer: Any, channels: np.ndarray) -> Values:
-        """Weights with a factor for each channel of the inputs."""
+        """Multiply the kernel by a factor for each channel of the inputs."""
         # Each group of filters reads channels of its own.
         value = to_numpy(layer.kernel)
         grouped = value.reshape((*value.shape[:-1], layer.groups, -1))
@@ -225,7 +225,7 @@ class Conv(Linear):
     keras.layers.Conv3DTranspose,
 )
 class ConvTranspose(Conv):
-    """A transposed convolution: `(size, ..., outputs, inputs)`."""
+    """A transposed convolution; kernel `(size, ..., outputs, inputs)`."""
 
     @classmethod
     def macs(cls, layer: Any, node: Node) -> int | None:
@@ -265,7 +265,8 @@ class SeparableConv(Conv):
         channels, multiplier = depthwise.shape[-2:]
         pointwise = to_numpy(self.layer.pointwise_kernel)
         pointwise = pointwise.reshape(channels, multiplier, -1)
-        # One product for every tap, so that zeros stay zeros.
+        # The products are not summed over the multiplier: so one is zero only
+        # if one of its factors is.
         products = depthwise[..., None] * pointwise
         return np.moveaxis(products, -2, 0)
 
@@ -281,7 +282,7 @@ class SeparableConv(Conv):
 
 @rule_for(keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 class DepthwiseConv(Rule):
-    """Every channel by itself, to one or several outputs.
+    """A convolution of every channel by itself, to one or several outputs.
 
     The kernel is `(size, ..., channels, multiplier)`; the outputs of a channel
     stand next to each other.

@@ -1,4 +1,4 @@
-"""Layers that join tensors, or arrange the channels of one anew."""
+"""Layers that join tensors, or that rearrange the channels of one."""
 
 from __future__ import annotations
 
@@ -35,7 +35,11 @@ class Merge(Rule):
         node.outputs[0].constant = self._combined(constants)
 
     def _combined(self, constants: np.ndarray) -> np.ndarray:
-        """Constants of the output from `(tensors, width)` of the inputs."""
+        """Compute the constants of the output, `(width,)`.
+
+        Args:
+            constants: `(tensors, width)`: those of the inputs.
+        """
         return FUNCTIONS[computed_class(type(self.layer))](constants)
 
     def require(self, node: Node) -> None:
@@ -51,12 +55,14 @@ class Merge(Rule):
 
 
 def _product(constants: np.ndarray) -> np.ndarray:
-    # What is multiplied by zero may be anything.
+    # Zero in one input makes the product zero, even where another input is not
+    # constant.
     has_zero = (constants == 0.0).any(axis=0)
     return np.where(has_zero, 0.0, constants.prod(axis=0))
 
 
-# NaN, which stands for what is not constant, comes out where it goes in.
+# NaN stands for what is not constant; all of these return NaN where an input is
+# NaN, except a product with zero.
 FUNCTIONS: dict[type, Callable[[np.ndarray], np.ndarray]] = {
     keras.layers.Add: lambda x: x.sum(axis=0),
     keras.layers.Subtract: lambda x: x[0] - x[1],
@@ -76,8 +82,8 @@ rule_for(*FUNCTIONS)(Merge)
 class MaskedMerge(Merge):
     """A function that leaves out the steps that an input's mask leaves out.
 
-    Which steps these are is not known, so the result is constant only where
-    it is whatever is left out.
+    Which steps these are is not known, so the result is constant only where it
+    is the same whichever steps are left out.
     """
 
     def find_constants(self, node: Node) -> None:
@@ -87,7 +93,8 @@ class MaskedMerge(Merge):
         constants = np.stack([self.constants_of(x) for x in node.inputs])
         is_certain = (constants == constants[0]).all(axis=0)
         if isinstance(self.layer, keras.layers.Multiply):
-            # Ones stand for what is left out, zeros where nothing is left.
+            # Keras puts ones in place of what a mask leaves out, and zeros
+            # where all inputs leave a step out.
             is_certain &= constants[0] == 0.0
             for tensor, values in zip(node.inputs, constants, strict=True):
                 if not tensor.may_be_masked:
@@ -98,10 +105,10 @@ class MaskedMerge(Merge):
 
 @rule_for(keras.layers.Add)
 class Add(Merge):
-    """A sum, which does without a branch that is all zero."""
+    """A sum, from which a branch that is all zero can be left out."""
 
     def _skipped(self, node: Node) -> list[Tensor]:
-        """Inputs of zeros, unless they give the output its shape or mask."""
+        """List inputs of zeros, unless the output needs their shape or mask."""
         zero = [x for x in node.inputs if (self.constants_of(x) == 0.0).all()]
         rest = [x for x in node.inputs if x not in zero]
         is_shaped = any(x.shape == node.outputs[0].shape for x in rest)
@@ -110,7 +117,7 @@ class Add(Merge):
     def require(self, node: Node) -> None:
         skipped = self._skipped(node)
         join((*(x for x in node.inputs if x not in skipped), *node.outputs))
-        # One that others need goes on as before.
+        # If another layer needs one of them, the sum reads them all as before.
         if any(x.keep.any() for x in skipped):
             super().require(node)
 
@@ -119,10 +126,10 @@ class Add(Merge):
 
 
 def _keeps_mask(node: Node, rest: list[Tensor]) -> bool:
-    """Whether some of a merge's inputs make the same mask as all of them.
+    """Tell whether some of a merge's inputs give the same mask as all of them.
 
-    Sums and concatenations leave out no step that an input without a mask has,
-    or that any input's mask has.
+    A sum or concatenation leaves out only the steps that the masks of all its
+    inputs leave out; an input without a mask leaves out none.
     """
     if not any(x.may_be_masked for x in node.inputs):
         return True
@@ -176,7 +183,7 @@ class Concatenate(Merge):
             outputs.keep[part] |= tensor.keep
 
     def _parts(self, node: Node) -> list[slice]:
-        """Where the channels of each input are in the output."""
+        """Return where the channels of each input are in the output."""
         ends = np.cumsum([tensor.width for tensor in node.inputs])
         return [
             slice(end - tensor.width, end)

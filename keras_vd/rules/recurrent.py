@@ -1,4 +1,4 @@
-"""Recurrent layers: hidden units that stay zero, or that nobody reads."""
+"""Recurrent layers: find hidden units that stay zero or that nobody reads."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from keras_vd.rules.rule import (
 )
 from keras_vd.rules.sizes import macs_at, total
 
-# Number of gates, and which of them is the candidate.
+# Number of gates, and the index of the candidate among them.
 GATES: dict[type, tuple[int, int]] = {
     keras.layers.SimpleRNN: (1, 0),
     keras.layers.LSTM: (4, 2),
@@ -31,7 +31,10 @@ GATES: dict[type, tuple[int, int]] = {
 
 
 def units_refusal(layer: Any) -> str | None:
-    """Why the units of a recurrent layer are no matter of their own."""
+    """Return why units of a recurrent layer cannot be removed one by one.
+
+    None if they can.
+    """
     activations = (
         layer.activation,
         getattr(layer, "recurrent_activation", None),
@@ -47,10 +50,10 @@ class Units:
     Attributes:
         kernel: `(inputs, gates, units)`.
         recurrent_kernel: `(units, gates, units)`.
-        bias: `(1, gates, units)`, zero where there is none; a second row for
-            a GRU that adds one to what it remembers.
-        zero: `(units,)`: whose output and state are always zero.
-        keep: `(units,)`: which stay.
+        bias: `(1, gates, units)`, zero where there is none; a GRU with
+            `reset_after` has a second row, for the recurrent kernel.
+        zero: `(units,)`: whether output and state are always zero.
+        keep: `(units,)`: whether a unit stays.
     """
 
     def __init__(self, layer: Any) -> None:
@@ -69,10 +72,14 @@ class Units:
         self.keep = np.zeros(units, bool)
 
     def find_zero(self, constants: np.ndarray) -> None:
-        """Find the units that stay at a state of zero.
+        """Find the units whose state is always zero.
 
-        That takes a candidate of zero, whatever the other gates do: from
-        inputs, bias, and units other than those that stay zero themselves.
+        A unit stays at zero if its candidate is zero, whatever the other gates
+        do. For that, inputs and bias must add up to 0, and all units that the
+        candidate reads must themselves stay at zero.
+
+        Args:
+            constants: `(inputs,)`: constants of the inputs, or NaN.
         """
         if evaluate(self.layer.activation, np.zeros((1, 1))).any():
             return
@@ -90,7 +97,14 @@ class Units:
         self.zero = zero
 
     def require(self, constants: np.ndarray) -> np.ndarray:
-        """Keep the units that kept ones read; return the inputs read."""
+        """Keep the units that kept ones read; return the inputs read.
+
+        Args:
+            constants: `(inputs,)`: constants of the inputs, or NaN.
+
+        Returns:
+            `(inputs,)`: whether an input that is not constant is read.
+        """
         reads = (self.recurrent_kernel != 0.0).any(axis=1)
         before = -1
         while before != np.count_nonzero(self.keep):
@@ -98,12 +112,13 @@ class Units:
             self.keep |= reads[:, self.keep & ~self.zero].any(axis=1) & (
                 ~self.zero
             )
-        # A unit of zero stays so without its other gates.
+        # A unit that is always zero stays so whatever its gates are, so what
+        # these read is not needed.
         read = self.kernel[:, :, self.keep & ~self.zero].any(axis=(1, 2))
         return read & np.isnan(constants)
 
     def pad(self, count: int) -> None:
-        """Keep more units until there are `count`, those of zero first."""
+        """Keep more units until there are `count`, always-zero ones first."""
         spare = np.flatnonzero(~self.keep)
         spare = spare[np.argsort(~self.zero[spare], kind="stable")]
         missing = count - np.count_nonzero(self.keep)
@@ -112,7 +127,14 @@ class Units:
     def shrunk(
         self, config: dict[str, Any], inputs: Tensor, constants: np.ndarray
     ) -> tuple[dict[str, Any], list[np.ndarray]]:
-        """Config and weights with what is kept, `config` being the old one."""
+        """Return the config and the weights of the kept units.
+
+        Args:
+            config: Config of the layer before.
+            inputs: The tensor that it reads.
+            constants: `(inputs,)`: constants of the inputs, or NaN. The bias
+                absorbs those of removed inputs.
+        """
         removed = ~inputs.keep & ~np.isnan(constants)
         bias = self.bias.copy()
         bias[0] += np.tensordot(
@@ -140,7 +162,7 @@ def _starts_at_zero(layer: Any, node: Node) -> bool:
 
 @rule_for(*GATES)
 class Recurrent(Rule):
-    """One direction; its outputs and states have the same units."""
+    """A layer of one direction; its outputs and states have the same units."""
 
     def __init__(self, layer: Any, uses: list[Node]) -> None:
         super().__init__(layer, uses)
@@ -188,9 +210,9 @@ class Recurrent(Rule):
 
 @rule_for(keras.layers.Bidirectional)
 class Bidirectional(Rule):
-    """Two directions, which must have the same number of units.
+    """A layer of two directions, which must have the same number of units.
 
-    Keras takes the number of the backward layer to be that of the forward one.
+    Keras assumes that the backward layer has as many as the forward one.
     """
 
     def __init__(self, layer: Any, uses: list[Node]) -> None:
@@ -200,7 +222,7 @@ class Bidirectional(Rule):
             Units(layer.backward_layer),
         )
         self.starts_at_zero = all(_starts_at_zero(layer, x) for x in uses)
-        # Whether unit `j` of the output is made of unit `j` of both.
+        # Whether unit `j` of the output is computed from unit `j` of both.
         self.is_merged = layer.merge_mode in ("sum", "ave", "mul")
 
     @classmethod
@@ -229,7 +251,7 @@ class Bidirectional(Rule):
         return [*forward, *backward]
 
     def _parts(self, node: Node) -> list[tuple[Tensor, slice, Units]]:
-        """Which channels of which output are the units of a direction."""
+        """List for each output which channels are the units of a direction."""
         one, other = self.directions
         size = len(one.keep)
         every = slice(0, size)

@@ -1,4 +1,4 @@
-"""What a rule knows about a layer, and the table of rules."""
+"""The base class of rules about layers, and the table of rules."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from keras_vd.rules.factors import Values
 from keras_vd.rules.graph import Node, Tensor
 
 RULES: dict[type, type[Rule]] = {}
-# By classes of this package, the Keras layers whose weights they have as well.
+# For each variational class, the Keras layer that has the same weights.
 SAME_WEIGHTS: dict[type, type] = {}
 
 
 def rule_for(*classes: type) -> Callable[[type[Rule]], type[Rule]]:
-    """Class decorator: the rule of these classes.
+    """Return a class decorator that registers a rule for layer classes.
 
-    Also of subclasses that only adapt the constructor, of no others.
+    The rule also applies to subclasses that only adapt the constructor, and to
+    no others.
     """
 
     def register(rule: type[Rule]) -> type[Rule]:
@@ -34,7 +35,7 @@ def rule_for(*classes: type) -> Callable[[type[Rule]], type[Rule]]:
 
 @dataclasses.dataclass(frozen=True)
 class Inner:
-    """In a config: the layer that takes the place of one inside another.
+    """Placeholder in a wrapper's config for the new layer inside the wrapper.
 
     Attributes:
         layer: The layer before.
@@ -46,13 +47,13 @@ class Inner:
 
 
 class Names:
-    """Names of layers and operations, each of which a model has but once."""
+    """Names of layers and operations, which must be unique in a model."""
 
     def __init__(self, taken: Iterable[str]) -> None:
         self.taken = set(taken)
 
     def unique(self, name: str) -> str:
-        """The name, numbered if it is taken; taken from now on."""
+        """Return a free name, numbered if `name` is taken, and reserve it."""
         number, found = 1, name
         while found in self.taken:
             number += 1
@@ -64,8 +65,8 @@ class Names:
 class Rule:
     """One layer or operation, with all of its uses in the model.
 
-    This class is the rule of what is unknown: nothing about it is touched,
-    and all channels that it reads and makes are kept.
+    This base class is the rule of unknown layers: they are not changed, and
+    all channels that they read and make are kept.
 
     Attributes:
         layer: The layer, or an operation of `keras.ops`.
@@ -73,11 +74,11 @@ class Rule:
         reason: Why the layer is kept whole, if it is.
     """
 
-    #: Why all outputs are kept, where that does not go for the inputs.
+    #: Why all outputs are kept, in a layer whose inputs need not be.
     outputs_reason: str | None = None
-    #: Parameters of what is added to the model to use the layer.
+    #: Number of parameters of what is added to the model to use the layer.
     added_parameters = 0
-    #: Whether all uses must keep the same channels, as they share weights.
+    #: Whether all uses must keep the same channels because they share weights.
     ties_uses = True
     #: Whether it may stand in `TimeDistributed`.
     works_per_step = False
@@ -93,14 +94,14 @@ class Rule:
 
     @classmethod
     def refusal(cls, layer: Any, node: Node) -> str | None:
-        """Why this use of the layer is more than the rule understands."""
+        """Return why the rule does not cover a use; None if it does."""
         if len(node.inputs) != 1 or len(node.outputs) != 1:
             return "it is called in an unusual way"
         return None
 
     @classmethod
     def macs(cls, layer: Any, node: Node) -> int | None:
-        """Multiply-accumulate operations of one use, for one example.
+        """Count the multiply-accumulate operations of a use, for one example.
 
         None if a size is not known.
         """
@@ -110,88 +111,100 @@ class Rule:
     def passed_on(
         cls, layer: Any, factors: np.ndarray, shape: tuple[Any, ...]
     ) -> np.ndarray | None:
-        """Factors of the outputs, if those of the inputs simply pass.
+        """Return the factors of the outputs if those of the inputs just pass.
 
         Args:
             layer: The layer.
             factors: Not negative; broadcast to one example of the inputs.
             shape: Shape of that example.
+
+        Returns:
+            An array that broadcasts to one example of the outputs; None if
+            the layer does something else with factors.
         """
         return None
 
     @classmethod
     def absorbed(cls, layer: Any, factors: np.ndarray) -> Values | None:
-        """Weights that take the factors of the inputs in; None: none can."""
+        """Return new values of weights that absorb the factors of the inputs.
+
+        None if no weights can.
+        """
         return None
 
     def sees_borders(self) -> bool:
-        """Whether a constant input, but 0, is not constant at the border."""
+        """Tell whether a constant other than 0 may change at the border."""
         return False
 
     def find_constants(self, node: Node) -> None:
-        """Set `constant` of the node's outputs from those of its inputs."""
+        """Set `constant` of a node's outputs from the constants it reads."""
 
     def require(self, node: Node) -> None:
-        """Extend what is kept around a node by what that makes necessary."""
+        """Keep what the kept channels of a node's tensors make necessary."""
         if not node.is_gone:
             for tensor in (*node.inputs, *node.outputs):
                 tensor.keep[:] = True
 
     def can_do_without(self, node: Node, tensor: Tensor) -> bool:
-        """Whether an input may vanish altogether, as nothing of it is kept."""
+        """Tell whether an input of which nothing is kept may be left out."""
         return node.is_gone
 
     def settle(self) -> None:
-        """Extend what is kept by what the layer can only do as a whole."""
+        """Keep what the layer as a whole needs, once its nodes are settled."""
 
     def shrunk(self) -> tuple[dict[str, Any], list[np.ndarray]] | None:
-        """Config and weights of the new layer; None for a plain copy.
+        """Return config and weights of the new layer; None for a plain copy.
 
-        The new layer is of Keras' own class, whose config it is.
+        The new layer is of the Keras class that computes what the old one
+        does, and the config is one of that class.
         """
         return None
 
     @property
     def config(self) -> dict[str, Any]:
-        """The arguments that Keras' own class takes, as the layer has them."""
+        """The layer's config, as `config_of` returns it."""
         return config_of(self.layer)
 
     def call(
         self, layer: Any, args: tuple[Any, ...], kwargs: Any, names: Names
     ) -> Any:
-        """Use the new layer on the new model's tensors."""
+        """Call the new layer on tensors of the new model."""
         return layer(*args, **kwargs)
 
     @property
     def input(self) -> Tensor:
-        """The tensor that it reads; in every use it keeps the same."""
+        """The first tensor that the first use reads.
+
+        Uses that share weights all keep the same channels.
+        """
         return self.uses[0].inputs[0]
 
     @property
     def output(self) -> Tensor:
-        """The first tensor that it makes."""
+        """The first tensor that the first use makes."""
         return self.uses[0].outputs[0]
 
     @property
     def is_reduced(self) -> bool:
-        """Whether it gets smaller, or what it reads or makes does."""
+        """Whether the layer, or a tensor that it reads or makes, shrinks."""
         tensors = (x for node in self.uses for x in _data(node))
         return not all(tensor.keep.all() for tensor in tensors)
 
     @property
     def inputs_kept(self) -> tuple[int, int]:
-        """Number of inputs kept, and of all."""
+        """Number of kept input channels, and of all of them."""
         return _counts(self.uses[0].inputs)
 
     @property
     def outputs_kept(self) -> tuple[int, int]:
-        """Number of outputs kept, and of all."""
+        """Number of kept output channels, and of all of them."""
         return _counts(self.uses[0].outputs[:1])
 
     def constants_of(self, tensor: Tensor) -> np.ndarray:
-        """The constants that this layer may rely on.
+        """Return the constants that the layer may rely on, `(width,)`.
 
-        In a layer with several uses these are the same in all of them.
+        If uses share weights, a channel is constant only if it has the same
+        value in all of them.
         """
         if not self.ties_uses or len(self.uses) == 1:
             return tensor.constant
@@ -206,15 +219,16 @@ def _counts(tensors: list[Tensor] | tuple[Tensor, ...]) -> tuple[int, int]:
 
 
 def config_of(layer: Any) -> dict[str, Any]:
-    """What the class of Keras that a layer is of calls its config."""
+    """Return the config that Keras' own class makes of a layer."""
     kind: Any = computed_class(type(layer))
     return dict(kind.get_config(layer))
 
 
 def macs_of(layer: Any, node: Node) -> int | None:
-    """What `Rule.macs` says, of a layer or of one that another one wraps.
+    """Count the operations of a node, in `layer` or in the layer it wraps.
 
-    A subclass counts as what it extends.
+    This is `Rule.macs` of the layer; a subclass counts as what it extends, and
+    a layer without a rule as 0.
     """
     for cls in type(layer).__mro__:
         if cls in RULES:
@@ -223,7 +237,7 @@ def macs_of(layer: Any, node: Node) -> int | None:
 
 
 def absorbed_by(layer: Any, factors: np.ndarray) -> Values | None:
-    """What `Rule.absorbed` says, of a variational layer as well."""
+    """Return what `Rule.absorbed` does, for variational layers as well."""
     if weights_refusal(layer):
         return None
     kinds = (SAME_WEIGHTS.get(cls) for cls in type(layer).__mro__)
@@ -233,7 +247,7 @@ def absorbed_by(layer: Any, factors: np.ndarray) -> Values | None:
 
 
 def find_rule(layer: Any, uses: list[Node], reason: str | None = None) -> Rule:
-    """The rule of a layer, or the one of the unknown with the reason why.
+    """Return the rule of a layer; `Rule` itself, with a reason, if unknown.
 
     Args:
         layer: The layer or operation.
@@ -269,12 +283,12 @@ def _use_refusal(node: Node) -> str | None:
 
 
 def to_numpy(variable: Any) -> np.ndarray:
-    """Float64 copy of a weight."""
+    """Return a float64 copy of a weight."""
     return np.array(ops.convert_to_numpy(variable), np.float64)
 
 
 def join(tensors: Iterable[Tensor]) -> None:
-    """Keep in each what is kept in any of them."""
+    """Keep in each tensor the channels that are kept in any of them."""
     tensors = list(tensors)
     keep = np.logical_or.reduce([tensor.keep for tensor in tensors])
     for tensor in tensors:
@@ -282,5 +296,5 @@ def join(tensors: Iterable[Tensor]) -> None:
 
 
 def finite(constants: np.ndarray) -> np.ndarray:
-    """The same with NaN, not constant, in place of infinite values."""
+    """Replace infinite values by NaN, which stands for "not constant"."""
     return np.where(np.isfinite(constants), constants, np.nan)

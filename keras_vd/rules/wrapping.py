@@ -1,4 +1,4 @@
-"""Layers around a layer."""
+"""Layers that wrap another layer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from keras_vd.rules.rule import RULES, Inner, Rule, macs_of, rule_for
 
 @rule_for(keras.layers.TimeDistributed)
 class TimeDistributed(Rule):
-    """A layer at every step: the rule of that layer, whose axes are last."""
+    """A layer applied at every step, to which the rule of that layer applies.
+
+    The additional axis of steps comes before the axes that the rule looks at.
+    """
 
     def __init__(self, layer: Any, uses: list[Node]) -> None:
         super().__init__(layer, uses)
