@@ -1,8 +1,8 @@
 """Sparse arrays as a stream of gaps and values.
 
 All sparse weights of a model are laid end to end. Each entry that is not zero
-is the number of zeros before it, in 8 or 16 bits, and its value. The largest
-code stands for as many zeros and no entry.
+is stored as the number of zeros before it, in 8 or 16 bits, and its value. The
+largest number that fits stands for as many zeros without an entry after them.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-FEWEST = 32  # entries: below, the shape costs more than the zeros
-CHECK_PRIME = 65521  # the sum of 2**31 products of two such fits 63 bits
+FEWEST = 32  # entries; in fewer, the shape takes more space than the zeros
+CHECK_PRIME = 65521  # a sum of 2**31 products of two residues fits 63 bits
 LEVELS = 127  # of 8-bit weights, on either side of 0
-# Bytes of an entry that are not its gap, by kind of weights.
+# Bytes of the value of an entry, by the option `weights`.
 VALUE_BYTES = {"float32": 4, "int8": 1}
 
 
@@ -24,12 +24,12 @@ class Stream:
     """Sparse arrays, laid end to end.
 
     Attributes:
-        positions: Which of a model's arrays these are.
+        positions: Indices of these arrays among all arrays of a model.
         shapes: Their shapes.
         gaps: Codes, uint8 or uint16.
-        values: What is not zero: float32, or int8 in units of `scales`; int16
-            where there are ids, which are not rounded.
-        scales: A unit per array; None for float32 values.
+        values: Entries that are not zero: float32, or int8 in units of
+            `scales`; int16 where there are ids, which are not rounded.
+        scales: The unit of each array; None for float32 values.
     """
 
     positions: tuple[int, ...]
@@ -40,7 +40,7 @@ class Stream:
 
     @property
     def skip(self) -> int:
-        """The code of zeros without an entry."""
+        """The code that stands for zeros without an entry after them."""
         return int(np.iinfo(self.gaps.dtype).max)
 
     @property
@@ -49,7 +49,7 @@ class Stream:
         return [int(np.prod(shape)) for shape in self.shapes]
 
     def checksum(self) -> int:
-        """A number that is another one if anything here is."""
+        """Compute a checksum of the positions, values and scales."""
         is_entry = self.gaps != self.skip
         ends = np.cumsum(self.gaps.astype(np.int64) + is_entry)
         found = checksum(ends[is_entry] - 1, self.values)
@@ -59,9 +59,9 @@ class Stream:
 
 
 def checksum(positions: np.ndarray, values: np.ndarray) -> int:
-    """Sum of (position + 1) times value, each modulo a prime.
+    """Sum (position + 1) times value, with both reduced modulo a prime.
 
-    The values of floats are their bits, as integers.
+    The value of a float is the integer that has the same bits.
     """
     if values.dtype == np.float32:
         values = values.view(np.int32)
@@ -70,7 +70,7 @@ def checksum(positions: np.ndarray, values: np.ndarray) -> int:
 
 
 def encode(arrays: Sequence[np.ndarray], weights: str) -> Stream | None:
-    """The arrays that are smaller as a stream than as they are.
+    """Encode the arrays that are smaller as a stream than as they are.
 
     Args:
         arrays: A model's weights.
@@ -96,7 +96,7 @@ def encode(arrays: Sequence[np.ndarray], weights: str) -> Stream | None:
 
 
 def encode_gaps(positions: np.ndarray) -> np.ndarray:
-    """Codes of increasing positions, in the type that takes fewer bytes."""
+    """Encode increasing positions, in the type that takes fewer bytes."""
     zeros = np.diff(positions, prepend=-1) - 1
     coded = []
     for dtype in (np.uint8, np.uint16):
@@ -119,7 +119,7 @@ def _is_worth(array: np.ndarray, weights: str) -> bool:
 
 
 def _is_whole(array: np.ndarray) -> bool:
-    """Whether these may be ids, such as those of words after `shrink`."""
+    """Tell whether these may be ids, such as those of words after `shrink`."""
     return bool((array == np.rint(array)).all())
 
 

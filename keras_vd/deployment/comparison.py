@@ -1,4 +1,4 @@
-"""Every format of a model, built and measured."""
+"""Write a model in every format, and measure the files."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Artifact:
     """A way to write a model.
 
     Attributes:
-        name: What the table calls it.
-        runtime: What reads it.
+        name: Its name in the report.
+        runtime: What reads it: a key of `readers.READERS`.
         file: Name of the file or folder.
         write: Writes a model to a path, for inputs of a batch size.
         is_reference: Whether the dense original is written.
@@ -55,7 +55,7 @@ class Artifact:
     needs_batch_size: bool = False
 
     def path(self, folder: Path, batch_size: int) -> Path:
-        """Where its file for a batch size is."""
+        """Return where its file for a batch size is."""
         if not self.needs_batch_size:
             return folder / self.file
         return folder / f"batch_{batch_size}_{self.file}"
@@ -168,18 +168,18 @@ def deployment_report(
     Each runtime opens its files in a fresh process on one thread, without
     Keras but for `.keras` files. Blocks of calls of the files alternate, and
     ratios are those of neighbouring blocks, so that other load on the machine
-    disturbs them little; absolute times it does disturb. Takes about a minute
-    for a small model.
+    hardly affects them; it does affect absolute times. This takes about a
+    minute for a small model.
 
     Args:
         model: A built Sequential or Functional model of plain Keras layers,
             as `to_deterministic` and `shrink` return it; not changed.
         x: Inputs, as the model takes them; repeated if they are fewer than
             the largest batch size.
-        reference: The dense original, with the same inputs, that ratios are
-            about; `model` itself by default, written densely.
-        folder: Where the files stay, an existing folder; by default they are
-            thrown away.
+        reference: The dense original, with the same inputs, to which ratios
+            refer; by default `model` itself, written densely.
+        folder: An existing folder in which the files stay; by default they
+            are deleted.
         batch_sizes: Numbers of examples per call.
         verbose: 1 to show progress and print the report, 0 not to.
 
@@ -188,8 +188,9 @@ def deployment_report(
 
     Raises:
         TypeError: if `model` or `reference` is no Keras model.
-        ValueError: if one is not built or has layers of `keras_vd`, if their
-            inputs differ, or `x` has another shape.
+        ValueError: if one is not built, has layers of `keras_vd`, stateful
+            ones or weights that are not finite, if their inputs differ, or `x`
+            has another shape.
     """
     sizes = tuple(check_integer("batch_sizes", n, 1) for n in batch_sizes)
     models = (model, model if reference is None else reference)
@@ -232,9 +233,17 @@ def _compare(
     sizes: Sequence[int],
     folder: Path,
 ) -> list[ArtifactRow]:
-    """Rows of one runtime; `models` are the model and the dense original."""
+    """Write and measure the files of one runtime; return their rows.
+
+    Args:
+        artifacts: The ways to write for this runtime, the dense one first.
+        models: The model and the dense original.
+        arrays: Inputs, of the largest batch size.
+        sizes: Batch sizes.
+        folder: Where the files are written.
+    """
     if models[0] is models[1]:
-        # Without an original, the model as it is stands for it.
+        # Without an original, these files would be the dense one once more.
         same = ("SavedModel", "float32")
         artifacts = [x for x in artifacts if x.name not in same]
     errors: dict[str, str] = {}
@@ -248,7 +257,7 @@ def _compare(
                 if n == sizes[0] or artifact.needs_batch_size:
                     artifact.write(model, path, [array[:n] for array in arrays])
                 files[artifact.name, n] = File(path, names, n)
-        # What cannot be written is a row of the table, whatever the reason.
+        # A format that cannot be written becomes a row with the error.
         except Exception as error:
             errors[artifact.name] = _first_line(error)
     written = {k: f for k, f in files.items() if k[0] not in errors}
@@ -332,7 +341,7 @@ def _with_ratios(
 
 
 def sizes_of(path: Path) -> tuple[int, int]:
-    """Bytes of a file or of those in a folder, and behind gzip."""
+    """Return the size in bytes of a file or folder, plain and gzipped."""
     if path.is_file():
         content = path.read_bytes()
         return len(content), len(gzip.compress(content, mtime=0))

@@ -14,20 +14,21 @@ from keras_vd._backend.keras_internals import flatten_layers
 from keras_vd.deployment.interface import predict
 from keras_vd.deployment.readers import Arrays, as_text
 
-EXAMPLES = 3  # of the inputs drawn for a check
-# Of the open axes of those inputs, in the order in which they are tried: more
-# than a model has positions are refused, and fewer than a convolution needs.
+EXAMPLES = 3  # number of examples drawn for a check
+# Lengths of open axes, such as time steps, in the order in which they are
+# tried. A model refuses more steps than it has positions, and fewer than its
+# convolutions need.
 LENGTHS = (16, 8, 4, 2, 1, 32, 64, 128, 256)
-# The first integer that a type cannot tell from its neighbours.
+# The first integer that a type cannot tell from the next one.
 MOST_IDS = {"float32": 2**24, "float16": 2**11, "bfloat16": 2**8}
-FEW_IDS = 100  # where any number will do
+FEW_IDS = 100  # number of ids to draw from where a model takes any
 LOOKS_UP = (keras.layers.Embedding, keras.layers.CategoryEncoding)
 
 
 def input_shapes(
     model: keras.Model, examples: int, steps: int
 ) -> list[tuple[int, ...]]:
-    """Shapes of the inputs, with `examples` and `steps` for open axes."""
+    """Return the shapes of inputs, with `examples` and `steps` in open axes."""
     return [
         tuple(
             n or (steps if axis else examples)
@@ -38,17 +39,18 @@ def input_shapes(
 
 
 def input_dtype(tensor: keras.KerasTensor) -> str:
-    """The name of its type; that of text is "string"."""
+    """Return the name of an input's type; that of text is "string"."""
     return str(keras.backend.standardize_dtype(tensor.dtype))
 
 
 def flat_inputs(model: keras.Model, x: Any, examples: int = EXAMPLES) -> Arrays:
-    """The user's `x` as arrays, or inputs drawn for the model.
+    """Return the user's `x` as arrays, or inputs drawn for the model.
 
     Args:
         model: A model whose inputs are known.
         x: Inputs, as the model takes them, or None.
-        examples: How many are drawn, unless the model takes a fixed number.
+        examples: Number of examples to draw, unless the model takes a fixed
+            number.
 
     Raises:
         ValueError: if `x` has not as many arrays as the model has inputs, or
@@ -82,9 +84,10 @@ def flat_inputs(model: keras.Model, x: Any, examples: int = EXAMPLES) -> Arrays:
 def draw_inputs(
     models: Sequence[keras.Model], examples: int, steps: int
 ) -> Arrays:
-    """Words and token ids that all models know, or standard normal numbers.
+    """Draw words and ids that all models know, or standard normal numbers.
 
-    An embedding refuses numbers beyond its table, wherever in the model it is.
+    Numbers may have to be ids in a float input too: an embedding anywhere in a
+    model refuses numbers beyond its table.
     """
     rng = np.random.default_rng(0)
     drawn = []
@@ -115,7 +118,7 @@ def _looks_up(models: Sequence[keras.Model]) -> bool:
 
 
 def _words(models: Sequence[keras.Model]) -> list[str]:
-    """Some that the layers for text know."""
+    """Return words that the layers for text know."""
     words: list[str] = []
     for layer in (x for model in models for x in flatten_layers(model)):
         is_lookup = isinstance(layer, keras.layers.StringLookup)
@@ -129,7 +132,10 @@ def _words(models: Sequence[keras.Model]) -> list[str]:
 def _ids(
     models: Sequence[keras.Model], position: int, dtype: str, steps: int
 ) -> Any:
-    """What to draw an input of whole numbers from; None for a real number."""
+    """Return what to draw the ids of an input from; None for real numbers.
+
+    This is a list of ids, or the number n of ids 0 to n - 1.
+    """
     is_integer = np.issubdtype(dtype, np.integer)
     most = (
         min(MOST_IDS["float32"], int(np.iinfo(dtype).max) + 1)
@@ -157,12 +163,15 @@ def _ids(
 def _refuses(
     models: Sequence[keras.Model], position: int, steps: int, number: int
 ) -> bool:
-    """Whether a model does not know a number."""
+    """Tell whether a model refuses a number in its input at `position`."""
     return any(_outcome(model, steps, position, number) for model in models)
 
 
 def _length(model: keras.Model) -> int:
-    """A length of open axes that the model takes, if any of `LENGTHS` is."""
+    """Return the first of `LENGTHS` that the model takes for its open axes.
+
+    If it takes none, this is one that leads to NaN rather than to an error.
+    """
     if all(None not in tensor.shape[1:] for tensor in model.inputs):
         return LENGTHS[0]
     outcomes = {}
@@ -176,9 +185,9 @@ def _length(model: keras.Model) -> int:
 def _outcome(
     model: keras.Model, steps: int, position: int = 0, number: int = 0
 ) -> str:
-    """What is wrong with the outputs for inputs of a length; "" if nothing.
+    """Return what is wrong with outputs for inputs of a length; "" if nothing.
 
-    All numbers are 0, but those of the input at `position`.
+    All numbers in the inputs are 0, but `number` in the input at `position`.
     """
     arrays: Arrays = []
     for i, shape in enumerate(input_shapes(model, 1, steps)):
@@ -190,7 +199,7 @@ def _outcome(
             arrays.append(np.full(shape, value, dtype))
     try:
         outputs = predict(model, arrays)
-    # Each backend has its own error; JAX returns NaN.
+    # Each backend raises its own type of error; JAX returns NaN instead.
     except Exception as error:
         return str(error) or type(error).__name__
     is_nan = any(

@@ -1,4 +1,4 @@
-"""What goes into a model, what comes out, and how far two outputs differ."""
+"""Inputs and outputs of a model, and the difference between two outputs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from keras_vd._backend.writing import read_back
 from keras_vd.deployment.readers import Arrays, Reader, as_text
 
 TOLERANCE = 1e-4  # of outputs, relative to the largest
-# The same by what weights are stored in, of formats that also round them.
+# The same for formats that may round weights, by the option `weights`.
 TOLERANCES = {"float32": TOLERANCE, "int8": 0.05}
-# The same where a model computes with 16 bits: a few of their steps.
+# The same for models that compute with 16 bits: a few rounding steps.
 HALF_TOLERANCES = {"float16": 0.005, "bfloat16": 0.04}
 
 
@@ -27,8 +27,8 @@ def check_deployable(model: Any) -> None:
 
     Raises:
         TypeError: if it is no Keras model.
-        ValueError: if it has layers of `keras_vd`, is not built, or has
-            stateful recurrent layers.
+        ValueError: if it has layers of `keras_vd`, weights that are not finite
+            or stateful recurrent layers, or is not built.
     """
     check_plain_model(model)
     if not getattr(model, "inputs", None):
@@ -58,8 +58,8 @@ def check_precision(
 
     Args:
         model: A Keras model.
-        runtime: Its name, for the message.
-        unknown: Names of the types.
+        runtime: Name of the runtime, for the message.
+        unknown: Names of the types that it does not know.
 
     Raises:
         ValueError: if so, with the layers.
@@ -80,7 +80,10 @@ def check_precision(
 
 
 def precision_advice(model: keras.Model) -> str:
-    """What to do where a runtime lacks an operation on some numbers."""
+    """Return what to do where a runtime lacks operations for some types.
+
+    "" if all layers compute in types that the runtimes support.
+    """
     found = {layer.compute_dtype for layer in flatten_layers(model)}
     others = sorted(found & {"float16", "bfloat16", "float64"})
     if not others:
@@ -93,7 +96,7 @@ def precision_advice(model: keras.Model) -> str:
 
 
 def input_names(model: keras.Model) -> list[str]:
-    """A name for each input that every format allows, all different."""
+    """Return different names for the inputs, which every format allows."""
     found: list[str] = []
     for tensor in model.inputs:
         name = re.sub(r"\W", "_", tensor.name).lstrip("_") or "x"
@@ -102,7 +105,7 @@ def input_names(model: keras.Model) -> list[str]:
 
 
 def output_names(model: keras.Model) -> list[str]:
-    """A name for each output: its key in a dictionary, or `output_<i>`."""
+    """Return the outputs' names: keys of a dictionary, or `output_<i>`."""
     structure = getattr(model, "output", None)
     if isinstance(structure, dict) and not has_nested_outputs(model):
         return sorted(structure)  # in this order `keras.tree` flattens them
@@ -110,7 +113,7 @@ def output_names(model: keras.Model) -> list[str]:
 
 
 def has_nested_outputs(model: keras.Model) -> bool:
-    """Whether an output is in a structure within another one."""
+    """Tell whether an output is in a structure within another one."""
     structure: Any = getattr(model, "output", None)
     if not isinstance(structure, (dict, list, tuple)):
         return False
@@ -119,14 +122,14 @@ def has_nested_outputs(model: keras.Model) -> bool:
 
 
 def pack(model: keras.Model, tensors: Sequence[Any]) -> Any:
-    """What the model is called with: one tensor, or a structure of them."""
+    """Pack tensors as the model takes them: one tensor, or a structure."""
     # A Sequential model that was loaded has `inputs` but no `input`.
     structure = getattr(model, "input", model.inputs[0])
     return keras.tree.pack_sequence_as(structure, list(tensors))
 
 
 def predict(model: keras.Model, arrays: Arrays) -> Arrays:
-    """Outputs of the model, flattened."""
+    """Compute the outputs of the model, flattened."""
     tensors = [keras.ops.convert_to_tensor(array) for array in arrays]
     outputs = model(pack(model, tensors), training=False)
     return [
@@ -136,9 +139,9 @@ def predict(model: keras.Model, arrays: Arrays) -> Arrays:
 
 
 def difference(found: Arrays, expected: Arrays) -> float:
-    """The largest one over all outputs, relative to the largest output.
+    """Compute the largest difference, relative to the largest output.
 
-    Text that differs is infinitely far off. NaN if anything is NaN.
+    It is infinite if shapes or text differ, and NaN if anything is NaN.
     """
     if [a.shape for a in found] != [a.shape for a in expected]:
         return float("inf")
@@ -148,7 +151,7 @@ def difference(found: Arrays, expected: Arrays) -> float:
             is_equal = np.array_equal(as_text(a), as_text(b))
             largest = max(largest, 0.0 if is_equal else float("inf"))
             continue
-        # Unsigned integers and 16 bits have no room for differences.
+        # Differences of unsigned integers or of 16 bits may overflow.
         a, b = a.astype(float), b.astype(float)
         with np.errstate(invalid="ignore"):
             distances = np.where(a == b, 0.0, np.abs(a - b))
@@ -164,12 +167,12 @@ def outputs_check(
     tolerance: float = TOLERANCE,
     advice: str = "",
 ) -> Callable[[Path], None]:
-    """A check that a written file computes what the model computes.
+    """Return a check that a written file computes what the model computes.
 
     Args:
         model: The model that was written.
-        reader: How the file is opened.
-        arrays: Inputs.
+        reader: Opens the file in its runtime.
+        arrays: Inputs to compare outputs for.
         tolerance: Largest difference allowed.
         advice: What to do if it is larger, or if the file cannot be run.
 

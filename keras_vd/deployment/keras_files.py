@@ -31,7 +31,7 @@ def save_compressed(
     Args:
         model: A built Sequential or Functional model of plain Keras layers;
             not changed.
-        path: File to write, with the ending `.keras`. One that is there is
+        path: File to write, with the ending `.keras`. An existing file is
             replaced once the new one has been read back and its outputs are
             those of `model`.
         x: Inputs for this check, as the model takes them; a few drawn at
@@ -39,9 +39,9 @@ def save_compressed(
 
     Raises:
         TypeError: if `model` is no Keras model.
-        ValueError: if `model` is not built, has layers of `keras_vd` or
-            stateful ones, if `path` has another ending, `x` another shape, or
-            `model` does not take the inputs drawn.
+        ValueError: if `model` is not built, has layers of `keras_vd`, stateful
+            ones or weights that are not finite, if `path` has another ending,
+            `x` another shape, or `model` does not take the inputs drawn.
         OSError: if the file cannot be written.
         RuntimeError: if the outputs of what was written differ.
 

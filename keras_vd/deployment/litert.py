@@ -26,7 +26,8 @@ ADVICE = (
     "no multiple of 4, and cannot run some in loops over time: use "
     "weights='int8' or 'float32', or the model from before `shrink`."
 )
-# Both at once make a file that LiteRT converts but refuses to run.
+# No option has both optimizations: such a file can be made, but LiteRT refuses
+# to run it.
 OPTIMIZATIONS = {
     "sparse": ["EXPERIMENTAL_SPARSITY"],
     "int8": ["DEFAULT"],
@@ -48,16 +49,16 @@ def export_litert(
             not changed.
         path: File to write, with the ending `.tflite`; replaced once the new
             one has been read back and its outputs are those of `model`.
-        weights: "sparse" stores sparse weights as such. Those of dense layers
-            with more than 96.6% zeros are also computed with as such, several
-            times faster; others, and those of convolutions, are made dense
-            first, those of a recurrent layer in each of its steps, which is
-            slow; embeddings stay as they are. Where LiteRT 2.3 computes sparse
-            layers wrongly, for numbers of inputs that are no multiple of 4,
-            nothing is written. "int8" holds
-            weights in 8 bits and computes with them; outputs may then differ
-            by 5% of the largest one before it is an error. "float32" is
-            dense. LiteRT cannot run sparse weights of 8 bits.
+        weights: "sparse" stores sparse weights in a sparse form. Dense layers
+            with more than 96.6% zeros are also computed in that form, several
+            times faster. Other weights, and those of convolutions, are made
+            dense before they are used; a recurrent layer does so in each of
+            its steps, which is slow. Embeddings stay as they are. LiteRT 2.3
+            computes sparse layers wrongly if their number of inputs is no
+            multiple of 4; then nothing is written. "int8" holds weights in 8
+            bits and computes with them; outputs may then differ by 5% of the
+            largest one before it is an error. "float32" is dense. LiteRT
+            cannot run sparse weights of 8 bits.
         batch_size: Number of examples of each call. None for any number, which
             LiteRT does not offer for recurrent layers. Other open axes, such
             as time steps, stay open: `resize_tensor_input` sets them.
@@ -67,10 +68,11 @@ def export_litert(
     Raises:
         TypeError: if `model` is no Keras model or `batch_size` no integer.
         ValueError: if `model` is not built, has layers of `keras_vd`, stateful
-            ones, some that do not compute with 32 bits, strings or look-ups,
-            if `weights` is none of these, `batch_size` is not positive or not
-            that of the inputs, `path` has another ending, `x` another shape,
-            or `model` does not take the inputs drawn.
+            ones, some that do not compute with 32 bits, weights that are not
+            finite, strings or look-ups, if `weights` is none of these,
+            `batch_size` is not positive or not that of the inputs, `path` has
+            another ending, `x` another shape, or `model` does not take the
+            inputs drawn.
         ImportError: if TensorFlow or ai-edge-litert is not installed.
         RuntimeError: if the backend is not TensorFlow, if TensorFlow cannot
             convert the model, LiteRT cannot run it, or its outputs differ.
@@ -123,7 +125,7 @@ def _check_types(model: keras.Model) -> None:
 
 
 def _examples(model: keras.Model, x: Any, batch_size: int | None) -> Arrays:
-    """Inputs of one call."""
+    """Return the inputs of one call, cut to the batch size."""
     fixed = {tensor.shape[0] for tensor in model.inputs} - {None, batch_size}
     if fixed:
         raise ValueError(

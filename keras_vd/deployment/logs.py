@@ -1,4 +1,4 @@
-"""What converters log, kept from the screen."""
+"""Collect what converters log, so that it is not shown."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ class _Collector(logging.Handler):
 
 @contextlib.contextmanager
 def collected_logs(*names: str) -> Iterator[list[str]]:
-    """Errors that the loggers of these names log, tracebacks included.
+    """Collect the errors that some loggers log, tracebacks included.
 
-    Nothing that they log is shown: a converter also complains of what it then
-    gets done in another way. Whoever fails shows the list.
+    Nothing that they log is shown, because a converter also complains about
+    what it then does in another way. An error that is raised after a failed
+    conversion may quote the list.
     """
     lines: list[str] = []
     loggers = [logging.getLogger(name) for name in names]

@@ -1,4 +1,4 @@
-"""Files measured in fresh processes, on one thread."""
+"""Measure files in fresh processes, on one thread."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ import numpy as np
 from keras_vd.deployment import readers
 from keras_vd.deployment.readers import Arrays
 
-# TensorFlow's number of threads is fixed once it has started.
+# Set by the environment, because TensorFlow's number of threads is fixed once
+# it has started.
 ONE_THREAD = {
     "TF_NUM_INTRAOP_THREADS": "1",
     "TF_NUM_INTEROP_THREADS": "1",
@@ -26,13 +27,13 @@ ONE_THREAD = {
     "CUDA_VISIBLE_DEVICES": "-1",
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
-BLOCKS = 11  # of calls of each file
-SECONDS = 0.03  # of each block
+BLOCKS = 11  # blocks of calls, of each file
+SECONDS = 0.03  # length of each block
 
 
 @dataclasses.dataclass(frozen=True)
 class File:
-    """What to measure: a file, and how many examples each call takes."""
+    """A file to measure, the names of its inputs, and the examples per call."""
 
     path: Path
     names: Sequence[str]
@@ -41,13 +42,13 @@ class File:
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """What a runtime made of a file.
+    """Results of a file in its runtime.
 
     Attributes:
         load_ms: Milliseconds to open it and to compute once.
         ms: Milliseconds per call, for each block of calls.
         outputs: What it computed.
-        error: Why there is none of this; "" otherwise.
+        error: Why there are no results; "" otherwise.
     """
 
     load_ms: float = 0.0
@@ -56,7 +57,11 @@ class Measurement:
     error: str = ""
 
     def speedups(self, reference: Measurement) -> tuple[float, float, float]:
-        """How many times faster it is: median and quartiles over blocks."""
+        """Compute how many times faster it is than a reference.
+
+        Returns:
+            The median, the lower and the upper quartile over the blocks.
+        """
         ratios = np.array(reference.ms) / np.array(self.ms)
         low, median, high = np.percentile(ratios, (25, 50, 75)).tolist()
         return median, low, high
@@ -78,7 +83,7 @@ def measure(
         files: The files.
         arrays: Inputs, of the largest batch size.
         blocks: Number of blocks of calls; `BLOCKS` by default.
-        seconds: What a block takes; `SECONDS` by default.
+        seconds: Length of a block; `SECONDS` by default.
 
     Returns:
         A measurement of each file.

@@ -33,7 +33,7 @@ def export_onnx(
     Args:
         model: A built Sequential or Functional model of plain Keras layers;
             not changed.
-        path: File to write, with the ending `.onnx`. One that is there is
+        path: File to write, with the ending `.onnx`. An existing file is
             replaced once the new one has been read back and its outputs are
             those of `model`.
         weights: "float32", or "int8" for weights in 8 bits, in steps of 1/127
@@ -45,9 +45,9 @@ def export_onnx(
     Raises:
         TypeError: if `model` is no Keras model.
         ValueError: if `model` is not built, has layers of `keras_vd`, stateful
-            ones or some that compute with bfloat16, if `weights` is neither,
-            `path` has another ending, `x` another shape, or `model` does not
-            take the inputs drawn.
+            ones, some that compute with bfloat16 or weights that are not
+            finite, if `weights` is neither, `path` has another ending, `x`
+            another shape, or `model` does not take the inputs drawn.
         ImportError: if onnx, onnxruntime or the converter of the running
             backend is not installed (tf2onnx for TensorFlow).
         OSError: if the file cannot be written.
@@ -67,9 +67,13 @@ def export_onnx(
 
 
 def convert(model: keras.Model, arrays: Arrays, weights: str | None) -> bytes:
-    """The ONNX file of a model, packed, or dense as converted with None.
+    """Return the content of a model's ONNX file.
 
-    `arrays` are inputs that the model takes.
+    Args:
+        model: The model.
+        arrays: Inputs that it takes.
+        weights: "float32" or "int8" to pack sparse weights; None to leave the
+            file dense, as it was converted.
     """
     proto = dense_graph(model, arrays)
     if weights is not None:
@@ -100,7 +104,7 @@ def _pack(graph: Any, weights: str) -> None:
 def _unpacking(
     stream: Stream, names: Sequence[str]
 ) -> tuple[list[Any], list[Any]]:
-    """Constants and nodes that make the dense arrays of a stream."""
+    """Return constants and nodes that make the dense arrays of a stream."""
     from onnx import TensorProto, helper, numpy_helper
 
     constants: list[Any] = []
@@ -121,9 +125,10 @@ def _unpacking(
     is_skip = apply("Equal", gaps, constant(np.int64(stream.skip)))
     is_entry = apply("Cast", apply("Not", is_skip), to=TensorProto.INT64)
     ends = apply("CumSum", apply("Add", gaps, is_entry), first)
-    # One entry behind the last of `n` zeros is at position `n`. ONNX Runtime
-    # folds no operation whose number of results depends on values, so that a
-    # skip cannot be left out: it writes a zero into the last of its zeros.
+    # An entry after `n` values is at position `n`, one less than the running
+    # sum. Codes without an entry cannot be left out, because ONNX Runtime does
+    # not fold operations whose number of results depends on values. Such a code
+    # writes a zero over the last of its zeros instead.
     indices = apply("Sub", ends, one)
     which = apply("Sub", apply("CumSum", is_entry, first), one)
     values = apply("Gather", constant(stream.values), which)
@@ -145,7 +150,7 @@ def _unpacking(
 
 
 def _shorten_names(graph: Any) -> None:
-    """Number all values; inputs and outputs of the model keep their names."""
+    """Rename all values to numbers, except inputs and outputs of the model."""
     kept = {x.name for x in [*graph.input, *graph.output]} | {""}
     short: dict[str, str] = {}
 
@@ -159,7 +164,8 @@ def _shorten_names(graph: Any) -> None:
     for part in graphs(graph):
         part.name = "graph"
         del part.value_info[:]
-        # A body sees the values around it, which therefore have other names.
+        # The body of a loop sees the values around it, so all graphs share one
+        # numbering.
         for item in [*part.input, *part.output, *part.initializer]:
             item.name = shorten(item.name)
         for node in part.node:

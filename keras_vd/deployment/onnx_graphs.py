@@ -1,4 +1,4 @@
-"""A model as a dense graph of ONNX that ONNX Runtime can open."""
+"""Convert a model to a dense ONNX graph that ONNX Runtime can open."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from keras_vd.deployment.readers import Arrays, open_onnx
 from keras_vd.deployment.requirements import require
 from keras_vd.deployment.saved_models import traced
 
-# What Keras converts with.
+# The package that converts models, by backend.
 CONVERTERS = {"tensorflow": "tf2onnx", "jax": "jax2onnx", "torch": "onnxscript"}
 ADVICE = (
     "Replace what computes it, or write the model with `export_saved_model` or "
@@ -35,7 +35,7 @@ ADVICE = (
 
 
 def dense_graph(model: keras.Model, arrays: Arrays) -> Any:
-    """The `ModelProto` of a model, as converted.
+    """Convert a model to a `ModelProto` with dense weights.
 
     Args:
         model: The model.
@@ -49,7 +49,7 @@ def dense_graph(model: keras.Model, arrays: Arrays) -> Any:
     require("onnxruntime")
     backend = keras.backend.backend()
     converter = CONVERTERS[backend]
-    # No extra has the converters of the others, which few need.
+    # No extra installs the converters of other backends, which few users need.
     require(converter, "runtimes" if backend == "tensorflow" else None)
     with (
         collected_logs(converter, "tensorflow") as logs,
@@ -81,7 +81,7 @@ def _from_keras(model: keras.Model, arrays: Arrays) -> Any:
 
 
 def _from_tensorflow(model: keras.Model) -> Any:
-    """Not by Keras: it takes tensors that layers hold for inputs."""
+    """Convert without Keras' export, which takes layers' tensors for inputs."""
     import tf2onnx
 
     patch_tf2onnx()
@@ -108,7 +108,7 @@ class Frozen:
         graph: The `GraphDef`.
         inputs: Names of the inputs.
         outputs: Names of the outputs.
-        tables: Keys and values of the tables in it, by their names.
+        tables: Keys and values of the tables in it, by their node's name.
     """
 
     graph: Any
@@ -118,7 +118,7 @@ class Frozen:
 
 
 def _frozen(concrete: Any) -> Frozen:
-    """What a function captures becomes constants, or tables by their names."""
+    """Freeze a function: what it captures becomes constants or tables."""
     from tensorflow.python.framework.convert_to_constants import (
         convert_variables_to_constants_v2,
     )
@@ -131,7 +131,7 @@ def _frozen(concrete: Any) -> Frozen:
         concrete, lower_control_flow=False, aggressive_inlining=True
     )
     graph = frozen.graph.as_graph_def(add_shapes=True)
-    # Other tensors that were captured, and tables, are inputs still.
+    # Captured tensors that are no variables, and tables, are still inputs.
     held = [node for node in graph.node if node.name in captured]
     lookups = {
         node.input[0]: node.attr
@@ -167,7 +167,7 @@ def _make_constant(node: Any, value: Any) -> None:
 def _make_table(
     node: Any, handle: Any, key_type: int, value_type: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Turn a node into a table of its name; its keys and values."""
+    """Turn a node into a table of its name; return its keys and values."""
     import tensorflow as tf
 
     node.op = "HashTableV2"
@@ -188,7 +188,10 @@ def _write_lookup(
     name: str,
     arguments: object,
 ) -> None:
-    """Write a look-up in a table; tf2onnx passes the node and its graph."""
+    """Write a look-up in a table as a `LabelEncoder` of ONNX.
+
+    tf2onnx calls this with the graph (`context`) and the node.
+    """
     table, keys, default = node.inputs
     attributes = {}
     for kind, values in zip(
@@ -234,7 +237,7 @@ def _label_attribute(kind: str, values: np.ndarray) -> tuple[str, Any]:
 def _dense_bincount(node: Any, x: Any, size: Any, weights: Any) -> Any:
     import tensorflow as tf
 
-    # tf2onnx wants to know more of a shape for `one_hot`.
+    # Not `tf.one_hot`, for which tf2onnx would need to know more of the shape.
     is_hit = tf.equal(tf.expand_dims(x, -1), tf.range(size))
     hits = tf.cast(is_hit, weights.dtype)
     if node.attr["binary_output"].b:
@@ -262,8 +265,9 @@ def _bucketize(node: Any, x: Any) -> Any:
     return tf.reduce_sum(tf.cast(is_above, tf.int32), -1)
 
 
-# Operations of TensorFlow that tf2onnx does not know or writes wrongly, by
-# others; the types of their inputs, and what they call their result.
+# For operations of TensorFlow that tf2onnx does not know or writes wrongly: a
+# function that computes the same, the attributes that hold the types of its
+# inputs, and the name that the operation gives its result.
 SUBSTITUTES: dict[str, tuple[Callable[..., Any], list[str], str]] = {
     "Erfc": (_erfc, ["T"], "y"),
     "Expm1": (_expm1, ["T"], "y"),
@@ -273,12 +277,12 @@ SUBSTITUTES: dict[str, tuple[Callable[..., Any], list[str], str]] = {
 
 
 def _use_known_operations(graph: Any) -> None:
-    """Compute the same by other operations where tf2onnx knows none."""
+    """Replace the operations that tf2onnx does not know or writes wrongly."""
     _substitute(graph.node)
     for function in graph.library.function:
         _substitute(function.node_def, function.ret)
-        # TensorFlow puts the bodies of functions in, but for those marked for
-        # XLA, as Keras marks grouped convolutions.
+        # TensorFlow inlines functions, except those marked for XLA, as Keras
+        # marks grouped convolutions.
         for name in ("_XlaMustCompile", "_noinline"):
             function.attr.pop(name, None)
 
@@ -286,7 +290,8 @@ def _use_known_operations(graph: Any) -> None:
 def _substitute(nodes: Any, results: Any = None) -> None:
     """Substitute in a graph or, with `results`, in the body of a function.
 
-    There a reference is also what a node calls its result: `gelu/Erfc:y:0`.
+    References in a body also have the name of a node's result, as in
+    `gelu/Erfc:y:0`.
     """
     renamed: dict[str, str] = {}
     for node in list(nodes):
@@ -317,7 +322,14 @@ def _traced(
 
 
 def _put_in(nodes: Any, node: Any, function: Any, is_body: bool) -> None:
-    """Add the nodes of a function; `node` hands its result on."""
+    """Add the nodes of a function; `node` becomes the identity of its result.
+
+    Args:
+        nodes: The nodes to add to.
+        node: The node that the function replaces.
+        function: The `FunctionDef`.
+        is_body: Whether the nodes are in the body of a function.
+    """
     arguments = [argument.name for argument in function.signature.input_arg]
     sources = dict(zip(arguments, node.input, strict=True))
     place = node.name
@@ -371,7 +383,10 @@ def _check_operations(model: keras.Model, proto: Any, logs: list[str]) -> None:
 
 
 def _place(model: keras.Model, name: str) -> str:
-    """The layer that a node is of; TensorFlow may have numbered its name."""
+    """Describe the layer that a node belongs to, for a message.
+
+    TensorFlow may have added a number to the name of the layer.
+    """
     layers = {layer.name for layer in flatten_layers(model)}
     for part in reversed(name.split("/")[:-1]):
         for known in (part, re.sub(r"_\d+$", "", part)):
@@ -381,7 +396,7 @@ def _place(model: keras.Model, name: str) -> str:
 
 
 def graphs(graph: Any) -> Iterator[Any]:
-    """A graph and those inside it, the bodies of loops."""
+    """Yield a graph and the graphs inside it, such as the bodies of loops."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:

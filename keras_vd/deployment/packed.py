@@ -46,9 +46,9 @@ def export_packed(
     Args:
         model: A built Sequential or Functional model of plain Keras layers;
             not changed.
-        path: Folder to write. A SavedModel or an empty folder that is there
-            is replaced once the new one has been read back and its outputs
-            are those of `model`.
+        path: Folder to write. An existing SavedModel or empty folder is
+            replaced once the new one has been read back and its outputs are
+            those of `model`.
         weights: "float32", or "int8" for sparse weights in 8 bits, in
             steps of 1/127 of the largest weight of each array. Outputs may
             then differ by 5% of the largest one before it is an error.
@@ -57,9 +57,9 @@ def export_packed(
 
     Raises:
         TypeError: if `model` is no Keras model.
-        ValueError: if `model` is not built, has layers of `keras_vd` or
-            stateful ones, if `weights` is neither, `x` has another shape, or
-            `model` does not take the inputs drawn.
+        ValueError: if `model` is not built, has layers of `keras_vd`, stateful
+            ones or weights that are not finite, if `weights` is neither, `x`
+            has another shape, or `model` does not take the inputs drawn.
         ImportError: if TensorFlow is not installed.
         RuntimeError: if the backend is PyTorch, or if the outputs of what was
             written differ.
@@ -90,7 +90,7 @@ def _make(
 
 
 def _module(model: keras.Model, weights: str) -> Any:
-    """The `tf.Module` to save."""
+    """Build the `tf.Module` to save."""
     import tensorflow as tf
 
     values = weight_values(model)
@@ -118,11 +118,11 @@ def _module(model: keras.Model, weights: str) -> Any:
 
 
 def _resource(stream: Stream) -> Any:
-    """What TensorFlow makes and fills when it loads the file."""
+    """Return a resource that TensorFlow makes and fills on loading the file."""
     import tensorflow as tf
 
     raw = tf.raw_ops
-    # Other models in the same process have resources of other names.
+    # Random, so that the resources of several models in a process differ.
     prefix = uuid.uuid4().hex[:16]
 
     class Packed(tf.saved_model.experimental.TrackableResource):
@@ -147,7 +147,7 @@ def _resource(stream: Stream) -> Any:
                 raw.DestroyResourceOp(resource=self._handle(i))
 
         def read(self) -> list[Any]:
-            """The dense arrays."""
+            """Return the dense arrays."""
             return [
                 tf.ensure_shape(
                     raw.ReadVariableOp(
@@ -162,7 +162,7 @@ def _resource(stream: Stream) -> Any:
 
 
 def unpack(stream: Stream) -> list[Any]:
-    """The dense arrays of a stream, by few operations of TensorFlow."""
+    """Compute the dense arrays of a stream, by few TensorFlow operations."""
     import tensorflow as tf
 
     raw = tf.raw_ops
@@ -171,7 +171,7 @@ def unpack(stream: Stream) -> list[Any]:
     gaps = tf.cast(tf.constant(stream.gaps), dtype)
     is_entry = raw.NotEqual(x=gaps, y=tf.constant(stream.skip, dtype))
     steps = raw.AddV2(x=gaps, y=tf.cast(is_entry, dtype))
-    # One entry behind the last of `n` zeros is at position `n`.
+    # An entry after `n` values is at position `n`, one less than the sum.
     ends = raw.Cumsum(x=steps, axis=tf.constant(0))
     indices = raw.GatherNd(params=ends, indices=raw.Where(condition=is_entry))
     values = tf.constant(stream.values)
@@ -226,7 +226,7 @@ def _assert_undamaged(
 
 
 def _checksum(positions: Any, values: Any) -> Any:
-    """As `coding.checksum`, by operations of TensorFlow."""
+    """Compute `coding.checksum` by operations of TensorFlow."""
     import tensorflow as tf
 
     raw = tf.raw_ops

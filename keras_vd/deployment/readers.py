@@ -1,9 +1,9 @@
-"""How each runtime opens a file, and how long it takes; run as a program too.
+"""Open files in each runtime and time them; also run as a program.
 
     python -P readers.py request.json
 
-Nothing here is of this package, so that files are measured where neither it nor
-Keras is loaded. `measuring.py` writes the request.
+This module imports nothing of this package, so that files can be measured in a
+process that loads neither it nor Keras. `measuring.py` writes the request.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ import numpy as np
 
 Arrays = list[np.ndarray]
 Call = Callable[[], Arrays]
-# From a path and the names of the inputs to a function that takes inputs and
-# returns a call without arguments, which can be timed.
+# Takes a path and the names of the inputs; returns a function that takes inputs
+# and returns a call without arguments, which can be timed.
 Reader = Callable[[str, Sequence[str]], Callable[[Arrays], Call]]
 
 
 def read_saved_model(
     path: str, names: Sequence[str]
 ) -> Callable[[Arrays], Call]:
-    """A SavedModel's signature `serving_default`, in TensorFlow."""
+    """Open the signature `serving_default` of a SavedModel in TensorFlow."""
     import tensorflow as tf
 
     loaded = tf.saved_model.load(path)
@@ -40,7 +40,7 @@ def read_saved_model(
         tensors = dict(zip(names, map(tf.constant, arrays), strict=True))
 
         def call(owner: Any = loaded) -> Arrays:
-            # What the loaded object owns lives only as long as it does.
+            # `owner` keeps the loaded object alive, and with it all it owns.
             outputs = function(**tensors)
             return [outputs[k].numpy() for k in _in_order(outputs)]
 
@@ -50,7 +50,10 @@ def read_saved_model(
 
 
 def _in_order(names: Iterable[str]) -> list[str]:
-    """`output_10` comes after `output_9`; other names are keys."""
+    """Sort the names of outputs, `output_10` after `output_9`.
+
+    Other names are keys of a dictionary, which `keras.tree` sorts as text.
+    """
     numbers = [re.fullmatch(r"output_(\d+)", name) for name in names]
     if all(numbers):
         return sorted(names, key=lambda name: int(name.removeprefix("output_")))
@@ -58,13 +61,14 @@ def _in_order(names: Iterable[str]) -> list[str]:
 
 
 def read_litert(path: str, names: Sequence[str]) -> Callable[[Arrays], Call]:
-    """A LiteRT file, on one thread."""
+    """Open a LiteRT file in LiteRT, on one thread."""
     from ai_edge_litert.interpreter import Interpreter
 
     reader = Interpreter(path, num_threads=1)
 
     def prepare(arrays: Arrays) -> Call:
-        # Inputs are numbered by the writer; their order is not kept.
+        # The file does not keep the order of inputs; their names, which the
+        # writer numbers, tell it.
         details = sorted(reader.get_input_details(), key=lambda d: d["name"])
         pairs = [
             (detail["index"], array)
@@ -88,7 +92,11 @@ def read_litert(path: str, names: Sequence[str]) -> Callable[[Arrays], Call]:
 
 
 def open_onnx(source: str | bytes) -> Any:
-    """A session of ONNX Runtime for a file or its content, on one thread."""
+    """Open a session of ONNX Runtime, on one thread.
+
+    Args:
+        source: Path of a file, or its content.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -100,7 +108,7 @@ def open_onnx(source: str | bytes) -> Any:
 
 
 def read_onnx(path: str, names: Sequence[str]) -> Callable[[Arrays], Call]:
-    """An ONNX file in ONNX Runtime, on one thread."""
+    """Open an ONNX file in ONNX Runtime, on one thread."""
     session = open_onnx(path)
     own_names = [tensor.name for tensor in session.get_inputs()]
 
@@ -112,7 +120,7 @@ def read_onnx(path: str, names: Sequence[str]) -> Callable[[Arrays], Call]:
 
 
 def read_keras(path: str, names: Sequence[str]) -> Callable[[Arrays], Call]:
-    """A Keras file, in Keras."""
+    """Open a `.keras` file in Keras."""
     import keras
 
     model = keras.models.load_model(path)
@@ -141,7 +149,7 @@ READERS: dict[str, Reader] = {
 def interleaved(
     calls: Mapping[Any, Callable[[], object]], blocks: int, steps: int
 ) -> dict[Any, np.ndarray]:
-    """Milliseconds per call of each function, block by block.
+    """Measure the milliseconds per call of each function, block by block.
 
     Blocks of one function alternate with those of the others, so that a slow
     moment of the machine hits all of them. The first block, which compiles,
@@ -168,18 +176,18 @@ def interleaved(
 
 
 def as_text(array: np.ndarray) -> np.ndarray:
-    """Bytes and objects, as runtimes return text, as an array of strings."""
+    """Convert bytes and objects, as runtimes return text, to strings."""
     flat = [x.decode() if isinstance(x, bytes) else str(x) for x in array.flat]
     return np.array(flat, str).reshape(array.shape)
 
 
 def stored_arrays(stored: Any) -> Arrays:
-    """Arrays from a file of `np.savez`, in their order."""
+    """Return the arrays in a file of `np.savez`, in their order."""
     return [stored[f"arr_{i}"] for i in range(len(stored.files))]
 
 
 def measure_request(request: dict[str, Any], folder: Path) -> list[Any]:
-    """Open and time files in one runtime; their outputs go to `folder`.
+    """Open and time files in one runtime; write their outputs to `folder`.
 
     Args:
         request: See `measuring.measure`.
@@ -198,7 +206,7 @@ def measure_request(request: dict[str, Any], folder: Path) -> list[Any]:
         batch_sizes.append(file["batch_size"])
         arrays = [array[: batch_sizes[i]] for array in inputs]
         try:
-            if not calls:  # what the runtime prepares for its first file
+            if not calls:  # the start of the runtime shall not be timed
                 reader(file["path"], file["names"])(arrays)()
             start = time.perf_counter()
             calls[i] = reader(file["path"], file["names"])(arrays)
@@ -209,7 +217,7 @@ def measure_request(request: dict[str, Any], folder: Path) -> list[Any]:
             found.append({"error": f"{type(error).__name__}: {error}"})
             continue
         found.append({"load_ms": 1000 * (time.perf_counter() - start)})
-        # Objects would be pickled, and not be read again.
+        # Objects would be pickled, and `np.load` refuses to read pickles.
         plain = [as_text(x) if x.dtype == object else x for x in outputs]
         np.savez(folder / f"outputs_{i}.npz", *plain)
     for batch_size in dict.fromkeys(batch_sizes):

@@ -16,13 +16,13 @@ class ArtifactRow:
     """One file in the runtime that reads it.
 
     Attributes:
-        artifact: What it is.
-        runtime: What reads it.
-        error: Why there is none, or why it could not be measured; "" otherwise.
+        artifact: Name of the way in which it was written.
+        runtime: Name of the runtime that reads it.
+        error: Why it was not written or could not be measured; "" otherwise.
             Numbers that are then missing are None.
         files: Names of the files or folders, by batch size.
         bytes: Its size.
-        gzip_bytes: Its size behind gzip, for a folder behind tar and gzip.
+        gzip_bytes: Its size after gzip, or, for a folder, after tar and gzip.
         disk_ratio: How many times smaller it is than the dense one of the same
             runtime.
         load_ms: Milliseconds to open it and to compute once, in a process in
@@ -53,7 +53,7 @@ class ArtifactRow:
 
 @dataclasses.dataclass(frozen=True)
 class DeploymentReport(Report):
-    """What a model becomes in the runtimes that serve it.
+    """Sizes and speeds of a model in the runtimes that serve it.
 
     Attributes:
         rows: One `ArtifactRow` per file; the first of each runtime is dense.
@@ -79,7 +79,8 @@ class DeploymentReport(Report):
             for row in self.rows
             if row.error
         ]
-        # As text: markup would take the name of an extra for a style.
+        # Plain text, because markup would take the `[extra]` of a command for
+        # a style.
         caption = rich.text.Text("\n".join(notes))
         table = rich.table.Table(title=title, caption=caption)
         table.add_column("runtime")

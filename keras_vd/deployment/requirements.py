@@ -1,4 +1,4 @@
-"""What a writer needs: packages and backends, or an error that helps."""
+"""Check for the packages and backends that a writer needs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check_backend(function: str, allowed: Sequence[str]) -> None:
     """Raise unless the running backend can write the format.
 
     Raises:
-        RuntimeError: otherwise, with the way around.
+        RuntimeError: if it cannot, with a way around.
     """
     backend = keras.backend.backend()
     if backend not in allowed:

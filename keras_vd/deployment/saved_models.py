@@ -1,4 +1,4 @@
-"""TensorFlow SavedModels with every weight once."""
+"""Write TensorFlow SavedModels that hold every weight once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from keras_vd.deployment.interface import (
 from keras_vd.deployment.readers import Arrays
 from keras_vd.deployment.writer import Writer
 
-# Of every format that TensorFlow writes from a traced function.
+# The backends from which TensorFlow can write a traced function.
 BACKENDS = ("tensorflow", "jax")
 TENSORFLOW = ("tensorflow", "tensorflow")
 
@@ -42,9 +42,9 @@ def export_saved_model(
     Args:
         model: A built Sequential or Functional model of plain Keras layers;
             not changed.
-        path: Folder to write. A SavedModel or an empty folder that is there
-            is replaced once the new one has been read back and its outputs
-            are those of `model`.
+        path: Folder to write. An existing SavedModel or empty folder is
+            replaced once the new one has been read back and its outputs are
+            those of `model`.
         jit_compile: Whether XLA compiles what is served. A recurrent model is
             several times faster then at small batch sizes, where TensorFlow's
             loop costs more than its arithmetic. The first call takes about
@@ -55,9 +55,9 @@ def export_saved_model(
 
     Raises:
         TypeError: if `model` is no Keras model.
-        ValueError: if `model` is not built, has layers of `keras_vd` or
-            stateful ones, if `x` has another shape, or `model` does not take
-            the inputs drawn.
+        ValueError: if `model` is not built, has layers of `keras_vd`, stateful
+            ones or weights that are not finite, if `x` has another shape, or
+            `model` does not take the inputs drawn.
         ImportError: if TensorFlow is not installed.
         RuntimeError: if the backend is PyTorch, or if the outputs of what was
             written differ.
@@ -96,13 +96,16 @@ def _make(
 
 
 def weight_values(model: keras.Model) -> list[np.ndarray]:
-    """Values of all variables, the trainable ones first."""
+    """Return the values of all variables, the trainable ones first."""
     variables = model.trainable_variables + model.non_trainable_variables
     return [keras.ops.convert_to_numpy(variable) for variable in variables]
 
 
 def lookup_tables(model: keras.Model) -> list[Any]:
-    """The tables of TensorFlow in a model, which are no weights."""
+    """List the look-up tables of TensorFlow in a model.
+
+    They are not weights, so whatever serves the model must hold on to them.
+    """
     import tensorflow as tf
 
     if keras.backend.backend() != "tensorflow":
@@ -115,7 +118,7 @@ def lookup_tables(model: keras.Model) -> list[Any]:
 
 
 def computation(model: keras.Model) -> Callable[[list[Any], list[Any]], Any]:
-    """The model as a function of TensorFlow, of its weights and inputs.
+    """Return the model as a TensorFlow function of its weights and inputs.
 
     The weights are in the order of `weight_values`; the outputs have the
     structure of the model's.
@@ -148,17 +151,18 @@ def computation(model: keras.Model) -> Callable[[list[Any], list[Any]], Any]:
 
 
 def traced(model: keras.Model, batch_size: int | None = None) -> Any:
-    """The model as one concrete function of TensorFlow, without variables.
+    """Trace the model as one concrete TensorFlow function without variables.
 
-    Its inputs are named so that their order is that of their names; it returns
-    the outputs of the model, flattened.
+    The alphabetical order of the names of its inputs is the order of the
+    inputs. It returns the outputs of the model, flattened.
     """
     import tensorflow as tf
 
     values = weight_values(model)
     compute = computation(model)
 
-    # Constants: LiteRT's loop, that of recurrent layers, reads no variables.
+    # The weights are constants, because the loop with which LiteRT runs
+    # recurrent layers cannot read variables.
     @tf.function(autograph=False)
     def call(*tensors: Any) -> Any:
         constants = [tf.constant(value) for value in values]
@@ -173,7 +177,7 @@ def traced(model: keras.Model, batch_size: int | None = None) -> Any:
 def _specs(
     model: keras.Model, names: Sequence[str], batch_size: int | None = None
 ) -> list[Any]:
-    """A `tf.TensorSpec` for each input."""
+    """Make a `tf.TensorSpec` for each input."""
     import tensorflow as tf
 
     return [
@@ -187,9 +191,10 @@ def _specs(
 
 
 def served(model: keras.Model, call: Callable[[list[Any]], Any]) -> Any:
-    """A `tf.function` of the model's inputs that returns what `call` does.
+    """Make a `tf.function` of the model's inputs that returns what `call` does.
 
-    It is traced here: an error is about the model, not about the disk.
+    It is traced here, so that an error of the model is not taken for one of
+    writing the file.
     """
     import tensorflow as tf
 
@@ -206,9 +211,9 @@ def served(model: keras.Model, call: Callable[[list[Any]], Any]) -> Any:
 
 
 def flattened(model: keras.Model, serve: Any) -> Any:
-    """`serve`, or what it returns without the structure, by names.
+    """Return `serve`, or a function that returns its nested outputs by names.
 
-    The outputs of a signature are no structure within a structure.
+    A signature cannot return a structure within a structure.
     """
     import tensorflow as tf
 
@@ -225,7 +230,7 @@ def flattened(model: keras.Model, serve: Any) -> Any:
 
 
 def save_module(module: Any, folder: Path) -> None:
-    """Write a `tf.Module` with `serve` and, for signatures, `flat`."""
+    """Write a `tf.Module` with `serve`; its `flat` makes the signatures."""
     import tensorflow as tf
 
     options = tf.saved_model.SaveOptions(

@@ -1,4 +1,4 @@
-"""SavedModels without what only people and debuggers read.
+"""Strip SavedModels of what only people and debuggers read.
 
 What TensorFlow needs to load and run the graph stays: shapes of arguments and
 results, the names of inputs and outputs, and the table of objects.
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-# Found out anew when the graph is loaded, or read by nobody.
+# Attributes that loading a graph finds out again, or that nothing reads.
 UNREAD = ("_output_shapes", "_class", "_xla_inferred_shapes")
 
 
@@ -49,10 +49,11 @@ def _strip_nodes(nodes: Iterable[Any]) -> None:
 
 
 def _shorten_names(function: Any) -> None:
-    """Number the nodes of a function.
+    """Rename the nodes of a function to numbers.
 
-    A reference is a node's name, what comes of it and which: `dense:z:0`, or
-    `^dense` for a node that has to run first. Arguments keep their names.
+    A reference is a node's name, the name of its result and an index, as in
+    `dense:z:0`, or `^dense` for a node that has to run first. Arguments keep
+    their names.
     """
     arguments = {argument.name for argument in function.signature.input_arg}
     numbers = (f"{i:x}" for i in itertools.count())

@@ -1,4 +1,4 @@
-"""One skeleton for all formats: check, write beside the place, read back."""
+"""The skeleton of all writers: check, write beside the place, read back."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Writer:
         runtime: What reads the file back: a key of `READERS`.
         make: `(model, arrays, **options)`: makes the content of the file, or a
             function that writes to a path.
-        ending: Of the file's name; None: a folder is written.
-        backends: Those that can write it; None: all.
-        packages: Modules that it imports, each with the extra that has it.
+        ending: Ending of the file's name; None if a folder is written.
+        backends: Backends that can write it; None: all.
+        packages: Modules that it imports, each with the extra that installs it.
         tolerances: Largest difference of outputs, relative to the largest
             output, by the value of the option `weights`.
         unknown_types: Types that the runtime does not compute with.
@@ -61,8 +61,9 @@ class Writer:
 
         Raises:
             TypeError: if it is no Keras model.
-            ValueError: if it is not plain or not built, or if `weights` or
-                the ending of `path` is not allowed.
+            ValueError: if it is not plain or not built, has stateful layers,
+                weights that are not finite or types that the runtime does not
+                know, or if `weights` or the ending of `path` is not allowed.
             RuntimeError: if the running backend cannot write the format.
             ImportError: if a package is missing.
         """
@@ -87,14 +88,14 @@ class Writer:
         advice: str = "",
         **options: Any,
     ) -> None:
-        """Write the file; it takes its place once its outputs are right.
+        """Write the file, and move it to its place once its outputs are right.
 
         Args:
-            model: A model that `check` has let pass.
-            path: Where to.
-            arrays: Inputs that the outputs are compared for.
+            model: A model that has passed `check`.
+            path: The place.
+            arrays: Inputs for which outputs are compared.
             advice: What to do if they differ.
-            **options: Of `make`.
+            **options: Options of `make`.
         """
         tolerance = self.tolerances[options.get("weights", "float32")]
         read = READERS[self.runtime]
