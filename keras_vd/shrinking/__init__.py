@@ -1,8 +1,8 @@
-"""Physically smaller models: read `analysis` first.
+"""Make models physically smaller; `analysis` is the module to read first.
 
-`keras_vd.rules` knows layers; `analysis` finds what can go, `rebuild` makes the
-new model, `reasons` and `report` say what became of each layer, and
-`shrink_model` is what users call.
+`keras_vd.rules` knows layers, `analysis` finds what can be removed, `rebuild`
+makes the new model, `reasons` and `report` tell what was removed from each
+layer or why not, and `shrink_model` has the function that users call.
 """
 
 from keras_vd.shrinking.report import LayerRow, ShrinkReport

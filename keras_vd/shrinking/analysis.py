@@ -1,4 +1,8 @@
-"""What can go: constants forwards, then what is needed backwards."""
+"""Find what a model can do without.
+
+Constants are found going forwards through the graph, and what is needed for the
+outputs is found going backwards.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +24,9 @@ class Plan:
         graph: The graph.
         rules: The rule of each layer or operation, by its id, in the order of
             first use.
-        gathered: Tensors of which only the kept channels are read, picked out
-            by their positions: inputs of the model, and what a Flatten makes.
-            The values are the tensors that the latter flatten.
+        gathered: Tensors from which the kept channels are picked out by their
+            positions: inputs of the model, with the value None, and outputs of
+            a Flatten, with the tensor that it flattens as the value.
     """
 
     graph: Graph
@@ -30,11 +34,11 @@ class Plan:
     gathered: dict[Tensor, Tensor | None]
 
     def rule_of(self, node: Node) -> Rule:
-        """The rule of the layer that a node calls."""
+        """Return the rule of the layer that a node calls."""
         return self.rules[id(node.operation)]
 
     def present(self, tensor: Tensor) -> np.ndarray:
-        """Which channels there are to pick from: `(width,)`, bool."""
+        """Return which channels of a gathered tensor exist, `(width,)`."""
         flattened = self.gathered[tensor]
         if flattened is None:
             return np.ones(tensor.width, bool)
@@ -47,10 +51,10 @@ class Plan:
 
 
 def make_plan(graph: Graph, gather_inputs: bool | None) -> Plan:
-    """Find out what a model can do without.
+    """Find what a model can do without.
 
     Args:
-        graph: The model; what its tensors keep is set.
+        graph: The model; `constant` and `keep` of its tensors are set.
         gather_inputs: As in `shrink`.
     """
     uses: dict[int, list[Node]] = {}
@@ -66,7 +70,7 @@ def make_plan(graph: Graph, gather_inputs: bool | None) -> Plan:
         plan.gathered = _gatherable_inputs(graph) | _gatherable_flat(plan)
     _find_constants(plan)
     _settle(plan)
-    # Half of the features: below that, reading them costs more than it saves.
+    # Picking out channels costs more than it saves unless half of them go.
     least = 0.5 if gather_inputs is None else 0.0
     dead = {x: np.mean(~x.keep[plan.present(x)]) for x in plan.gathered}
     worth = {k: v for k, v in plan.gathered.items() if 0.0 < dead[k] >= least}
@@ -77,9 +81,10 @@ def make_plan(graph: Graph, gather_inputs: bool | None) -> Plan:
 
 
 def _sharing(uses: dict[int, list[Node]]) -> dict[int, str]:
-    """Layers that have weights which others have as well, and what to say.
+    """Return why layers are kept that share weights with other layers.
 
-    A layer that is called several times is but one of `uses`.
+    The reasons are keyed by the `id` of the layer. One layer that is called
+    several times has a single entry in `uses` and does not count.
     """
     owners: dict[int, list[keras.layers.Layer]] = {}
     for nodes in uses.values():
@@ -98,7 +103,11 @@ def _sharing(uses: dict[int, list[Node]]) -> dict[int, str]:
 
 
 def _find_constants(plan: Plan) -> None:
-    """What is constant wherever its layer is used, in all of its uses."""
+    """Find constant channels, until passes over the graph find no more.
+
+    A single pass is not enough: a constant must be one in all uses of a layer,
+    some of which may come later.
+    """
     before = -1
     while before != (count := _count_constants(plan)):
         before = count
@@ -120,7 +129,10 @@ def _gatherable_inputs(graph: Graph) -> dict[Tensor, Tensor | None]:
 
 
 def _gatherable_flat(plan: Plan) -> dict[Tensor, Tensor | None]:
-    """What a Flatten makes, whose channels are not all positions' alike."""
+    """Find outputs of Flatten layers from which channels can be picked.
+
+    In such an output a channel may be read at some positions and not at others.
+    """
     return {
         node.outputs[0]: node.inputs[0]
         for node in plan.graph.nodes
@@ -131,9 +143,9 @@ def _gatherable_flat(plan: Plan) -> dict[Tensor, Tensor | None]:
 
 
 def _settle(plan: Plan) -> None:
-    """The smallest sets that keep all outputs of the model right.
+    """Find the smallest sets of channels that keep the model's outputs right.
 
-    Sets only ever grow from here on: a rule that is asked again adds to them.
+    The sets only ever grow: a rule that is asked again adds to them.
     """
     graph = plan.graph
     whole = [
@@ -151,21 +163,24 @@ def _settle(plan: Plan) -> None:
 
 
 def _emptied(plan: Plan) -> Tensor | None:
-    """The last tensor with nothing left that some layer cannot do without."""
+    """Return the last tensor with nothing left that some layer still needs."""
     needed: set[Tensor] = set()
     for node in plan.graph.nodes:
         rule = plan.rule_of(node)
         for tensor in node.inputs:
             if not tensor.keep.any() and not rule.can_do_without(node, tensor):
                 needed.add(tensor)
-        # All of what a node makes, or nothing.
+        # A node that stays makes all of its outputs, so none may be empty.
         if not node.is_gone:
             needed.update(x for x in node.outputs if not x.keep.any())
     return next((x for x in reversed(plan.graph.tensors) if x in needed), None)
 
 
 def _cheapest(tensor: Tensor) -> int:
-    """A channel that is constant, if there is one: it reads nothing."""
+    """Return the index of the channel whose keeping costs least.
+
+    This is a constant one, if there is any, as it needs no inputs.
+    """
     return int(np.argmax(~np.isnan(tensor.constant)))
 
 
@@ -175,7 +190,7 @@ def _repeat(plan: Plan) -> None:
         before = count
         _require(plan)
         for rule in plan.rules.values():
-            # What is kept whole has nothing to agree on.
+            # Uses of a layer that is kept whole have no sets to share.
             if rule.ties_uses and not rule.reason and len(rule.uses) > 1:
                 _tie(rule)
         if _count(plan) == before:
@@ -191,13 +206,14 @@ def _require(plan: Plan) -> None:
         if flattened is None:
             plan.rule_of(node).require(node)
         else:
-            # Its channels go where no position of them is read.
+            # A channel of the flattened tensor can go if it is read at none
+            # of its positions.
             rows = first.keep.reshape(-1, flattened.width)
             flattened.keep |= rows.any(axis=0)
 
 
 def _tie(rule: Rule) -> None:
-    """Keep the same in all uses of a layer."""
+    """Keep the same channels in all uses of a layer."""
     for tensors in zip(
         *((*x.inputs, *x.outputs) for x in rule.uses), strict=True
     ):

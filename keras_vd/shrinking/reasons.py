@@ -1,4 +1,4 @@
-"""Why layers were kept whole, in words."""
+"""Explain why layers were kept whole."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from keras_vd.shrinking.analysis import Plan
 
 
 def find_reasons(plan: Plan) -> dict[str, str]:
-    """Why a layer kept all of its channels, by its name.
+    """Return why layers kept all of their channels, by their full names.
 
-    For layers with weights, and for all that are unknown.
+    These are layers with weights, and all layers whose rule has a reason.
     """
     readers = _readers(plan)
     found = {}
@@ -29,7 +29,7 @@ def find_reasons(plan: Plan) -> dict[str, str]:
 
 
 def full_name(rule: Rule) -> str:
-    """The name of a layer, behind those of the models it is nested in."""
+    """Return the name of a layer, after those of the models around it."""
     return "/".join((*rule.uses[0].path, rule.layer.name))
 
 
@@ -42,7 +42,7 @@ def _readers(plan: Plan) -> dict[Tensor, list[Node]]:
 
 
 def _reason(plan: Plan, rule: Rule, readers: dict[Tensor, list[Node]]) -> str:
-    """Why a layer that is understood has lost nothing."""
+    """Return why a layer with a rule of its own has lost nothing."""
     if rule.outputs_reason is not None:
         return rule.outputs_reason
     is_dead = ~np.isnan(rule.output.constant)
@@ -59,7 +59,7 @@ def _reason(plan: Plan, rule: Rule, readers: dict[Tensor, list[Node]]) -> str:
 def _needed_by(
     plan: Plan, output: Tensor, readers: dict[Tensor, list[Node]]
 ) -> str | None:
-    """What needs all channels of a tensor, looked for downstream."""
+    """Return what needs all channels of a tensor, looked for downstream."""
     pending, seen = [output], {output}
     while pending:
         tensor = pending.pop(0)
@@ -69,7 +69,8 @@ def _needed_by(
             rule = plan.rule_of(node)
             if rule.reason is not None or tensor in node.others:
                 return f"'{node.operation.name}' needs all of its outputs"
-            # Zeros are the same at the border; NaN stands for no constant.
+            # Constants of 0 stay constant at the border; NaN marks a channel
+            # that is not constant, to which this does not apply.
             constants = np.nan_to_num(tensor.constant)
             if rule.sees_borders() and constants.any():
                 return (

@@ -1,4 +1,4 @@
-"""The new model, node by node."""
+"""Build the new model, node by node."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def rebuild(
     """
     builder = _Builder(plan, model)
     with warnings.catch_warnings():
-        # What Keras has to say, it said when the model was first built.
+        # Keras gave this warning when the original was built.
         warnings.filterwarnings("ignore", ".*an input with a mask attached")
         smaller = builder.build(model.name)
         if isinstance(model, keras.Sequential):
             smaller = _as_sequential(smaller)
-    # Setting it to True would set it for all layers.
+    # Only False is set: True would make all layers trainable.
     if not model.trainable:
         smaller.trainable = False
     builder.copy_values()
@@ -43,9 +43,10 @@ def rebuild(
 
 
 def _as_sequential(functional: keras.Model) -> keras.Model:
-    """The same as a Sequential model, where each layer reads the last alone.
+    """Return a Sequential model where each layer reads only the one before.
 
-    Unless a layer does so twice: Keras saves no such Sequential model.
+    Any other model is returned as it is, and so is one that uses a layer twice,
+    because Keras loses the second use when it saves a Sequential model.
     """
     calls = graph_calls(functional)
     if len({id(call.operation) for call in calls}) < len(calls):
@@ -53,7 +54,8 @@ def _as_sequential(functional: keras.Model) -> keras.Model:
     previous = calls[0].outputs
     for call in calls[1:]:
         is_layer = isinstance(call.operation, keras.layers.Layer)
-        # A list of one tensor is another argument, to a layer that merges.
+        # A layer that merges may read a list of one tensor; a Sequential model
+        # would pass it the tensor itself.
         reads_last = len(call.args) == 1 and call.args[0] is previous[0]
         options = [x for x in call.kwargs.values() if x is not None]
         if not is_layer or not reads_last or options:
@@ -67,18 +69,19 @@ def _as_sequential(functional: keras.Model) -> keras.Model:
 
 
 class _Builder:
-    """Calls new layers on new tensors.
+    """Builder of a model, which calls new layers on new tensors.
 
     Attributes:
-        cloner: Has the new layers and operations, by the id of the old ones.
-        tensors: New symbolic tensors by those of the plan.
+        cloner: Holds the new layers and operations, by the id of the old ones.
+        tensors: New symbolic tensors by the tensors of the plan.
     """
 
     def __init__(self, plan: Plan, model: keras.Model) -> None:
         self.plan = plan
         self.tensors: dict[Tensor, keras.KerasTensor] = {}
         self.names = Names(layer.name for layer in plan.graph.input_layers)
-        # Layers of nested models make way for those outside.
+        # Names are given to outer layers first, so that a layer of a nested
+        # model is the one to be renamed where two have the same name.
         rules = sorted(plan.rules.values(), key=lambda x: len(x.uses[0].path))
         self.layer_names = {
             id(rule.layer): self._new_name(rule) for rule in rules
@@ -155,7 +158,10 @@ class _Builder:
             layer.set_weights(weights)
 
     def _new_layer(self, rule: Rule) -> tuple[Any, list[np.ndarray] | None]:
-        """The new layer, and the weights that it gets when it is made."""
+        """Return the new layer, and weights to set after its first call.
+
+        They are None for a layer that exists already, or is a plain copy.
+        """
         old, key = rule.layer, id(rule.layer)
         shrunk = self._shrunk.get(key)
         if shrunk is None or key in self.cloner.clones:
@@ -176,7 +182,7 @@ class _Builder:
         return self.cloner.make(kind, config, old, name)
 
     def copy_values(self) -> None:
-        """Give what was copied as it is its weights."""
+        """Copy the weights of layers that have not been shrunk."""
         for key, rule in self.plan.rules.items():
             is_layer = isinstance(rule.layer, keras.layers.Layer)
             if is_layer and key not in self._shrunk:
@@ -185,7 +191,7 @@ class _Builder:
 
 
 def _any_shape(config: dict[str, Any]) -> dict[str, Any]:
-    """A config in which nothing insists on the old shape."""
+    """Replace initializers that only fit the old shape, in a config."""
     return {
         key: keras.initializers.Zeros()
         if key.endswith("_initializer") and not _fits_any_shape(value)

@@ -15,15 +15,15 @@ class LayerRow:
     """What is left of one layer.
 
     Attributes:
-        name: Name of the layer, behind those of the models it is nested in.
+        name: Name of the layer, after those of the models around it.
         layer: Name of its class.
         inputs: Number of input units, channels or words.
         kept_inputs: Number of those that it still has.
         outputs: Number of output units, channels or columns.
         kept_outputs: Number of those that it still has.
         parameters: Number of its parameters before.
-        kept_parameters: Number of them now, with a table of words that share
-            a row of an embedding.
+        kept_parameters: Number of them now, including the table that an
+            embedding needs where several words share a row.
     """
 
     name: str
@@ -38,11 +38,11 @@ class LayerRow:
 
 @dataclasses.dataclass(frozen=True)
 class ShrinkReport(Report):
-    """What `shrink` has removed from a model, and what it could not.
+    """Report of what `shrink` has removed from a model, and what it could not.
 
     Attributes:
         rows: One `LayerRow` per layer with weights.
-        kept_whole: Why a layer has kept all of its units, by its name.
+        kept_whole: Why layers have kept all of their units, by their names.
         parameters: Number of parameters of the model before.
         kept_parameters: Number of parameters of the new model.
         macs: Multiply-accumulate operations of one example before, in dense,

@@ -1,4 +1,4 @@
-"""From a plain model to a physically smaller one with its predictions."""
+"""Shrink a plain model physically without changing its predictions."""
 
 from __future__ import annotations
 
@@ -41,23 +41,23 @@ def shrink(
 ) -> keras.Model | tuple[keras.Model, ShrinkReport]:
     """Remove from a plain model what its predictions do not depend on.
 
-    Goes: input features, units, channels, hidden units and columns of an
-    embedding that are zero, constant or read by nobody, and words that share
-    their row of an embedding with others. Constants end up in the biases of
-    the layers that read them. Predictions stay as they are, to 1e-5, and so do
-    inputs and outputs. What is not understood is kept whole; the report says
-    what, and why.
+    These are input features, units, channels, hidden units and columns of an
+    embedding that are zero, constant or not read by anything, and rows of an
+    embedding that are the same for several words. Constants end up in the
+    biases of the layers that read them. Predictions stay as they are, to 1e-5,
+    and so do inputs and outputs. A layer for which there is no rule is kept
+    whole; the report says which, and why.
 
     Nested models are written out: their layers become layers of the result.
-    A Sequential model that uses a layer twice comes back as a Functional one,
-    and a subclass that only adapts a constructor, where it gets smaller, as
-    the Keras layer that it extends.
+    A Sequential model that uses a layer twice comes back as a Functional one.
+    A layer of a subclass that only adapts a constructor comes back, where it
+    gets smaller, as the Keras layer that it extends.
 
     Args:
         model: A built Sequential or Functional model of plain Keras layers;
             not changed.
-        gather_inputs: Whether dead input features, and dead entries of what a
-            Flatten makes, are read no more, at the cost of picking out the
+        gather_inputs: Whether to leave out dead input features, and dead
+            entries of what a Flatten makes, at the cost of picking out the
             others. None: where at least half of them are dead.
         return_report: Whether to return the report as well.
         verbose: 1 to print the report, 0 not to.
@@ -68,8 +68,8 @@ def shrink(
 
     Raises:
         TypeError: if `model` is no Keras model.
-        ValueError: if it is not built, is a subclassed model or has layers of
-            `keras_vd`.
+        ValueError: if it is not built, is a subclassed model, or has layers of
+            `keras_vd` or weights that are not finite.
     """
     functional = _checked(model)
     plan = make_plan(read_graph(functional), gather_inputs)
@@ -85,7 +85,7 @@ def shrink(
 
 
 def _checked(model: Any) -> keras.Model:
-    """The Functional model to read, or an error that says what to do."""
+    """Return the Functional model to read, or raise an error with advice."""
     check_plain_model(model)
     functional = functional_part(model)
     if functional is not None:
