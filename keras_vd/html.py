@@ -1,4 +1,4 @@
-"""One web page that shows what a variational model has learned."""
+"""Write a web page that shows what a variational model has learned."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def html_report(
 ) -> Path:
     """Write a web page with the sparsity of a model and pictures of it.
 
-    One file that needs nothing else, to be opened without a network: the
-    table of `sparsity_report`, histograms of log_alpha and pictures of the
-    kept weights, the gates, and error against sparsity by epoch, as far as
-    the model has them. It is written completely or not at all.
+    The page is one file that needs nothing else and can be opened without a
+    network. It has the table of `sparsity_report`, histograms of log_alpha and
+    pictures of the kept weights, the gates, and error against sparsity by
+    epoch, as far as the model has them. It is written completely or not at all.
 
     Args:
         model: A built Keras model or layer with variational layers.
@@ -86,7 +86,7 @@ def html_report(
 def _figures(
     model: keras.layers.Layer, report: SparsityReport, history: Any
 ) -> list[tuple[str, Any]]:
-    """Titles and figures of whatever the model has."""
+    """Draw what the model has; return titles and figures."""
     try:
         from keras_vd import plots
     except ImportError as error:
@@ -111,7 +111,7 @@ def _figures(
 
 
 def _embedded(figure: Any) -> str:
-    """A figure as an image that is part of the page."""
+    """Return an HTML image that contains the figure."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=120)
     data = base64.b64encode(file.getvalue()).decode()
@@ -119,7 +119,7 @@ def _embedded(figure: Any) -> str:
 
 
 def _write(path: Path, text: str) -> Path:
-    """Write a file so that nobody ever sees half of it."""
+    """Write a file in one step, so that no reader sees half of it."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Pictures of a variational model, as matplotlib figures."""
+"""Draw variational models as matplotlib figures."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _required_weights(model: keras.layers.Layer) -> list[WeightPosterior]:
 
 
 def plot_log_alpha(model: keras.layers.Layer, bins: int = 80) -> Figure:
-    """Histogram of log_alpha, one panel per variational weight.
+    """Draw histograms of log_alpha, one panel per variational weight.
 
     A well-trained sparse model shows two hills with the threshold (dashed)
     between them.
@@ -53,7 +53,7 @@ def plot_log_alpha(model: keras.layers.Layer, bins: int = 80) -> Figure:
 
 
 def plot_kept_weights(model: keras.layers.Layer) -> Figure:
-    """Picture of the non-zero weights, one panel per variational weight.
+    """Draw the non-zero weights, one panel per variational weight.
 
     Args:
         model: A built Keras model or layer with variational layers.
@@ -83,7 +83,7 @@ def plot_kept_weights(model: keras.layers.Layer) -> Figure:
 
 
 def plot_gates(model: keras.layers.Layer) -> Figure:
-    """Gates by unit, one panel per layer of gates.
+    """Draw gates by unit, one panel per layer of gates.
 
     Args:
         model: A built Keras model or layer with gates.
@@ -134,7 +134,7 @@ def plot_gates(model: keras.layers.Layer) -> Figure:
 
 
 def plot_calibration(report: CalibrationReport) -> Figure:
-    """Reliability diagram (Guo et al. 2017, arXiv:1706.04599).
+    """Draw a reliability diagram (Guo et al. 2017, arXiv:1706.04599).
 
     Args:
         report: What `keras_vd.calibration_report` or `.calibration` of a
@@ -166,7 +166,7 @@ def plot_calibration(report: CalibrationReport) -> Figure:
 
 
 def plot_training(history: Mapping[str, Sequence[float]]) -> Figure:
-    """Error and nonzero ratio by epoch.
+    """Draw error and nonzero ratio by epoch.
 
     Args:
         history: `History.history` of a run with `KLAnnealing` and an accuracy

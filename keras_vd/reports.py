@@ -1,4 +1,4 @@
-"""What the verbs report: the classes of reports and of their rows."""
+"""The classes of the reports that functions return, and of their rows."""
 
 from keras_vd.calibration import CalibrationReport
 from keras_vd.conversion.report import ConversionReport, ConversionRow

@@ -1,4 +1,4 @@
-"""Callbacks for `fit`: the weight of the KL divergence, and what it does."""
+"""Callbacks for `fit`: annealing of the KL divergence, and backups."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Warnings for ordinary habits that do not go with a KL in the loss."""
+"""Warnings about common habits that do not suit a loss with a KL divergence."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from typing import Any
 
 import keras
 
-# Of the figures that KLAnnealing logs, none is better without the KL.
+# The figures that KLAnnealing logs. A callback may monitor them, because none
+# of them is better in epochs in which the KL counts less.
 _OWN_FIGURES = ("kl", "kl_weight", "sparsity", "nonzero_ratio", "n_active")
 # Reductions that do not divide by the number of examples.
 _SUMS = ("sum", "none", None)
 
 
 def warn(message: str) -> None:
-    """Issue a warning of KLAnnealing's."""
+    """Issue a warning in the name of KLAnnealing."""
     warnings.warn(f"KLAnnealing: {message}", stacklevel=2)
 
 
 def warn_about_reduction(model: keras.Model) -> None:
-    """Warn if a compiled loss is no mean over examples."""
+    """Warn if a compiled loss is not a mean over examples."""
     for loss in _leaves(getattr(model, "loss", None)):
         reduction = getattr(loss, "reduction", "mean")
         if reduction in _SUMS:
@@ -35,7 +36,7 @@ def warn_about_reduction(model: keras.Model) -> None:
 
 
 def _leaves(loss: Any) -> Iterator[Any]:
-    """The losses of a compiled model, of one output or of several."""
+    """Yield the losses of a compiled model, of one output or of several."""
     if isinstance(loss, (dict, list, tuple)):
         values = loss.values() if isinstance(loss, dict) else loss
         for value in values:
@@ -48,7 +49,7 @@ def warn_about_end(event: str, share: float, full: int) -> None:
     """Warn that a run ends in the warm-up.
 
     Args:
-        event: What has ended.
+        event: What ends, as the beginning of the sentence.
         share: Share of the full weight in the last epoch.
         full: First epoch at full strength; epochs count from 0.
     """
@@ -61,7 +62,12 @@ def warn_about_end(event: str, share: float, full: int) -> None:
 
 
 def warn_about_zeros(first: int, epochs: int) -> None:
-    """Warn that a schedule of the user's own has nothing for the KL."""
+    """Warn that a callable schedule is 0 in all epochs of a fit.
+
+    Args:
+        first: First epoch of the fit; epochs count from 0.
+        epochs: Epoch before which the fit ends.
+    """
     warn(
         "this fit ends with the KL at 0% of its full weight: `schedule` is 0 "
         f"from epoch {first} to {epochs - 1}. Pass max_weight=0 to train "
@@ -70,7 +76,11 @@ def warn_about_zeros(first: int, epochs: int) -> None:
 
 
 def warn_about_unknown_end(full: int) -> None:
-    """Warn that the KL does not count in the first epochs of a loop."""
+    """Warn that the KL does not count yet in a loop of unknown length.
+
+    Args:
+        full: First epoch at full strength; epochs count from 0.
+    """
     warn(
         "the KL has no weight in this epoch, and its full weight from epoch "
         f"{full} on (counted from 0), as for a long run. Pass `set_weight` the "
@@ -82,7 +92,14 @@ def warn_about_unknown_end(full: int) -> None:
 def warn_about_fall(
     before: float, after: float, first: int, epochs: int
 ) -> None:
-    """Warn that a run is continued with another schedule."""
+    """Warn that a continued run has a smaller KL weight than before.
+
+    Args:
+        before: Weight before the fit.
+        after: Weight in its first epoch.
+        first: First epoch of the fit; epochs count from 0.
+        epochs: Number of epochs for which the schedule is made.
+    """
     warn(
         f"the KL weight falls from {before:.3g} to {after:.3g} in epoch "
         f"{first}, as the schedule is that of a run of {epochs} epochs. Pass "
@@ -92,7 +109,7 @@ def warn_about_fall(
 
 
 def warn_about_callbacks(callbacks: Iterable[Any], full: int) -> None:
-    """Warn of callbacks that prefer epochs of the warm-up.
+    """Warn about callbacks that prefer epochs of the warm-up.
 
     Args:
         callbacks: All callbacks of the fit.
@@ -130,16 +147,16 @@ def warn_about_examples(
     is_whole: bool,
     positions: int | None,
 ) -> None:
-    """Warn if an epoch has shown another number of examples.
+    """Warn if an epoch showed another number of examples than was passed.
 
     Args:
-        num_examples: What the user passed.
-        seen: Examples of the epoch.
-        steps: Batches of the epoch, if known.
+        num_examples: The number that the user passed.
+        seen: Number of examples in the epoch.
+        steps: Number of batches in the epoch, if known.
         is_whole: Whether the epoch is one pass over the data. Otherwise it may
             show any part of them, or all of them several times.
-        positions: Labels of an example, such as one for each word or pixel;
-            None if that is not known.
+        positions: Number of labels of an example, such as one for each word or
+            pixel; None if that is not known.
     """
     batch = seen / steps if steps else 1.0
     most = max(1.01 * seen, seen + batch - 1)
@@ -168,7 +185,7 @@ def warn_about_nonfinite(paths: list[str]) -> None:
     """Warn that a model has diverged, and where.
 
     Args:
-        paths: Of the variables with values that are not finite.
+        paths: Paths of the variables with values that are not finite.
     """
     warn(
         f"training is stopped: not finite are {', '.join(paths)}. It has "

@@ -1,4 +1,4 @@
-"""The callback that raises the weight of the KL divergence, and reports."""
+"""The callback that raises the KL weight during training and logs figures."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from keras_vd.posteriors.finding import named_posteriors, required_posteriors
 
 
 class KLAnnealing(keras.callbacks.Callback):
-    """Sets the KL weight of every posterior at the start of each epoch.
+    """Callback that sets the KL weight of all posteriors before each epoch.
 
     The loss of a variational model is the mean negative log likelihood per
     example plus w(epoch) / num_examples times the KL divergence in nats. w is
     0 before `start_epoch`, `max_weight` from `start_epoch + warmup_epochs` on,
-    and follows the schedule in between; epochs count from 0. By default 5
-    epochs at 0 and 15 of warm-up, or a twelfth and a quarter of the epochs of
-    `fit` where that is less, rounded down: a `fit` of up to 3 epochs has the
-    full weight from the first.
+    and follows the schedule in between; epochs count from 0. By default there
+    are 5 epochs at 0 and 15 of warm-up, or a twelfth and a quarter of the
+    epochs of `fit` where that is less, rounded down: a `fit` of up to 3 epochs
+    has the full weight from the first.
 
     As w depends on the epoch alone, a resumed run continues where it was; pass
     it the same `epochs`, or both `start_epoch` and `warmup_epochs`. A `fit`
@@ -51,7 +51,7 @@ class KLAnnealing(keras.callbacks.Callback):
     `start_from_epoch=annealing.full_strength_epoch(epochs)`; a
     `ModelCheckpoint(save_best_only=True)` belongs into a second `fit` with
     that `initial_epoch`. `BackupAndRestore`, `CSVLogger`, `TensorBoard` and
-    schedules of the learning rate go with this callback as they are.
+    schedules of the learning rate can be used together with this callback.
 
     Each epoch ends, after the progress bar, with a line such as
     `n_active: [374, 198, 159]`, the number of input units that each weight
@@ -65,11 +65,11 @@ class KLAnnealing(keras.callbacks.Callback):
     would pull log variances towards a variance of 1, and so are the variables
     of groups and gates.
 
-    Warns, at most once each: if a `fit` ends before the full weight; if
+    It warns, at most once each: if a `fit` ends before the full weight; if
     callbacks prefer epochs of the warm-up; if the first epoch shows another
     number of examples (with `steps_per_epoch`, only if `num_examples` is the
     number of batches; not on several devices or with a `train_step` of your
-    own); if a loss is a sum over the batch. Stops the training, with a
+    own); if a loss is a sum over the batch. It stops the training, with a
     warning, after an epoch with weights that are not finite.
 
     Args:
@@ -147,7 +147,7 @@ class KLAnnealing(keras.callbacks.Callback):
         self._is_noise_checked = False
 
     def weight_at(self, epoch: int, epochs: int | None = None) -> float:
-        """KL weight w(epoch) / num_examples, epochs counted from 0.
+        """Return the KL weight w(epoch) / num_examples; epochs count from 0.
 
         Args:
             epoch: Int >= 0.
@@ -163,7 +163,7 @@ class KLAnnealing(keras.callbacks.Callback):
         return self.max_weight * share / self.num_examples
 
     def full_strength_epoch(self, epochs: int | None = None) -> int:
-        """First epoch from which the KL weight stays as it is.
+        """Return the first epoch from which on the KL weight is constant.
 
         For `EarlyStopping(start_from_epoch=...)`; epochs count from 0.
 
@@ -215,7 +215,7 @@ class KLAnnealing(keras.callbacks.Callback):
             posterior.kl_weight.assign(weight)
 
     def _is_news(self, subject: str) -> bool:
-        """Whether nothing has been said about it yet; now it is."""
+        """Tell whether a subject comes up for the first time; remember it."""
         is_news = subject not in self._told
         self._told.add(subject)
         return is_news
@@ -249,7 +249,7 @@ class KLAnnealing(keras.callbacks.Callback):
             self._events = EventWriter(self.tensorboard)
 
     def _join_callbacks(self) -> None:
-        """Come after all other callbacks too, and shorten the bar."""
+        """Add a callback that runs after all others, and shorten the bar."""
         callbacks = self._fit.callbacks
         if callbacks is None or self not in callbacks.callbacks:
             return
@@ -279,12 +279,12 @@ class KLAnnealing(keras.callbacks.Callback):
         self._assign(self.model, self.weight_at(epoch))
 
     def _begin_run(self, first: int) -> None:
-        """Settle the schedule, and say what does not go with it."""
+        """Settle the schedule of a run, and warn about what does not fit it."""
         self._first_epoch = first
         epochs = (self.params or {}).get("epochs")
         if not epochs:
             return
-        # What is continued keeps the schedule that it began with.
+        # A continued run keeps the schedule that it began with.
         is_new = self._run_epochs is None
         if first == 0 or is_new:
             self._run_epochs = epochs
@@ -318,12 +318,13 @@ class KLAnnealing(keras.callbacks.Callback):
         if not self._is_noise_checked:
             self._check_noise()
         steps = self._fit.steps
-        # The last one: validation starts counting anew.
+        # Examples are counted after the last batch, because the validation
+        # that follows resets the count.
         if not self._is_counted and steps and batch + 1 >= steps:
             self._count_examples()
 
     def _check_noise(self) -> None:
-        """Raise a ValueError if nothing was drawn in the first batch."""
+        """Raise a ValueError if no noise was drawn in the first batch."""
         self._is_noise_checked = True
         trained = [x for x in required_posteriors(self.model) if x.trainable]
         if trained and not any(posterior.has_drawn for posterior in trained):
@@ -341,7 +342,7 @@ class KLAnnealing(keras.callbacks.Callback):
             self._count_examples()
 
     def _count_examples(self) -> None:
-        """Compare the examples of the first epoch with what the user said."""
+        """Compare the examples of the first epoch with `num_examples`."""
         if self._is_counted:
             return
         self._is_counted = True
@@ -374,7 +375,7 @@ class KLAnnealing(keras.callbacks.Callback):
             self._end_epoch()
 
     def _end_epoch(self) -> None:
-        """Print, once the progress bar has ended its line."""
+        """Print the figures, after the progress bar has ended its line."""
         if self.verbose and self._figures and self._last_epoch is not None:
             print(self._figures.line(self._last_epoch))
 
@@ -386,7 +387,11 @@ class KLAnnealing(keras.callbacks.Callback):
             self._end_run()
 
     def _end_run(self) -> None:
-        """Leave the weights of the last epoch, whatever was restored."""
+        """Set the KL weights of the last epoch again, and undo all changes.
+
+        A callback such as `EarlyStopping` may have restored those of another
+        epoch.
+        """
         last = self._last_epoch
         if last is not None:
             self._assign(self.model, self.weight_at(last))
@@ -394,7 +399,8 @@ class KLAnnealing(keras.callbacks.Callback):
             full = self.schedule.full_epoch(self._run_epochs or unknown)
             if last < full:
                 self._warn_about_end(last, full, "training has stopped")
-            # What has ended at full strength once needs no advice.
+            # This run ended at full strength or has been warned about, so
+            # further runs with this object need no advice about their end.
             self._told.add("end")
         for bar in self._bars:
             bar.undo()
@@ -406,7 +412,7 @@ class KLAnnealing(keras.callbacks.Callback):
         self._forget_fit()
 
     def _histograms(self) -> dict[str, Any]:
-        """What decides which weights and gates are kept, by tag."""
+        """Return what decides which weights and gates are kept, by tag."""
         found = {}
         for name, posterior in named_posteriors(self.model):
             if isinstance(posterior, WeightPosterior):
@@ -417,7 +423,7 @@ class KLAnnealing(keras.callbacks.Callback):
 
 
 class _Afterwards(keras.callbacks.Callback):
-    """What KLAnnealing does when all other callbacks are through."""
+    """Callback that ends epochs and runs of KLAnnealing after all others."""
 
     def __init__(self, annealing: KLAnnealing) -> None:
         super().__init__()

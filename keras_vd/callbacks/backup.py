@@ -1,4 +1,4 @@
-"""Training callback: what a run needs to go on after it was killed."""
+"""The callback that saves what a killed run needs to continue."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ _EPOCH = "epochs_done"
 
 
 class BackupAndRestore(keras.callbacks.Callback):
-    """Saves the state of the training after each epoch, in one step.
+    """Callback that saves the state of training after each epoch, in one step.
 
     A run that is killed, at any moment, and started again by the same script
-    goes on with the epoch that it was in and ends at the same weights as one
-    that never was, to the last bit on the same machine: weights, optimizer, KL
-    weights, masks and the seeds of the noise are in the file. Data must come in
-    the same order in each epoch, and layers of Keras that draw at random, such
-    as Dropout, start their draws over.
+    goes on with the epoch that it was in. It ends at the same weights as a run
+    that was never killed, to the last bit on the same machine: weights,
+    optimizer, KL weights, masks and the seeds of the noise are in the file.
+    Data must come in the same order in each epoch, and layers of Keras that
+    draw at random, such as Dropout, start their draws over.
 
     `keras.callbacks.BackupAndRestore` writes the weights and the number of the
     epoch to two files, over the old ones. A run that is killed meanwhile cannot
-    go on, or trains an epoch twice without a word.
+    go on, or trains an epoch twice without a warning.
 
     Args:
-        backup_dir: Folder of the file, of this run alone.
+        backup_dir: Folder of the file, which no other run may use.
         delete_checkpoint: Whether the file is deleted when `fit` ends.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What an epoch has come to, for logs, for the progress bar and for people."""
+"""Figures of an epoch, for logs, for the progress bar and for people."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Figures:
     """Figures of a model at the end of an epoch.
 
     Attributes:
-        totals: Of the whole model, by the names that logs have.
+        totals: Figures of the whole model, by their names in the logs.
         layers: `n_active` of each weight, group and gate.
         nonfinite: Paths of variables with values that are not finite.
     """
@@ -38,7 +38,7 @@ class Figures:
         self.nonfinite = list(report.nonfinite)
 
     def line(self, epoch: int) -> str:
-        """One line for people; epochs count from 1 there."""
+        """Return a line to print, in which epochs count from 1."""
         totals = self.totals
         end = f", not finite: {', '.join(self.nonfinite)}"
         return (
@@ -50,16 +50,16 @@ class Figures:
         )
 
     def summary(self) -> dict[str, int]:
-        """What the progress bar shows in place of `layers`."""
+        """Return what the progress bar shows in place of `layers`."""
         counts = self.layers.values()
         return {"n_active_min": min(counts), "n_active_sum": sum(counts)}
 
 
 class ShortBar:
-    """Has a progress bar show a summary of what layers are active.
+    """Change to a progress bar: a summary in place of one figure per layer.
 
-    All callbacks share one dictionary of logs, so that nothing can be left
-    out of it for one of them. It is this bar that is told less.
+    All callbacks share one dictionary of logs, so nothing can be left out of
+    it for the bar alone. Instead, the bar's method is given a shorter copy.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class ShortBar:
         figures: Callable[[], Figures | None],
     ) -> None:
         self._bar, self._figures = bar, figures
-        # On the instance: the bar of this fit and no other.
+        # Set on the instance, so that the bars of other fits stay as they are.
         bar.on_epoch_end = self._on_epoch_end
 
     def _on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -83,5 +83,5 @@ class ShortBar:
         type(self._bar).on_epoch_end(self._bar, epoch, shown)
 
     def undo(self) -> None:
-        """Leave the bar as it was."""
+        """Restore the bar as it was."""
         vars(self._bar).pop("on_epoch_end", None)

@@ -1,4 +1,4 @@
-"""Which share of its full weight the KL divergence has, by epoch."""
+"""The share of its full weight that the KL divergence has, by epoch."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ _SHAPES: dict[str, Callable[[float], float]] = {
     "cosine": lambda t: 0.5 - 0.5 * math.cos(math.pi * t),
     "step": math.floor,
 }
-# From so many epochs on, the default warm-up is as long as it gets: 5 epochs
-# at 0 and 15 until full strength.
+# A run of at least this many epochs has the longest default warm-up: 5 epochs
+# at 0, and 15 until full strength.
 _LONG = 60
 
 
 class Schedule:
-    """A warm-up, scaled to the epochs of a run where nothing else is said.
+    """A warm-up, scaled to the epochs of a run unless its own are given.
 
     Args:
         start_epoch: Int >= 0 or None: first epoch of the warm-up.
         warmup_epochs: Int >= 0 or None: length of the warm-up.
-        shape: A string, or a callable `epoch -> share`, which replaces both.
+        shape: Name of a shape, or a callable `epoch -> share`, which replaces
+            both.
 
     Raises:
         TypeError: if an argument is of the wrong type.
@@ -52,11 +53,11 @@ class Schedule:
 
     @property
     def is_scaled(self) -> bool:
-        """Whether the number of epochs makes a difference."""
+        """Whether the schedule depends on the number of epochs of the run."""
         return None in self._ends and not callable(self._shape)
 
     def _warmup(self, epochs: int | None) -> tuple[int, int]:
-        """First epoch and length of the warm-up."""
+        """Return the first epoch and the length of the warm-up, in epochs."""
         epochs = _LONG if epochs is None else min(epochs, _LONG)
         start, length = self._ends
         return (
@@ -65,7 +66,12 @@ class Schedule:
         )
 
     def share(self, epoch: int, epochs: int | None) -> float:
-        """Share of the full weight in an epoch of a run of so many epochs."""
+        """Return the share of the full weight in an epoch of a run.
+
+        Args:
+            epoch: The epoch, counted from 0.
+            epochs: Number of epochs of the run; None: as in a long run.
+        """
         if callable(self._shape):
             return check_number("schedule(epoch)", self._shape(epoch), 0.0)
         start, length = self._warmup(epochs)
@@ -76,10 +82,10 @@ class Schedule:
         return _SHAPES[self._shape]((epoch - start) / length)
 
     def full_epoch(self, epochs: int | None) -> int:
-        """First epoch from which the weight stays as it is.
+        """Return the first epoch from which on the weight is constant.
 
         Raises:
-            ValueError: if only the epochs of a callable would tell.
+            ValueError: if the schedule is a callable and `epochs` is None.
         """
         if not callable(self._shape):
             return sum(self._warmup(epochs))
