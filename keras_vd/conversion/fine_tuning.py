@@ -315,7 +315,7 @@ class FrozenZeros(keras.constraints.Constraint):
 
 
 def _masked(nonzero: np.ndarray, value: Any) -> Any:
-    # Optimizers pass the variable itself, which JAX cannot trace in `where`.
+    # Optimizers pass the variable itself, which JAX cannot trace here.
     value = ops.convert_to_tensor(value)
     return ops.where(nonzero, value, ops.zeros_like(value))
 

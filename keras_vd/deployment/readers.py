@@ -206,7 +206,7 @@ def measure_request(request: dict[str, Any], folder: Path) -> list[Any]:
         batch_sizes.append(file["batch_size"])
         arrays = [array[: batch_sizes[i]] for array in inputs]
         try:
-            if not calls:  # the start of the runtime shall not be timed
+            if not calls:  # so that the start of the runtime is not timed
                 reader(file["path"], file["names"])(arrays)()
             start = time.perf_counter()
             calls[i] = reader(file["path"], file["names"])(arrays)

@@ -73,13 +73,13 @@ class Projection:
 
 @dataclasses.dataclass
 class Selection:
-    """Which groups, heads and dimensions stay, the same number in each.
+    """The groups, heads and dimensions that stay, the same number in each.
 
     Attributes:
-        groups: `(kept groups,)`: their numbers.
-        heads: `(kept groups, kept heads)`: numbers of heads in a group.
-        key_dims: `(kept groups, kept dims)`: of queries and keys.
-        value_dims: `(kept groups, kept dims)`: of values and gates.
+        groups: `(kept groups,)`: their indices.
+        heads: `(kept groups, kept heads)`: indices of heads in a group.
+        key_dims: `(kept groups, kept dims)`: indices in queries and keys.
+        value_dims: `(kept groups, kept dims)`: indices in values and gates.
     """
 
     groups: np.ndarray

@@ -228,8 +228,8 @@ def _can_be_written_out(
     functional = functional_part(call.operation)
     if functional is None or len(args) != 1:
         return False
-    # The layers inside would not get a mask with which the nested model is
-    # called, because it is not among the arguments of their calls.
+    # A mask that is passed to a nested model is not among the arguments of the
+    # calls inside, which would lose it.
     options = {k: v for k, v in kwargs.items() if k != "training"}
     if any(x is not None for x in keras.tree.flatten(options)):
         return False

@@ -111,7 +111,7 @@ class Dense(Linear):
 
 @rule_for(keras.layers.EinsumDense)
 class EinsumDense(Linear):
-    """What `Dense` computes, written as an equation such as "abc,cd->abd"."""
+    """A dense layer, written as an equation such as "abc,cd->abd"."""
 
     EQUATION = re.compile(r"^(\.{3}|)(\w*)(\w),\3(\w)->\1\2\4$")
 
@@ -265,8 +265,8 @@ class SeparableConv(Conv):
         channels, multiplier = depthwise.shape[-2:]
         pointwise = to_numpy(self.layer.pointwise_kernel)
         pointwise = pointwise.reshape(channels, multiplier, -1)
-        # The products are not summed over the multiplier: so one is zero only
-        # if one of its factors is.
+        # The products are not summed over the multiplier, so that one is zero
+        # only if one of its factors is.
         products = depthwise[..., None] * pointwise
         return np.moveaxis(products, -2, 0)
 
