@@ -137,6 +137,8 @@ class VDEinsumDense(LinearLayer, keras.layers.EinsumDense):
             unit_factors, [kernel_axes.index(axis) for axis in summed + order]
         )
         sizes = dict(zip(order, unit_factors.shape[len(summed) :], strict=True))
+        rest = len(total.shape) - len(outputs.replace("...", ""))
+        written = outputs.replace("...", "." * rest)
         return total * ops.reshape(
-            unit_factors, [sizes.get(axis, 1) for axis in outputs]
+            unit_factors, [sizes.get(axis, 1) for axis in written]
         )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import operator
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -23,7 +24,7 @@ import pytest
 from keras import ops
 from keras.src.testing import TestCase
 
-from keras_vd import posteriors
+from keras_vd import posteriors, variational_weights
 from tests.helpers.arrays import to_numpy
 from tests.helpers.gradients import gradient
 from tests.helpers.plain import linear_moments, plain_class
@@ -32,6 +33,8 @@ KL_WEIGHT = 0.1
 # Bound on a standard normal statistic; a two-sided 5e-7 for each element.
 MAX_Z = 5.0
 NUM_DRAWS = 4000
+SHARES = ("unit", "input", "rank1", "layer")
+SHARED_OPS = ("_shared_op", "_pointwise_shared_op")
 IS_JAX = keras.backend.backend() == "jax"
 # Arguments of Keras layers for what variational layers do not offer.
 REFUSED_ARGUMENTS = {
@@ -474,6 +477,48 @@ class LinearContract(LayerContract):
             assert (spread < 1e-5) == is_equal
             assert np.abs(first - second).max() > 1e-2
             assert_equal(layer(inputs), layer(inputs))
+
+    @pytest.mark.parametrize("share", SHARES)
+    def test_shared_variances(self, case: Case, share: str) -> None:
+        """Oracle: the product of all variances, with the same noise."""
+        layer = case.make(posterior=posteriors.SparseVD(share=share))
+        check_shared_variances(layer, case.inputs())
+
+
+def check_shared_variances(layer: Any, inputs: Any) -> None:
+    """Compare outputs and gradients with those of a second product.
+
+    Before weights are pruned and afterwards; a weight that is gone has no
+    noise. Oracle: the same noise, and the autodiff of that product.
+    """
+
+    def outputs_and_gradients() -> dict[str, np.ndarray]:
+        with keras.StatelessScope():
+            outputs = to_numpy(layer(inputs, training=True))
+        return {"": outputs, **training_gradients(layer, inputs)}
+
+    shared_ops = [name for name in SHARED_OPS if hasattr(layer, name)]
+    found, expected = [], []
+    for is_pruned in (False, True):
+        if is_pruned:
+            for posterior in variational_weights(layer):
+                kept = np.arange(math.prod(posterior.theta.shape)) % 5 > 0
+                posterior.keep_mask.assign(kept.reshape(posterior.theta.shape))
+        found.append(outputs_and_gradients())
+        for name in shared_ops:
+            setattr(layer, name, None)
+        expected.append(outputs_and_gradients())
+        for name in shared_ops:
+            delattr(layer, name)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.keys() == theirs.keys()
+        for path in theirs:
+            size = np.abs(theirs[path]).max()
+            np.testing.assert_allclose(
+                ours[path], theirs[path], rtol=1e-4, atol=1e-4 * size
+            )
+    # Shared variances and the mask take part in what is compared.
+    assert np.abs(found[0][""] - found[1][""]).max() > 1e-3
 
 
 class MixedPrecisionContract:

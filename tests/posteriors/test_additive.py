@@ -116,16 +116,6 @@ def test_log_alpha_and_log_sigma2_are_inverse():
     assert_close(posterior.log_alpha, log_alpha, 1e-5)
 
 
-@pytest.mark.parametrize("share", ["weight", "unit", "layer"])
-def test_initial_log_sigma2(share):
-    shape = {"weight": (4, 3), "unit": (1, 3), "layer": (1, 1)}[share]
-    options = {"share": share, "log_sigma2_init": -7.5}
-    layer = layers.VDDense(3, posterior=posteriors.SparseVD(**options))
-    layer.build((None, 4))
-    log_sigma2 = to_numpy(layer.kernel_posterior.log_sigma2)
-    np.testing.assert_array_equal(log_sigma2, np.full(shape, -7.5))
-
-
 @pytest.mark.parametrize(
     ("name", "prior", "threshold"),
     [
