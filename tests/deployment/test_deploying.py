@@ -24,7 +24,7 @@ from tests.helpers.deployment import (
     size,
     sparse,
 )
-from tests.helpers.models import mlp, run_python
+from tests.helpers.models import REPOSITORY, mlp, run_python
 
 SAVED_MODELS = pytest.mark.skipif(
     BACKEND == "torch", reason="PyTorch writes no SavedModel."
@@ -354,7 +354,7 @@ def test_a_c_program_serves_them(served, tmp_path):
     libraries = sorted(pathlib.Path(lib).glob("libtensorflow_*.so.2"))
     if not header.exists() or len(libraries) < 2:
         pytest.skip("needs the headers and libraries of TensorFlow's wheel")
-    source = pathlib.Path(__file__).parent / "clients" / "saved_model.c"
+    source = REPOSITORY / "tests" / "clients" / "saved_model.c"
     program = tmp_path / "client"
     command = ["gcc", "-Wall", "-Werror", source, "-o", program]
     command += [f"-I{include}", *libraries, f"-Wl,-rpath,{lib}"]

@@ -1,6 +1,7 @@
 """Models, steps and runs that the tests of several devices share."""
 
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -149,7 +150,7 @@ def run_tests(name, **environment):
     """Run the tests of a file in a process with devices of its own."""
     code = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
     options = ("-q", "-x", "-p", "no:xdist", "-p", "no:cacheprovider")
-    path = REPOSITORY / "tests" / "distributed" / name
+    path = pathlib.Path(__file__).parent / name
     result = run_python(code, *options, path, **environment)
     assert result.returncode == 0, result.stdout + result.stderr
 
