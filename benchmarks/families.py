@@ -121,6 +121,8 @@ FAMILIES = {
     "keras_vd, exact KL": functools.partial(
         sparse_vd, prior=keras_vd.priors.LogUniform("exact")
     ),
+    "keras_vd, share unit": functools.partial(sparse_vd, share="unit"),
+    "keras_vd, share layer": functools.partial(sparse_vd, share="layer"),
     "keras_vd, bfloat16 variance": functools.partial(
         sparse_vd, variance_dtype="bfloat16"
     ),
@@ -130,19 +132,28 @@ FAMILIES = {
     "plain, bfloat16": functools.partial(Plain, "mixed_bfloat16"),
     "keras_vd, bfloat16": functools.partial(Variational, "mixed_bfloat16"),
 }
+_CONVOLUTIONAL = (
+    "two products",
+    "keras_vd",
+    "keras_vd, share unit",
+    "keras_vd, share layer",
+    "keras_vd, bfloat16 variance",
+)
 _OF_KIND: dict[str, tuple[str, ...]] = {
     "dense": (
         "two products",
         "keras_vd",
         "keras_vd, Gaussian",
         "keras_vd, exact KL",
+        "keras_vd, share unit",
+        "keras_vd, share layer",
         "keras_vd, bfloat16 variance",
     ),
-    "conv": ("two products", "keras_vd", "keras_vd, bfloat16 variance"),
-    "lenet": ("two products", "keras_vd", "keras_vd, bfloat16 variance"),
+    "conv": _CONVOLUTIONAL,
+    "lenet": _CONVOLUTIONAL,
     "LSTM": ("keras_vd", "keras_vd, per sequence"),
     "GRU": ("keras_vd", "keras_vd, per sequence"),
-    "embedding": ("keras_vd",),
+    "embedding": ("keras_vd", "keras_vd, share unit"),
 }
 
 

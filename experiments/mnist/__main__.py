@@ -31,6 +31,7 @@ import keras_vd.plots
 from experiments import common
 from experiments.mnist import data, models, recipes, training
 from experiments.mnist.training import error_percent, predict
+from keras_vd.posteriors.sharing import SHARES
 
 FRONTIER = (3.0, 2.0, 1.0, 0.5, 0.0, -0.5, -1.0)
 
@@ -52,6 +53,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--batch-size", type=int, help="default: the recipe's")
     add("--kl-weight", type=float, help="default: the recipe's")
     add("--threshold", type=float, help="default: the recipe's")
+    add("--share", choices=SHARES, help="default: the recipe's")
     add("--shift", type=int, help="random shifts; default: the recipe's")
     add("--seed", type=int, default=0)
     add("--limit", type=int, help="use only that many training images")
@@ -68,6 +70,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         ("kl_weight", models.VARIATIONAL),
         ("finetune_epochs", (*sparse, *models.GATES)),
         ("threshold", sparse),
+        ("share", sparse),
     ):
         if getattr(parsed, name) is not None and parsed.method not in methods:
             option = "--" + name.replace("_", "-")
@@ -89,6 +92,7 @@ def choose_recipe(arguments: argparse.Namespace, images: int) -> recipes.Recipe:
             "batch_size",
             "kl_weight",
             "threshold",
+            "share",
             "shift",
         )
         if getattr(arguments, name) is not None

@@ -37,6 +37,7 @@ class Recipe:
             training.
         threshold: log_alpha at which a weight is pruned at the end.
         log_sigma2_init: Initial log variance.
+        share: Which weights share a variance, see `posteriors.SparseVD`.
         weight_decay: Factor of |kernel|^2 / 2 in the loss of plain networks.
         shift: Largest random shift of a training image, in pixels.
         gate_factor: Learning rate of gates relative to that of weights.
@@ -62,6 +63,7 @@ class Recipe:
     clip_threshold: float = 3.0
     threshold: float = 3.0
     log_sigma2_init: float = -8.0
+    share: str = "weight"
     weight_decay: float = 1e-4
     shift: int = 0
     gate_factor: float = 1.0
@@ -87,6 +89,7 @@ class Recipe:
         return sparse(
             log_sigma2_init=self.log_sigma2_init,
             threshold=self.clip_threshold,
+            share=self.share,
             prior=self.prior(method),
         )
 

@@ -102,6 +102,19 @@ def test_which_weights_are_kept(threshold):
         )
 
 
+@pytest.mark.parametrize("threshold", [-20.0, -3.0, 0.0, 3.0, 20.0])
+@pytest.mark.parametrize("shared", [(1, 50), (60, 1), (1, 1)])
+def test_which_weights_are_kept_by_shared_variances(threshold, shared):
+    """Oracle: log_alpha below the threshold."""
+    small = RNG.uniform(-30.0, 20.0, shared).astype("float32")
+    log_alpha = small - np.log(THETA.astype("float64") ** 2 + THETA2_FLOOR)
+    bound = MAX_ABS_LOG_ALPHA
+    expected = KEEP_MASK & (np.clip(log_alpha, -bound, bound) < threshold)
+    for kind in (Moments, SignalToNoiseMoments):
+        found = moments(kind, log_sigma2=small).is_kept(threshold)
+        np.testing.assert_array_equal(to_numpy(found), expected)
+
+
 @pytest.mark.parametrize("kind", [Moments, SignalToNoiseMoments])
 def test_a_weight_at_the_threshold_is_pruned(kind):
     """Where theta is 1, log_alpha is log_sigma2."""
