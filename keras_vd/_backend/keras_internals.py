@@ -346,7 +346,7 @@ def extended(cls: type, package: str) -> type:
     )
 
 
-def computed_class(cls: type) -> type:
+def computing_class(cls: type) -> type:
     """Return the class whose code computes what a class computes.
 
     That is the Keras class that it extends if it only adapts the constructor or

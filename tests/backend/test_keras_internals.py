@@ -496,10 +496,10 @@ def test_classes_that_compute_the_same():
     assert internals.overridden(Adapted, keras.layers.Dense) == []
     assert internals.overridden(Changed, keras.layers.Dense) == ["call"]
     assert internals.extended(Changed, "keras") is keras.layers.Dense
-    assert internals.computed_class(keras.layers.LSTM) is keras.layers.LSTM
-    assert internals.computed_class(Adapted) is keras.layers.Dense
-    assert internals.computed_class(Changed) is Changed
-    assert internals.computed_class(int) is int
+    assert internals.computing_class(keras.layers.LSTM) is keras.layers.LSTM
+    assert internals.computing_class(Adapted) is keras.layers.Dense
+    assert internals.computing_class(Changed) is Changed
+    assert internals.computing_class(int) is int
 
 
 @pytest.mark.core
