@@ -7,12 +7,14 @@ import html
 import io
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import keras
 
 from keras_vd._backend.tables import html_fragment
+from keras_vd._backend.writing import read_back, write_checked
 from keras_vd.sparsity import SparsityReport, sparsity_report
 
 _PAGE = """<!DOCTYPE html>
@@ -60,6 +62,7 @@ def html_report(
         ValueError: if it is not built or has no variational layers, or
             `history` lacks an accuracy or the nonzero ratio.
         ImportError: if matplotlib is not installed.
+        OSError: if the file cannot be written.
 
     Example:
     >>> layer = keras_vd.layers.VDDense(3)
@@ -80,7 +83,15 @@ def html_report(
             f"<h2>{title}</h2>\n{content}" for title, content in sections
         ),
     )
-    return _write(Path(path), page)
+
+    def check(new: Path) -> None:
+        if read_back(new, partial(Path.read_text, encoding="utf-8")) != page:
+            raise OSError(f"'{new.name}' is not what was written to it.")
+
+    write_checked(
+        path, partial(Path.write_text, data=page, encoding="utf-8"), check
+    )
+    return Path(path)
 
 
 def _figures(
@@ -116,14 +127,3 @@ def _embedded(figure: Any) -> str:
     figure.savefig(file, format="png", dpi=120)
     data = base64.b64encode(file.getvalue()).decode()
     return f'<img alt="" src="data:image/png;base64,{data}">'
-
-
-def _write(path: Path, text: str) -> Path:
-    """Write a file in one step, so that no reader sees half of it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path

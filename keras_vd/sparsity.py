@@ -168,9 +168,8 @@ class SparsityReport(Report):
     @property
     def nonzero_ratio_with_biases(self) -> float:
         """Ratio like `nonzero_ratio`, with the biases of the same layers."""
-        return _ratio(
-            self.weights + self.biases, self.nonzero + self.nonzero_biases
-        )
+        total, nonzero = self._entries()
+        return _ratio(total + self.biases, nonzero + self.nonzero_biases)
 
     @property
     def nonzero_ratio_of_model(self) -> float:
@@ -280,6 +279,8 @@ class SparsityReport(Report):
 
 
 def _ratio(total: int, nonzero: int) -> float:
+    if not total:  # nothing of nothing is zero
+        return 1.0
     return total / nonzero if nonzero else math.inf
 
 

@@ -93,3 +93,12 @@ def test_docstring_examples(name):
 def test_the_table_of_layers_is_that_of_the_package():
     """Oracle: what the command that it names would write."""
     assert (ROOT / "docs" / "layers.md").read_text() == layer_table.page()
+
+
+def test_the_table_of_layers_has_the_names_that_people_know():
+    names = layer_table.NAMES
+    assert names[keras.layers.Convolution2D] == "Conv2D"
+    assert names[keras.layers.AvgPool1D] == "AveragePooling1D"
+    # Exported under another name than that of its class.
+    found = names[keras.layers.GroupQueryAttention]
+    assert found == "GroupQueryAttention"

@@ -1,7 +1,9 @@
-"""A layer and a prior of one's own, by the table of CONTRIBUTING.md.
+"""A layer, a prior and a posterior of one's own, by CONTRIBUTING.md.
 
-This file is what a new module of the package would be: nothing else has to know
-of the layer `VDBilinear`, its rule and the prior `Laplace`.
+This file is what new modules of the package would be: nothing else has to know
+of the layer `VDBilinear`, its rule, the prior `Laplace` and the posterior
+`SoftplusGaussian`. Their strings in `priors` and `posteriors` are all that they
+lack.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from keras_vd import posteriors, priors
 from keras_vd._backend.types import Tensor
 from keras_vd.layers.base import LinearLayer
 from keras_vd.posteriors.binding import Axes
+from keras_vd.posteriors.moments import THETA2_FLOOR
 from keras_vd.rules.costs import count_macs
 from keras_vd.rules.rule import Rule, rule_for, to_numpy
 
@@ -33,6 +36,8 @@ pytestmark = pytest.mark.core
 class Bilinear(keras.layers.Layer):
     """A plain layer of two inputs: y_k = sum_ij a_i W_ijk b_j + bias_k."""
 
+    # `LinearLayer` applies `self.activation` after `self.bias`, because Keras'
+    # own linear layers have both; None stands for no activation.
     activation = None
 
     def __init__(self, units, **options):
@@ -135,6 +140,43 @@ class Laplace(priors.Prior):
         return {"scale": self.scale}
 
 
+@register
+class SoftplusGaussian(posteriors.WeightPosterior):
+    """Posterior N(theta, sigma2) with sigma = log(1 + exp(rho)).
+
+    This is the parameterization of Blundell et al. 2015 (arXiv:1505.05424,
+    section 3.2), with their prior N(0, 1) and without pruning by default.
+    """
+
+    # The variables of others need a bound: see `AdditiveGaussian`.
+    _shares = ("weight",)
+
+    def __init__(self, rho_init=-3.0, **options):
+        super().__init__(**{"prior": "gaussian", "threshold": None, **options})
+        self.rho_init = rho_init
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.rho = self.add_weight(
+            name="rho",
+            shape=input_shape,
+            initializer=keras.initializers.Constant(self.rho_init),
+            # Variances are not for 16 bits, whatever the layer computes in.
+            dtype="float32",
+            autocast=False,
+        )
+
+    def _noise_parameters(self):
+        return (self.rho,)
+
+    def _log_variances(self, theta, rho):
+        log_sigma2 = 2.0 * ops.log(ops.softplus(rho))
+        return log_sigma2, log_sigma2 - ops.log(theta**2 + THETA2_FLOOR)
+
+    def get_config(self):
+        return {"rho_init": self.rho_init, **super().get_config()}
+
+
 def plain_model():
     a, b = keras.Input((5,)), keras.Input((4,))
     x = keras.layers.Dense(6, activation="relu")(a)
@@ -229,6 +271,119 @@ def test_a_prior_is_its_divergence(tmp_path):
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert keras_vd.kl_divergence(loaded) == pytest.approx(expected, rel=1e-4)
     assert loaded.layers[0].kernel_posterior.prior.scale == 0.5
+
+
+def dense_with_posterior(**options):
+    """A model of one layer, of random means and deviations from 0.1 to 0.7."""
+    posterior = SoftplusGaussian(**options)
+    layer = keras_vd.layers.VDDense(3, posterior=posterior, kl_weight=0.1)
+    model = keras.Sequential([keras.Input((4,)), layer])
+    rng = np.random.default_rng(0)
+    layer.kernel.assign(rng.normal(size=(4, 3)))
+    layer.kernel_posterior.rho.assign(rng.uniform(-2.0, 0.0, (4, 3)))
+    return model
+
+
+def moments(model):
+    """Means and standard deviations of the kernel, float64, in NumPy."""
+    posterior = model.layers[0].kernel_posterior
+    theta, rho = (
+        np.array(ops.convert_to_numpy(x), "float64")
+        for x in (posterior.theta, posterior.rho)
+    )
+    return theta, np.log1p(np.exp(rho))
+
+
+@pytest.mark.parametrize("estimator", ["local", "weight"])
+def test_noise_of_a_posterior(estimator):
+    """Oracle: y ~ N(x theta, x^2 sigma^2), in NumPy."""
+    model, number = dense_with_posterior(estimator=estimator), 20000
+    theta, sigma = moments(model)
+    x = np.array([[1.0, -2.0, 0.5, 0.0]], "float32")
+    if estimator == "local":
+        inputs = np.repeat(x, number, axis=0)
+        outputs = ops.convert_to_numpy(model(inputs, training=True))
+    else:
+        number = 300
+        posterior = model.layers[0].kernel_posterior
+        kernels = [
+            ops.convert_to_numpy(posterior.sample()) for _ in range(number)
+        ]
+        outputs = (x @ np.stack(kernels))[:, 0]
+    stddev = np.sqrt(x**2 @ sigma**2)[0]
+    gap = (outputs.mean(axis=0) - (x @ theta)[0]) / stddev * np.sqrt(number)
+    assert np.abs(gap).max() < 5.0
+    # A sample variance has the relative variance 2 / n.
+    gap = (outputs.var(axis=0) / stddev**2 - 1.0) / np.sqrt(2.0 / number)
+    assert np.abs(gap).max() < 5.0
+
+
+def test_a_posterior_goes_the_whole_way(tmp_path):
+    """Oracles: two Gaussians' divergence; what was computed before saving."""
+    model = dense_with_posterior(threshold=0.0)
+    theta, sigma = moments(model)
+    divergence = np.sum((sigma**2 + theta**2 - 1.0) / 2.0 - np.log(sigma))
+    assert keras_vd.kl_divergence(model) == pytest.approx(divergence, rel=1e-5)
+    # log alpha >= 0 is sigma >= |theta|.
+    kept = sigma < np.abs(theta)
+    assert 0 < kept.sum() < kept.size
+    inputs = np.random.default_rng(1).normal(size=(5, 4)).astype("float32")
+    expected = inputs @ (theta * kept)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert type(loaded.layers[0].kernel_posterior) is SoftplusGaussian
+    assert keras_vd.kl_divergence(loaded) == pytest.approx(divergence, rel=1e-5)
+    assert keras_vd.prune(loaded).nonzero == kept.sum()
+    for found in (model, loaded, keras_vd.to_deterministic(loaded)):
+        outputs = found.predict(inputs, verbose=0)
+        np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_options_of_a_posterior():
+    posterior = SoftplusGaussian(rho_init=-1.0, threshold=2.0)
+    revived = posteriors.get(posteriors.serialize(posterior))
+    assert type(revived) is SoftplusGaussian
+    assert revived.get_config() == posterior.get_config()
+    plain = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    model = keras_vd.to_variational(plain, posterior=posterior, verbose=0)
+    _, sigma = moments(model)
+    np.testing.assert_allclose(sigma, np.log1p(np.exp(-1.0)), rtol=1e-6)
+
+
+@pytest.mark.integration
+def test_a_posterior_is_trained_to_the_exact_one():
+    """Oracle: Bayesian linear regression.
+
+    A mean squared error is the log likelihood of noise of variance 1/2. With
+    orthogonal columns of +-1 the exact posterior of N examples is factorized:
+    precision 1 + 2 N and mean w 2 N / (1 + 2 N) for targets x w.
+    """
+    keras.utils.set_random_seed(0)
+    columns = np.array(np.meshgrid(*[[-1.0, 1.0]] * 4)).reshape(4, -1).T
+    x = np.tile(columns, (128, 1)).astype("float32")
+    weights = np.array(
+        [[1.0, 0.0, -0.5], [0.3, 2.0, 0.0], [0.0] * 3, [1.0] * 3]
+    )
+    layer = keras_vd.layers.VDDense(
+        3, posterior=SoftplusGaussian(), use_bias=False
+    )
+    model = keras.Sequential([keras.Input((4,)), layer])
+    optimizer = keras.optimizers.Adam(0.01, beta_2=0.99)
+    # The loss is a mean over outputs, the likelihood a sum.
+    model.compile(optimizer, "mse", loss_weights=3.0)
+    annealing = keras_vd.callbacks.KLAnnealing(len(x), 0, 2, verbose=0)
+    model.fit(
+        x,
+        x @ weights,
+        batch_size=32,
+        epochs=16,
+        callbacks=[annealing],
+        verbose=0,
+    )
+    theta, sigma = moments(model)
+    precision = 1.0 + 2.0 * len(x)
+    np.testing.assert_allclose(theta, weights, atol=0.02)
+    np.testing.assert_allclose(sigma, precision**-0.5, rtol=0.15)
 
 
 def test_the_table_of_files_names_files_that_exist():

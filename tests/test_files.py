@@ -20,7 +20,8 @@ FILES = sorted((pathlib.Path(__file__).parent / "files").glob("*/*.keras"))
 def test_there_is_a_file_of_every_layer_and_posterior():
     names = {file.stem for file in FILES}
     assert set(keras_vd.layers.__all__) <= names
-    assert {"ARD", "Gaussian", "SparseVD", "VD"} <= names
+    kinds = keras_vd.posteriors._NAMES.values()
+    assert {kind.__name__ for kind in kinds} <= names
 
 
 @pytest.mark.core

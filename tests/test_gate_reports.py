@@ -84,6 +84,7 @@ def test_gates_alone():
     assert (report.others, report.nonzero_others) == (53, 53)
     assert report.sparsity == pytest.approx(1 - 5 / 11)
     assert report.nonzero_ratio == pytest.approx(11 / 5)
+    assert report.nonzero_ratio_with_biases == report.nonzero_ratio
     assert report.nonzero_ratio_of_model == pytest.approx(1.0)
     values = report.to_dict()
     assert json.loads(json.dumps(values)) == values
@@ -152,6 +153,8 @@ def test_names_of_gates(gate: Gate):
     report = keras_vd.sparsity_report(model)
     assert len({row.name for row in report.gates}) == 2
     assert report.others == report.biases == 0
+    # Nothing of nothing is zero.
+    assert report.nonzero_ratio_of_model == 1.0
 
 
 def test_kl_divergence_of_a_model():

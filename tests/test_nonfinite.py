@@ -10,6 +10,7 @@ import keras_vd
 from keras_vd import deployment, layers, posteriors
 from keras_vd.callbacks import KLAnnealing
 from tests.helpers.arrays import random_inputs, to_float64
+from tests.helpers.gates import DEPENDENT, parametrize, set_open
 
 pytestmark = pytest.mark.core
 
@@ -100,6 +101,34 @@ def test_predictions_of_a_diverged_model_are_not_finite(weight):
         np.nan,
     )
     assert np.isnan(model.predict(X, verbose=0)).all(axis=0).any()
+
+
+@parametrize
+def test_a_gate_of_a_diverged_model_is_not_finite(gate):
+    """Oracle: NaN for the unit that has one, nothing else changed."""
+    layer = gate.make((6,))
+    set_open(layer)
+    inputs = random_inputs(3, 6)
+    expected = to_float64(layer(inputs))
+    assert np.isfinite(expected).all()
+    for variable in layer.trainable_variables:
+        values = to_float64(variable)
+        values[2] = np.nan
+        variable.assign(values)
+    expected[:, 2] = np.nan
+    np.testing.assert_array_equal(to_float64(layer(inputs)), expected)
+    # What is pruned stays away.
+    layer.keep_mask.assign(np.arange(6) != 2)
+    expected[:, 2] = 0.0
+    np.testing.assert_array_equal(to_float64(layer(inputs)), expected)
+
+
+def test_a_diverged_gate_counts_as_on():
+    layer = DEPENDENT.make((6,))
+    set_open(layer)
+    inputs = random_inputs(3, 6)
+    layer.normalization.beta.assign(np.full(6, np.nan))
+    assert layer.active_per_example(inputs) == 6.0
 
 
 def test_a_diverged_model_does_not_look_sparse():

@@ -106,6 +106,14 @@ def test_the_old_file_stays_if_the_new_one_fails(tmp_path, monkeypatch):
 
 
 @pytest.mark.integration
+def test_a_link_stays_a_link(tmp_path):
+    (link := tmp_path / "link.html").symlink_to(real := tmp_path / "real.html")
+    assert html_report(mlp(), link) == link
+    assert link.is_symlink()
+    assert "Sparsity" in real.read_text()
+
+
+@pytest.mark.integration
 def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(ValueError, match="at least one variational layer"):
         html_report(plain_mlp(), tmp_path / "report.html")

@@ -135,7 +135,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder / keras_vd.__version__
     folder.mkdir(parents=True, exist_ok=True)
-    missing = set(layers.__all__) - set(LAYERS)
+    kinds = {kind.__name__ for kind in posteriors._NAMES.values()}
+    missing = (set(layers.__all__) | kinds) - {*LAYERS, *POSTERIORS}
     if missing:
         raise SystemExit(f"error: add an example of {sorted(missing)} here")
     models = {name: (shape, make) for name, (shape, make) in LAYERS.items()}

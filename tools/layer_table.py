@@ -30,11 +30,22 @@ HEADER = (
     *("Keras layer", "variational form", "groups"),
     *("shrink", "factors", "MACs"),
 )
-NAMES = {
-    value: name
-    for name, value in vars(keras.layers).items()
-    if isinstance(value, type)
-}
+
+
+def _exported_names() -> dict[type, str]:
+    """Return the name under which Keras exports each of its layers.
+
+    Of several it is that of the class, which is the one that people know; but
+    `GroupQueryAttention`, for one, is exported under another name only.
+    """
+    found: dict[type, str] = {}
+    for name, value in vars(keras.layers).items():
+        if isinstance(value, type) and found.get(value) != value.__name__:
+            found[value] = name
+    return found
+
+
+NAMES = _exported_names()
 
 
 def row(cls: type) -> tuple[str, ...]:

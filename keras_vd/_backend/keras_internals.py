@@ -346,7 +346,7 @@ def extended(cls: type, package: str) -> type:
     )
 
 
-def computed_class(cls: type) -> type:
+def computing_class(cls: type) -> type:
     """Return the class whose code computes what a class computes.
 
     That is the Keras class that it extends if it only adapts the constructor or
@@ -472,16 +472,14 @@ def loss_options(loss: keras.losses.Loss) -> dict[str, Any]:
 def labels_per_example(model: keras.Model) -> int | None:
     """Count the positions, such as words, of one example's output.
 
-    Return None if a size is not known, or if the model has several outputs.
+    Return None if a size is not known, or unless the model has one output.
     """
-    try:
-        outputs = model.outputs
-    except AttributeError:  # a model without symbolic tensors
+    # A model without symbolic tensors lacks the attribute, or has None.
+    outputs = getattr(model, "outputs", None) or []
+    if len(outputs) != 1:
         return None
-    (positions, *others) = (tuple(x.shape[1:-1]) for x in outputs)
-    if others or None in positions:
-        return None
-    return math.prod(positions)
+    positions = tuple(outputs[0].shape[1:-1])
+    return None if None in positions else math.prod(positions)
 
 
 def _is_distributed(model: keras.Model) -> bool:

@@ -229,7 +229,7 @@ def _is_ours(layer: keras.layers.Layer) -> bool:
     return any(name.startswith("keras_vd.") for name in modules)
 
 
-def weights_refusal(layer: Any) -> str | None:
+def reason_to_keep_weights(layer: Any) -> str | None:
     """Return why the weights of a layer must not be changed, or None."""
     if not isinstance(layer, keras.layers.Layer):
         return None
@@ -237,11 +237,11 @@ def weights_refusal(layer: Any) -> str | None:
         return "it is quantized"
     if getattr(layer, "lora_enabled", False):
         return "it has LoRA weights"
-    reasons = (weights_refusal(x) for x in sublayers(layer))
+    reasons = (reason_to_keep_weights(x) for x in sublayers(layer))
     return next((reason for reason in reasons if reason), None)
 
 
-def check_called_once(layer: keras.layers.Layer) -> None:
+def refuse_rematerialization(layer: keras.layers.Layer) -> None:
     """Raise if a layer is made in a `RematScope` that repeats its calls.
 
     Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -16,7 +17,6 @@ if os.name == "posix":
 
 T = TypeVar("T")
 
-_PREFIX = ".writing-"
 _REPLACED = "replaced"
 
 
@@ -29,7 +29,7 @@ def write_checked(
     """Write a file or folder beside its place, check it, then move it there.
 
     Whatever fails, and if the process is killed, what was there before is
-    kept. What killed processes have left beside it is removed.
+    kept. What killed writers of the same path have left is removed.
 
     Args:
         path: Where the file or folder is to be.
@@ -121,6 +121,14 @@ def _flush_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+def _prefix(target: Path) -> str:
+    """Return how the names of the folders in which `target` is written begin.
+
+    `tempfile` adds 8 letters, digits and underscores.
+    """
+    return f".writing-{target.name}-"
+
+
 @contextlib.contextmanager
 def _folder_beside(target: Path) -> Iterator[Path]:
     """Make a folder to write to, and lock it as long as it is in use.
@@ -128,7 +136,8 @@ def _folder_beside(target: Path) -> Iterator[Path]:
     It is beside `target`, as only a move within one file system is atomic.
     """
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=target.parent))
+        made = tempfile.mkdtemp(prefix=_prefix(target), dir=target.parent)
+        folder = Path(made)
         lock = _lock(folder)
         if folder.exists():
             break
@@ -143,12 +152,14 @@ def _folder_beside(target: Path) -> Iterator[Path]:
 
 
 def _clear(target: Path) -> None:
-    """Remove folders that killed processes have left; bring back `target`.
+    """Remove folders that killed writers of `target` have left; bring it back.
 
     A process that is killed while it replaces a folder may leave the old one
-    inside its own folder.
+    inside its own folder. So the folders of other targets are left alone.
     """
-    for folder in sorted(target.parent.glob(f"{_PREFIX}*")):
+    name = re.compile(re.escape(_prefix(target)) + r"\w{8}")
+    folders = [x for x in target.parent.iterdir() if name.fullmatch(x.name)]
+    for folder in sorted(folders):
         lock = _lock(folder)
         if lock is None:
             continue

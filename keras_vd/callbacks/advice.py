@@ -21,11 +21,13 @@ def warn(message: str) -> None:
     warnings.warn(f"KLAnnealing: {message}", stacklevel=2)
 
 
-def warn_about_reduction(model: keras.Model) -> None:
-    """Warn if a compiled loss is not a mean over examples."""
+def warn_about_reduction(model: keras.Model) -> bool:
+    """Warn if a compiled loss is not a mean over examples; tell whether so."""
+    is_told = False
     for loss in _leaves(getattr(model, "loss", None)):
         reduction = getattr(loss, "reduction", "mean")
         if reduction in _SUMS:
+            is_told = True
             warn(
                 f"the loss '{getattr(loss, 'name', loss)}' has "
                 f"reduction={reduction!r}. The KL weight belongs to a mean "
@@ -33,6 +35,7 @@ def warn_about_reduction(model: keras.Model) -> None:
                 "little, by a factor of the batch size. Use the default "
                 'reduction, "sum_over_batch_size".'
             )
+    return is_told
 
 
 def _leaves(loss: Any) -> Iterator[Any]:
@@ -146,7 +149,7 @@ def warn_about_examples(
     steps: int | None,
     is_whole: bool,
     positions: int | None,
-) -> None:
+) -> bool:
     """Warn if an epoch showed another number of examples than was passed.
 
     Args:
@@ -157,6 +160,9 @@ def warn_about_examples(
             show any part of them, or all of them several times.
         positions: Number of labels of an example, such as one for each word or
             pixel; None if that is not known.
+
+    Returns:
+        Whether it warned.
     """
     batch = seen / steps if steps else 1.0
     most = max(1.01 * seen, seen + batch - 1)
@@ -169,8 +175,9 @@ def warn_about_examples(
             f"counts {seen / num_examples:.3g} times too much. Pass the number "
             "of training examples."
         )
+        return True
     # A last batch that is dropped makes an epoch shorter.
-    elif is_whole and not 0.99 * seen <= num_examples <= most:
+    if is_whole and not 0.99 * seen <= num_examples <= most:
         warn(
             f"num_examples={num_examples}, but the first epoch showed "
             f"{seen:.0f} examples, so the KL counts "
@@ -179,6 +186,8 @@ def warn_about_examples(
             "validation, unless an epoch shows copies of examples or only a "
             "part of them on purpose."
         )
+        return True
+    return False
 
 
 def warn_about_nonfinite(paths: list[str]) -> None:

@@ -65,11 +65,11 @@ class KLAnnealing(keras.callbacks.Callback):
     would pull log variances towards a variance of 1, and so are the variables
     of groups and gates.
 
-    It warns, at most once each: if a `fit` ends before the full weight; if
-    callbacks prefer epochs of the warm-up; if the first epoch shows another
-    number of examples (with `steps_per_epoch`, only if `num_examples` is the
-    number of batches; not on several devices or with a `train_step` of your
-    own); if a loss is a sum over the batch. It stops the training, with a
+    It warns, each object at most once of each: if a `fit` ends before the full
+    weight; if callbacks prefer epochs of the warm-up; if the first epoch shows
+    another number of examples (with `steps_per_epoch`, only if `num_examples`
+    is the number of batches; not on several devices or with a `train_step` of
+    your own); if a loss is a sum over the batch. It stops the training, with a
     warning, after an epoch with weights that are not finite.
 
     Args:
@@ -242,8 +242,9 @@ class KLAnnealing(keras.callbacks.Callback):
             for variable in posterior.trainable_variables
         ]
         exclude_from_weight_decay(self.model.optimizer, noise_parameters)
-        if self._is_news("reduction"):
-            advice.warn_about_reduction(self.model)
+        if "reduction" not in self._told:
+            if advice.warn_about_reduction(self.model):
+                self._told.add("reduction")
         self._join_callbacks()
         if self.tensorboard is not None:
             self._events = EventWriter(self.tensorboard)
@@ -347,14 +348,16 @@ class KLAnnealing(keras.callbacks.Callback):
             return
         self._is_counted = True
         seen = counted_examples(self.model)
-        if seen and not self.model.stop_training:
-            advice.warn_about_examples(
-                self.num_examples,
-                seen,
-                self._fit.steps,
-                self._fit.is_one_pass,
-                labels_per_example(self.model),
-            )
+        if not seen or self.model.stop_training or "examples" in self._told:
+            return
+        if advice.warn_about_examples(
+            self.num_examples,
+            seen,
+            self._fit.steps,
+            self._fit.is_one_pass,
+            labels_per_example(self.model),
+        ):
+            self._told.add("examples")
 
     def on_epoch_end(
         self, epoch: int, logs: dict[str, Any] | None = None

@@ -17,14 +17,13 @@ import numpy as np
 
 from keras_vd._backend.keras_internals import (
     Call,
-    computed_class,
     flatten_layers,
     functional_part,
     graph_calls,
     sublayers,
 )
 from keras_vd.layers.structured import StructuredGate
-from keras_vd.rules.rule import RULES, absorbed_by
+from keras_vd.rules.rule import absorbed_by, known_rule
 
 # A layer that absorbs factors into its weights, and the factors: an array that
 # broadcasts to one example of the layer's inputs.
@@ -129,7 +128,7 @@ def _passed_on(
     """
     if isinstance(layer, StructuredGate):
         return None if layer.constant_factors() is None else factors
-    rule = RULES.get(computed_class(type(layer)))
+    rule = known_rule(layer)
     return None if rule is None else rule.passed_on(layer, factors, shape)
 
 

@@ -8,7 +8,7 @@ import keras
 
 from keras_vd import posteriors
 from keras_vd._backend.keras_internals import (
-    computed_class,
+    computing_class,
     flatten_layers,
     overridden,
     own_variables,
@@ -18,7 +18,7 @@ from keras_vd._backend.validation import (
     check_built,
     check_finite_model,
     check_model,
-    weights_refusal,
+    reason_to_keep_weights,
 )
 from keras_vd.conversion.cloning import Cloner, Config
 from keras_vd.conversion.report import ConversionReport, ConversionRow
@@ -141,7 +141,7 @@ def _convert(
     def replace(layer: keras.layers.Layer) -> tuple[type, Config] | None:
         if id(layer) not in added:
             return None
-        kind: Any = computed_class(type(layer))
+        kind: Any = computing_class(type(layer))
         config = {**kind.get_config(layer), **added[id(layer)]}
         return COUNTERPARTS[kind], config
 
@@ -172,7 +172,7 @@ def _places(
     """
     path = (*inside, layer.name)
     is_whole = isinstance(layer, (VariationalLayer, StructuredGate))
-    if is_whole or computed_class(type(layer)) in COUNTERPARTS:
+    if is_whole or computing_class(type(layer)) in COUNTERPARTS:
         return {path: layer}
     found = {path: layer} if own_variables(layer) else {}
     for inner in sublayers(layer):
@@ -185,7 +185,7 @@ def _refusal(layer: keras.layers.Layer) -> str | None:
     if isinstance(layer, (VariationalLayer, StructuredGate)):
         return "variational already"
     kind = type(layer)
-    if computed_class(kind) not in COUNTERPARTS:
+    if computing_class(kind) not in COUNTERPARTS:
         known = [x for x in kind.__mro__ if x in COUNTERPARTS]
         if known:
             changed = ", ".join(f"`{x}`" for x in overridden(kind, known[0]))
@@ -195,7 +195,7 @@ def _refusal(layer: keras.layers.Layer) -> str | None:
         return "frozen (`trainable=False`)"
     if layer.variable_dtype == "float16":
         return "pure float16, in which variances underflow"
-    return weights_refusal(layer)
+    return reason_to_keep_weights(layer)
 
 
 def _tied(model: keras.layers.Layer) -> dict[int, str]:
@@ -260,7 +260,7 @@ def _report(
         row = ConversionRow(
             "/".join(path[1:]) or layer.name,
             cls.__name__,
-            None if reason else COUNTERPARTS[computed_class(cls)].__name__,
+            None if reason else COUNTERPARTS[computing_class(cls)].__name__,
             reason,
             layer.count_params(),
         )

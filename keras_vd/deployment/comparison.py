@@ -189,10 +189,15 @@ def deployment_report(
     Raises:
         TypeError: if `model` or `reference` is no Keras model.
         ValueError: if one is not built, has layers of `keras_vd`, stateful
-            ones or weights that are not finite, if their inputs differ, or `x`
-            has another shape.
+            ones or weights that are not finite, if their inputs differ, `x`
+            has another shape, or `batch_sizes` is empty.
     """
     sizes = tuple(check_integer("batch_sizes", n, 1) for n in batch_sizes)
+    if not sizes:
+        raise ValueError(
+            "Argument `batch_sizes` must hold at least one number of examples. "
+            f"Received: batch_sizes={batch_sizes!r}."
+        )
     models = (model, model if reference is None else reference)
     _check_models(models)
     arrays = [

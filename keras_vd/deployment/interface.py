@@ -100,7 +100,9 @@ def input_names(model: keras.Model) -> list[str]:
     found: list[str] = []
     for tensor in model.inputs:
         name = re.sub(r"\W", "_", tensor.name).lstrip("_") or "x"
-        found.append(name if name not in found else f"x{len(found)}_{name}")
+        while name in found:
+            name = f"x{len(found)}_{name}"
+        found.append(name)
     return found
 
 

@@ -242,7 +242,11 @@ def _dense_bincount(node: Any, x: Any, size: Any, weights: Any) -> Any:
     hits = tf.cast(is_hit, weights.dtype)
     if node.attr["binary_output"].b:
         return tf.reduce_max(hits, -2)
-    return tf.reduce_sum(hits, -2)
+    # Weights are as many as ids or none at all, which stands for ones.
+    ones = tf.reshape(tf.ones_like(x, weights.dtype), [-1])
+    weights = tf.concat([tf.reshape(weights, [-1]), ones], 0)[: tf.size(x)]
+    weights = tf.expand_dims(tf.reshape(weights, tf.shape(x)), -1)
+    return tf.reduce_sum(hits * weights, -2)
 
 
 def _erfc(node: Any, x: Any) -> Any:

@@ -13,7 +13,7 @@ from keras import ops
 from keras_vd import posteriors
 from keras_vd._backend.keras_internals import sublayers
 from keras_vd._backend.types import Tensor
-from keras_vd._backend.validation import check_called_once, check_choices
+from keras_vd._backend.validation import check_choices, refuse_rematerialization
 from keras_vd.posteriors.binding import Axes, Binding, Group
 from keras_vd.posteriors.sharing import SharedOp
 from keras_vd.rules.rule import SAME_WEIGHTS
@@ -89,7 +89,7 @@ class VariationalLayer(_Mixin):
                 layer.trainable = False
 
     def _check_supported(self) -> None:
-        check_called_once(self)
+        refuse_rematerialization(self)
         if self.variable_dtype == "float16":
             raise ValueError(
                 f"Layer '{self.name}' cannot be trained in pure float16: its "

@@ -209,7 +209,9 @@ class DependentBetaBernoulliDropout(BetaBernoulliDropout):
     def _inference_gates(self, inputs: Tensor) -> Tensor:
         phi = ops.clip(self._normalized(inputs, False), 0.0, 1.0)
         gates = self.mean() * phi
-        return ops.where(gates > self.threshold, gates, 0.0)
+        # The difference is 0, but NaN for a gate that is NaN: see `mean`.
+        is_on = gates > self.threshold
+        return self._masked(ops.where(is_on, gates, gates - gates))
 
     def active_per_example(self, inputs: Tensor) -> float:
         """Compute the mean number of units that are on, over some inputs.
@@ -218,7 +220,8 @@ class DependentBetaBernoulliDropout(BetaBernoulliDropout):
             inputs: Tensor or array: inputs of this layer, with the batch.
         """
         gates = self._inference_gates(ops.convert_to_tensor(inputs, "float32"))
-        is_on = ops.convert_to_numpy(gates) > 0.0
+        # A gate that is NaN is not off.
+        is_on = ops.convert_to_numpy(gates) != 0.0
         return float(is_on.sum(axis=-1).mean())
 
     def constant_factors(self) -> None:

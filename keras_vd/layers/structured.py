@@ -10,10 +10,10 @@ from keras import ops
 
 from keras_vd._backend.types import Tensor
 from keras_vd._backend.validation import (
-    check_called_once,
     check_finite,
     check_integer,
     check_number,
+    refuse_rematerialization,
 )
 from keras_vd.posteriors import Posterior
 
@@ -55,7 +55,7 @@ class StructuredGate(Posterior):
         **kwargs: Any,
     ) -> None:
         super().__init__(kl_scale=kl_scale, kl_weight=kl_weight, **kwargs)
-        check_called_once(self)
+        refuse_rematerialization(self)
         self.axis = check_integer("axis", axis, -(2**31))
         if threshold is not None:
             threshold = check_number("threshold", threshold, 0.0)

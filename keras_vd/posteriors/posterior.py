@@ -156,8 +156,10 @@ class Posterior(keras.layers.Layer):
             return
         state = self.seed_generator.state
         start = ops.convert_to_tensor(state) * 1  # a copy
-        yield
-        state.assign(start)
+        try:
+            yield
+        finally:
+            state.assign(start)
 
     def _add_kl_loss(self, divergence: Tensor) -> None:
         weight = ops.convert_to_tensor(self.kl_weight)

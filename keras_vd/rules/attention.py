@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 from keras_vd._backend.keras_internals import attention_projections
-from keras_vd.rules.graph import DATA_ARGUMENTS, Node, Tensor
+from keras_vd.rules.graph import DATA_ARGUMENTS, GraphTensor, Node
 from keras_vd.rules.rule import (
     Rule,
     config_of,
@@ -123,7 +123,7 @@ def _most(live: np.ndarray) -> int:
 
 
 @rule_for(keras.layers.MultiHeadAttention)
-class Attention(Rule):
+class AttentionRule(Rule):
     """Self-attention, or attention of one tensor to another.
 
     Attributes:
@@ -204,8 +204,8 @@ class Attention(Rule):
         is_same = (np.stack(rows) == rows[0]).all(axis=0)
         return np.where(is_same, rows[0], np.nan)
 
-    def _absorbed(self, position: int) -> np.ndarray:
-        """Return the constants that the biases can absorb; NaN elsewhere.
+    def _constants_for_biases(self, position: int) -> np.ndarray:
+        """Return the constants that the biases can take over; NaN elsewhere.
 
         Without biases, or where these must not change (see `_has_columns`),
         that is only 0.
@@ -228,7 +228,7 @@ class Attention(Rule):
 
     def _fixed(self, name: str) -> np.ndarray:
         one = self.projections[name]
-        return one.fixed(self._absorbed(one.position))
+        return one.fixed(self._constants_for_biases(one.position))
 
     def _contexts(self) -> np.ndarray:
         """Compute constant inputs of the output projection; NaN elsewhere.
@@ -277,7 +277,7 @@ class Attention(Rule):
     def require(self, node: Node) -> None:
         for name, live in self._live(node.outputs[0].keep).items():
             one = self.projections[name]
-            varies = np.isnan(self._absorbed(one.position))
+            varies = np.isnan(self._constants_for_biases(one.position))
             node.inputs[one.position].keep |= one.reads(live) & varies
 
     @functools.cached_property
@@ -361,12 +361,12 @@ class Attention(Rule):
         return self._config(chosen), weights
 
     def _reduced(
-        self, one: Projection, source: Tensor
+        self, one: Projection, source: GraphTensor
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the kernel of the kept inputs; the bias absorbs the others."""
-        absorbed = self._absorbed(one.position)
-        removed = ~source.keep & ~np.isnan(absorbed)
-        share = np.tensordot(absorbed[removed], one.kernel[removed], axes=1)
+        """Return the kernel of the kept inputs; the bias has the others."""
+        constants = self._constants_for_biases(one.position)
+        removed = ~source.keep & ~np.isnan(constants)
+        share = np.tensordot(constants[removed], one.kernel[removed], axes=1)
         return one.kernel[source.keep], one.bias + share
 
     def _config(self, chosen: Selection) -> dict[str, Any]:
@@ -380,7 +380,7 @@ class Attention(Rule):
 
 
 @rule_for(keras.layers.GroupQueryAttention)
-class GroupedAttention(Attention):
+class GroupedAttentionRule(AttentionRule):
     """Attention with heads in groups, and as many outputs as inputs.
 
     Keys and values have the same size. So do inputs and outputs, of which all

@@ -28,7 +28,7 @@ def layers_named(*names: str) -> list[type]:
     ]
 
 
-class Channelwise(Rule):
+class ChannelwiseRule(Rule):
     """A layer that leaves a constant channel constant, with the same value."""
 
     ties_uses = False
@@ -60,7 +60,7 @@ class Channelwise(Rule):
         *("MaxPooling1D", "MaxPooling2D", "MaxPooling3D"),
     )
 )
-class Spatial(Channelwise):
+class SpatialRule(ChannelwiseRule):
     """A layer over neighbouring positions, linear per channel or a maximum."""
 
     @classmethod
@@ -77,7 +77,7 @@ class Spatial(Channelwise):
         *("SpatialDropout3D", "ActivityRegularization"),
     )
 )
-class Identity(Channelwise):
+class IdentityRule(ChannelwiseRule):
     """A layer that does nothing at inference."""
 
     @classmethod
@@ -88,7 +88,7 @@ class Identity(Channelwise):
 
 
 @rule_for(keras.layers.RepeatVector)
-class RepeatVector(Channelwise):
+class RepeatVectorRule(ChannelwiseRule):
     """A layer that repeats its input at every step."""
 
 
@@ -97,7 +97,7 @@ class RepeatVector(Channelwise):
         *("GlobalMaxPooling1D", "GlobalMaxPooling2D", "GlobalMaxPooling3D")
     )
 )
-class GlobalPooling(Channelwise):
+class GlobalPoolingRule(ChannelwiseRule):
     """A pooling to one value of each channel."""
 
     @classmethod
@@ -111,7 +111,7 @@ class GlobalPooling(Channelwise):
 @rule_for(
     *layers_named("AveragePooling1D", "AveragePooling2D", "AveragePooling3D")
 )
-class Average(Spatial):
+class AverageRule(SpatialRule):
     """A mean over positions; a border or a mask may change a constant."""
 
     def sees_borders(self) -> bool:
@@ -132,14 +132,14 @@ class Average(Spatial):
         "GlobalAveragePooling3D",
     )
 )
-class GlobalAverage(GlobalPooling, Average):
+class GlobalAverageRule(GlobalPoolingRule, AverageRule):
     """The mean of each channel over all positions."""
 
 
 @rule_for(
     *layers_named("ZeroPadding1D", "ZeroPadding2D", "ZeroPadding3D"),
 )
-class ZeroPadding(Spatial):
+class ZeroPaddingRule(SpatialRule):
     """Zeros around the input: only a channel of zeros stays constant."""
 
     def sees_borders(self) -> bool:
@@ -150,7 +150,7 @@ class ZeroPadding(Spatial):
 
 
 @rule_for(keras.layers.UpSampling2D)
-class UpSampling(Spatial):
+class UpSamplingRule(SpatialRule):
     """Interpolation, of which some kinds overshoot or fade at the border."""
 
     def sees_borders(self) -> bool:
@@ -163,7 +163,7 @@ class UpSampling(Spatial):
 
 
 @rule_for(keras.layers.Permute)
-class Permute(Channelwise):
+class PermuteRule(ChannelwiseRule):
     """A change of axes that leaves the last one where it is."""
 
     @classmethod
@@ -174,7 +174,7 @@ class Permute(Channelwise):
 
 
 @rule_for(*layers_named("ELU"), *UNARY_OPERATIONS.values())
-class Elementwise(Channelwise):
+class ElementwiseRule(ChannelwiseRule):
     """A function of every entry by itself."""
 
     @classmethod
@@ -187,7 +187,7 @@ class Elementwise(Channelwise):
         return evaluate_constants(self.layer, self.layer.call, constants)
 
 
-class Ramp(Elementwise):
+class RampRule(ElementwiseRule):
     """A function that may have f(c x) = c f(x) for every c >= 0."""
 
     @classmethod
@@ -202,12 +202,12 @@ class Ramp(Elementwise):
 
 
 @rule_for(keras.layers.LeakyReLU)
-class LeakyReLU(Ramp):
+class LeakyReLURule(RampRule):
     """A ramp with two slopes."""
 
 
 @rule_for(keras.layers.Activation)
-class Activation(Ramp):
+class ActivationRule(RampRule):
     """A layer that applies an activation function."""
 
     @classmethod
@@ -216,7 +216,7 @@ class Activation(Ramp):
 
 
 @rule_for(keras.layers.ReLU)
-class ReLU(Ramp):
+class ReLURule(RampRule):
     """A ramp, which may start elsewhere than at 0 or have a maximum."""
 
     @classmethod
@@ -225,7 +225,7 @@ class ReLU(Ramp):
 
 
 @rule_for(keras.layers.PReLU)
-class PReLU(Channelwise):
+class PReLURule(ChannelwiseRule):
     """A ramp with slopes of the shape of one example, 1 along shared axes."""
 
     ties_uses = True
@@ -253,7 +253,7 @@ class PReLU(Channelwise):
 
 
 @rule_for(keras.layers.Rescaling)
-class Rescaling(Channelwise):
+class RescalingRule(ChannelwiseRule):
     """`scale * x + offset`, each a single number or one per channel."""
 
     def __init__(self, layer: Any, uses: list[Node]) -> None:
@@ -290,7 +290,7 @@ class Rescaling(Channelwise):
 
 
 @rule_for(keras.layers.BatchNormalization)
-class BatchNormalization(Channelwise):
+class BatchNormalizationRule(ChannelwiseRule):
     """A layer that at inference is a factor and an offset per channel."""
 
     ties_uses = True

@@ -19,7 +19,7 @@ _MOST_ROWS = 2**24
 
 
 @rule_for(keras.layers.Embedding)
-class Embedding(Rule):
+class EmbeddingRule(Rule):
     """A table of `(vocabulary, columns)`."""
 
     def __init__(self, layer: Any, uses: list[Node]) -> None:

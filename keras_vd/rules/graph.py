@@ -23,7 +23,7 @@ DATA_ARGUMENTS: dict[type, tuple[str, ...]] = {}
 
 
 @dataclasses.dataclass(eq=False)
-class Tensor:
+class GraphTensor:
     """A tensor between two nodes, and what is known about its channels.
 
     Channels are the indices along its last axis. A tensor whose last axis has
@@ -69,8 +69,8 @@ class Node:
 
     Attributes:
         operation: The layer or operation.
-        args: Positional arguments, with `Tensor`s in them.
-        kwargs: Keyword arguments, with `Tensor`s in them.
+        args: Positional arguments, with `GraphTensor`s in them.
+        kwargs: Keyword arguments, with `GraphTensor`s in them.
         outputs: What it returns, flattened.
         path: Names of the nested models that it stands in, from outside.
     """
@@ -78,11 +78,11 @@ class Node:
     operation: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    outputs: tuple[Tensor, ...]
+    outputs: tuple[GraphTensor, ...]
     path: tuple[str, ...]
 
     @property
-    def inputs(self) -> list[Tensor]:
+    def inputs(self) -> list[GraphTensor]:
         """The tensors of data, without masks: a layer's first argument.
 
         For attention these are query, value and, where it is passed, key, in
@@ -93,7 +93,7 @@ class Node:
         return tensors_in((self.args[: self._data_arguments], named))
 
     @property
-    def others(self) -> list[Tensor]:
+    def others(self) -> list[GraphTensor]:
         """Tensors in all further arguments, such as masks and states."""
         names = self._data_names
         rest = {k: v for k, v in self.kwargs.items() if k not in names}
@@ -129,21 +129,21 @@ class Graph:
 
     functional: keras.Model
     nodes: list[Node]
-    inputs: list[Tensor]
+    inputs: list[GraphTensor]
     input_layers: list[keras.layers.InputLayer]
-    outputs: list[Tensor]
+    outputs: list[GraphTensor]
 
     @property
-    def tensors(self) -> list[Tensor]:
+    def tensors(self) -> list[GraphTensor]:
         """All tensors, in the order in which they are made."""
         made = [tensor for node in self.nodes for tensor in node.outputs]
         return [*self.inputs, *made]
 
 
-def tensors_in(structure: Any) -> list[Tensor]:
+def tensors_in(structure: Any) -> list[GraphTensor]:
     """List all tensors in nested arguments, in the order of `keras.tree`."""
     leaves = keras.tree.flatten(structure)
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    return [leaf for leaf in leaves if isinstance(leaf, GraphTensor)]
 
 
 def read_graph(functional: keras.Model) -> Graph:
@@ -156,19 +156,19 @@ def read_graph(functional: keras.Model) -> Graph:
     return Graph(functional, nodes, inputs, layers, outputs)
 
 
-def _tensor(symbolic: keras.KerasTensor) -> Tensor:
+def _tensor(symbolic: keras.KerasTensor) -> GraphTensor:
     dtype = keras.backend.standardize_dtype(symbolic.dtype)
     mask = mask_of(symbolic)
-    return Tensor(tuple(symbolic.shape), dtype, mask is not None, mask)
+    return GraphTensor(tuple(symbolic.shape), dtype, mask is not None, mask)
 
 
 def _append_calls(
     nodes: list[Node],
     functional: keras.Model,
-    inputs: list[Tensor],
+    inputs: list[GraphTensor],
     path: tuple[str, ...],
     context: dict[str, Any],
-) -> list[Tensor]:
+) -> list[GraphTensor]:
     """Append the calls of a model to `nodes`; return the model's outputs."""
     known = {
         id(symbolic): tensor
@@ -186,7 +186,7 @@ def _append_calls(
         kwargs = keras.tree.map_structure(replaced, call.kwargs)
         kwargs |= _accepted(call.operation, context)
         if _can_be_written_out(call, args, kwargs):
-            made: Iterable[Tensor] = _append_calls(
+            made: Iterable[GraphTensor] = _append_calls(
                 nodes,
                 functional_part(call.operation),
                 tensors_in(args),

@@ -15,7 +15,7 @@ from keras_vd.rules.rule import Rule, finite, rule_for, to_numpy
 from keras_vd.rules.sizes import macs_at, positions, product
 
 
-class Linear(Rule):
+class LinearRule(Rule):
     """`activation(sum over inputs + bias)`, with one kernel.
 
     Attributes:
@@ -44,7 +44,7 @@ class Linear(Rule):
         """Return the kernel, float64, as `(..., inputs, outputs)`."""
         return to_numpy(self.layer.kernel)
 
-    def _absorbed(self, node: Node) -> np.ndarray:
+    def _known_inputs(self, node: Node) -> np.ndarray:
         """Return which inputs add a known number to the sum, `(inputs,)`."""
         constants = self.constants_of(node.inputs[0])
         known = ~np.isnan(constants)
@@ -57,9 +57,9 @@ class Linear(Rule):
     def find_constants(self, node: Node) -> None:
         if self.mixes_outputs:
             return
-        absorbed = self._absorbed(node)
-        fixed = ~self.reads[~absorbed].any(axis=0)
-        values = np.where(fixed, self.bias + self._share(node, absorbed), 0.0)
+        known = self._known_inputs(node)
+        fixed = ~self.reads[~known].any(axis=0)
+        values = np.where(fixed, self.bias + self._share(node, known), 0.0)
         layer = self.layer
         values = evaluate_constants(layer, layer.activation, finite(values))
         node.outputs[0].constant = np.where(fixed, values, np.nan)
@@ -68,12 +68,12 @@ class Linear(Rule):
         if self.mixes_outputs and not node.is_gone:
             node.outputs[0].keep[:] = True
         read = self.reads[:, node.outputs[0].keep].any(axis=1)
-        node.inputs[0].keep |= read & ~self._absorbed(node)
+        node.inputs[0].keep |= read & ~self._known_inputs(node)
 
     def _new_bias(self) -> np.ndarray:
         """Compute the kept outputs' bias, with what removed inputs add."""
         node = self.uses[0]
-        removed = self._absorbed(node) & ~self.input.keep
+        removed = self._known_inputs(node) & ~self.input.keep
         return (self.bias + self._share(node, removed))[self.output.keep]
 
     def _with_bias(
@@ -91,7 +91,7 @@ class Linear(Rule):
 
 
 @rule_for(keras.layers.Dense)
-class Dense(Linear):
+class DenseRule(LinearRule):
     """The last axis of the input, times a matrix."""
 
     @classmethod
@@ -110,7 +110,7 @@ class Dense(Linear):
 
 
 @rule_for(keras.layers.EinsumDense)
-class EinsumDense(Linear):
+class EinsumDenseRule(LinearRule):
     """A dense layer, written as an equation such as "abc,cd->abd"."""
 
     EQUATION = re.compile(r"^(\.{3}|)(\w*)(\w),\3(\w)->\1\2\4$")
@@ -184,7 +184,7 @@ def is_padded(layer: Any) -> bool:
 
 
 @rule_for(keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
-class Conv(Linear):
+class ConvRule(LinearRule):
     """A convolution with a kernel `(size, ..., inputs, outputs)`."""
 
     @classmethod
@@ -224,7 +224,7 @@ class Conv(Linear):
     keras.layers.Conv2DTranspose,
     keras.layers.Conv3DTranspose,
 )
-class ConvTranspose(Conv):
+class ConvTransposeRule(ConvRule):
     """A transposed convolution; kernel `(size, ..., outputs, inputs)`."""
 
     @classmethod
@@ -248,7 +248,7 @@ class ConvTranspose(Conv):
 
 
 @rule_for(keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
-class SeparableConv(Conv):
+class SeparableConvRule(ConvRule):
     """A depthwise convolution, then one of size 1 over all channels."""
 
     @classmethod
@@ -281,7 +281,7 @@ class SeparableConv(Conv):
 
 
 @rule_for(keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
-class DepthwiseConv(Rule):
+class DepthwiseConvRule(Rule):
     """A convolution of every channel by itself, to one or several outputs.
 
     The kernel is `(size, ..., channels, multiplier)`; the outputs of a channel

@@ -8,12 +8,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_vd._backend.keras_internals import BINARY_OPERATIONS, computed_class
-from keras_vd.rules.graph import Node, Tensor
+from keras_vd._backend.keras_internals import BINARY_OPERATIONS, computing_class
+from keras_vd.rules.graph import GraphTensor, Node
 from keras_vd.rules.rule import Names, Rule, join, rule_for
 
 
-class Merge(Rule):
+class MergeRule(Rule):
     """Tensors of the same channels, combined channel by channel."""
 
     ties_uses = False
@@ -40,7 +40,7 @@ class Merge(Rule):
         Args:
             constants: `(tensors, width)`: those of the inputs.
         """
-        return FUNCTIONS[computed_class(type(self.layer))](constants)
+        return FUNCTIONS[computing_class(type(self.layer))](constants)
 
     def require(self, node: Node) -> None:
         join((*node.inputs, *node.outputs))
@@ -75,11 +75,11 @@ FUNCTIONS |= {
     operation: FUNCTIONS[getattr(keras.layers, name)]
     for name, operation in BINARY_OPERATIONS.items()
 }
-rule_for(*FUNCTIONS)(Merge)
+rule_for(*FUNCTIONS)(MergeRule)
 
 
 @rule_for(keras.layers.Multiply, keras.layers.Maximum, keras.layers.Minimum)
-class MaskedMerge(Merge):
+class MaskedMergeRule(MergeRule):
     """A function that leaves out the steps that an input's mask leaves out.
 
     Which steps these are is not known, so the result is constant only where it
@@ -104,10 +104,10 @@ class MaskedMerge(Merge):
 
 
 @rule_for(keras.layers.Add)
-class Add(Merge):
+class AddRule(MergeRule):
     """A sum, from which a branch that is all zero can be left out."""
 
-    def _skipped(self, node: Node) -> list[Tensor]:
+    def _skipped(self, node: Node) -> list[GraphTensor]:
         """List inputs of zeros, unless the output needs their shape or mask."""
         zero = [x for x in node.inputs if (self.constants_of(x) == 0.0).all()]
         rest = [x for x in node.inputs if x not in zero]
@@ -121,11 +121,11 @@ class Add(Merge):
         if any(x.keep.any() for x in skipped):
             super().require(node)
 
-    def can_do_without(self, node: Node, tensor: Tensor) -> bool:
+    def can_do_without(self, node: Node, tensor: GraphTensor) -> bool:
         return node.is_gone or tensor in self._skipped(node)
 
 
-def _keeps_mask(node: Node, rest: list[Tensor]) -> bool:
+def _keeps_mask(node: Node, rest: list[GraphTensor]) -> bool:
     """Tell whether some of a merge's inputs give the same mask as all of them.
 
     A sum or concatenation leaves out only the steps that the masks of all its
@@ -142,7 +142,7 @@ def _keeps_mask(node: Node, rest: list[Tensor]) -> bool:
 
 
 @rule_for(keras.layers.Concatenate)
-class Concatenate(Merge):
+class ConcatenateRule(MergeRule):
     """Tensors side by side, along the channels or along another axis."""
 
     @classmethod
@@ -167,7 +167,7 @@ class Concatenate(Merge):
         is_same = (constants == constants[0]).all(axis=0)
         return np.where(is_same, constants[0], np.nan)
 
-    def can_do_without(self, node: Node, tensor: Tensor) -> bool:
+    def can_do_without(self, node: Node, tensor: GraphTensor) -> bool:
         if node.is_gone:
             return True
         rest = [x for x in node.inputs if x.keep.any()]
@@ -192,7 +192,7 @@ class Concatenate(Merge):
 
 
 @rule_for(keras.layers.Flatten, keras.layers.Reshape)
-class Reshape(Rule):
+class ReshapeRule(Rule):
     """A new shape for the same entries in the same order.
 
     As the last axis runs fastest, entry `j` of a last axis of size `m * width`

@@ -7,10 +7,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_vd._backend.keras_internals import computed_class
+from keras_vd._backend.keras_internals import computing_class
 from keras_vd.rules.activations import evaluate, is_elementwise
 from keras_vd.rules.factors import Values, along, scaled
-from keras_vd.rules.graph import Node, Tensor
+from keras_vd.rules.graph import GraphTensor, Node
 from keras_vd.rules.rule import (
     Inner,
     Rule,
@@ -59,7 +59,7 @@ class Units:
     def __init__(self, layer: Any) -> None:
         self.layer = layer
         cell, units = layer.cell, layer.units
-        gates, self.candidate = GATES[computed_class(type(layer))]
+        gates, self.candidate = GATES[computing_class(type(layer))]
         self.kernel = to_numpy(cell.kernel).reshape(-1, gates, units)
         self.recurrent_kernel = to_numpy(cell.recurrent_kernel).reshape(
             units, gates, units
@@ -125,7 +125,7 @@ class Units:
         self.keep[spare[: max(missing, 0)]] = True
 
     def shrunk(
-        self, config: dict[str, Any], inputs: Tensor, constants: np.ndarray
+        self, config: dict[str, Any], inputs: GraphTensor, constants: np.ndarray
     ) -> tuple[dict[str, Any], list[np.ndarray]]:
         """Return the config and the weights of the kept units.
 
@@ -133,7 +133,7 @@ class Units:
             config: Config of the layer before.
             inputs: The tensor that it reads.
             constants: `(inputs,)`: constants of the inputs, or NaN. The bias
-                absorbs those of removed inputs.
+                takes over those of removed inputs.
         """
         removed = ~inputs.keep & ~np.isnan(constants)
         bias = self.bias.copy()
@@ -161,7 +161,7 @@ def _starts_at_zero(layer: Any, node: Node) -> bool:
 
 
 @rule_for(*GATES)
-class Recurrent(Rule):
+class RecurrentRule(Rule):
     """A layer of one direction; its outputs and states have the same units."""
 
     def __init__(self, layer: Any, uses: list[Node]) -> None:
@@ -209,7 +209,7 @@ class Recurrent(Rule):
 
 
 @rule_for(keras.layers.Bidirectional)
-class Bidirectional(Rule):
+class BidirectionalRule(Rule):
     """A layer of two directions, which must have the same number of units.
 
     Keras assumes that the backward layer has as many as the forward one.
@@ -228,7 +228,7 @@ class Bidirectional(Rule):
     @classmethod
     def refusal(cls, layer: Any, node: Node) -> str | None:
         one, other = layer.forward_layer, layer.backward_layer
-        kinds = {computed_class(type(x)) for x in (one, other)}
+        kinds = {computing_class(type(x)) for x in (one, other)}
         if len(kinds) > 1 or not kinds <= set(GATES):
             return "its directions are not two layers of a known type"
         if one.units != other.units:
@@ -250,7 +250,7 @@ class Bidirectional(Rule):
             return None
         return [*forward, *backward]
 
-    def _parts(self, node: Node) -> list[tuple[Tensor, slice, Units]]:
+    def _parts(self, node: Node) -> list[tuple[GraphTensor, slice, Units]]:
         """List for each output which channels are the units of a direction."""
         one, other = self.directions
         size = len(one.keep)

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_vd._backend.keras_internals import computed_class
-from keras_vd._backend.validation import weights_refusal
+from keras_vd._backend.keras_internals import computing_class
+from keras_vd._backend.validation import reason_to_keep_weights
 from keras_vd.rules.factors import Values
-from keras_vd.rules.graph import Node, Tensor
+from keras_vd.rules.graph import GraphTensor, Node
 
 RULES: dict[type, type[Rule]] = {}
 # For each variational class, the Keras layer that has the same weights.
@@ -67,6 +67,26 @@ class Rule:
 
     This base class is the rule of unknown layers: they are not changed, and
     all channels that they read and make are kept.
+
+    `shrinking/analysis.py` asks, in this order:
+
+    1. `refusal` for each use; a reason makes this base class the layer's rule.
+    2. `find_constants`, node by node forwards, until a pass finds no more. It
+       sets `constant` of the outputs: the value that a channel has at every
+       position, whatever the model's inputs are; NaN if there is no such value
+       or it is not known.
+    3. `require`, node by node backwards, until a pass adds no more. It reads
+       `keep` of the outputs, False at first, and adds to `keep` of the inputs,
+       or of the outputs, what these need. It only ever sets entries to True
+       (`|=`), because it is asked again. Uses with `ties_uses` then get the
+       same sets.
+    4. `settle` once 3 has come to rest, for what no single use can see; 3 goes
+       on with what it adds.
+    5. `can_do_without` for each input of which nothing is kept.
+
+    Then `keep` is final. `shrinking/rebuild.py` asks rules with `is_reduced`
+    for `shrunk`, and calls the new layers by `call`. `macs`, `passed_on` and
+    `absorbed` need no analysis; they are asked on their own.
 
     Attributes:
         layer: The layer, or an operation of `keras.ops`.
@@ -145,7 +165,7 @@ class Rule:
             for tensor in (*node.inputs, *node.outputs):
                 tensor.keep[:] = True
 
-    def can_do_without(self, node: Node, tensor: Tensor) -> bool:
+    def can_do_without(self, node: Node, tensor: GraphTensor) -> bool:
         """Tell whether an input of which nothing is kept may be left out."""
         return node.is_gone
 
@@ -172,7 +192,7 @@ class Rule:
         return layer(*args, **kwargs)
 
     @property
-    def input(self) -> Tensor:
+    def input(self) -> GraphTensor:
         """The first tensor that the first use reads.
 
         Uses that share weights all keep the same channels.
@@ -180,7 +200,7 @@ class Rule:
         return self.uses[0].inputs[0]
 
     @property
-    def output(self) -> Tensor:
+    def output(self) -> GraphTensor:
         """The first tensor that the first use makes."""
         return self.uses[0].outputs[0]
 
@@ -200,7 +220,7 @@ class Rule:
         """Number of kept output channels, and of all of them."""
         return _counts(self.uses[0].outputs[:1])
 
-    def constants_of(self, tensor: Tensor) -> np.ndarray:
+    def constants_of(self, tensor: GraphTensor) -> np.ndarray:
         """Return the constants that the layer may rely on, `(width,)`.
 
         If uses share weights, a channel is constant only if it has the same
@@ -213,15 +233,64 @@ class Rule:
         return np.where(is_same, constants[0], np.nan)
 
 
-def _counts(tensors: list[Tensor] | tuple[Tensor, ...]) -> tuple[int, int]:
+def _counts(
+    tensors: list[GraphTensor] | tuple[GraphTensor, ...],
+) -> tuple[int, int]:
     kept = sum(int(np.count_nonzero(x.keep)) for x in tensors)
     return kept, sum(x.width for x in tensors)
 
 
 def config_of(layer: Any) -> dict[str, Any]:
     """Return the config that Keras' own class makes of a layer."""
-    kind: Any = computed_class(type(layer))
+    kind: Any = computing_class(type(layer))
     return dict(kind.get_config(layer))
+
+
+# Three functions look a layer's class up in RULES, each for its own purpose:
+#
+# `find_rule` (by `known_rule`): only classes that compute what a class with a
+# rule computes, because the answer changes what the model computes.
+# `absorbed_by`: variational layers as well, by the Keras layer that has the
+# same weights, because gates are folded before a model becomes a plain one.
+# `macs_of`: whatever extends a class with a rule, because for a figure in a
+# report the count of that class is better than 0.
+
+
+def known_rule(layer: Any) -> type[Rule] | None:
+    """Return the class of the rule of a plain layer; None if it has none."""
+    return RULES.get(computing_class(type(layer)))
+
+
+def find_rule(layer: Any, uses: list[Node], reason: str | None = None) -> Rule:
+    """Return the rule of a layer; `Rule` itself, with a reason, if unknown.
+
+    Args:
+        layer: The layer or operation.
+        uses: The nodes that call it.
+        reason: Why it is to be kept whole in any case.
+    """
+    rule = known_rule(layer)
+    if rule is None:
+        return Rule(layer, uses, f"unknown: {type(layer).__name__}")
+    reason = reason or reason_to_keep_weights(layer)
+    for node in uses:
+        reason = reason or _use_refusal(node) or rule.refusal(layer, node)
+    if reason:
+        return Rule(layer, uses, reason)
+    found = rule(layer, uses)
+    if found.ties_uses and len({_widths(node) for node in uses}) > 1:
+        return Rule(layer, uses, "it is shared by tensors of several widths")
+    return found
+
+
+def absorbed_by(layer: Any, factors: np.ndarray) -> Values | None:
+    """Return what `Rule.absorbed` does, for variational layers as well."""
+    if reason_to_keep_weights(layer):
+        return None
+    kinds = (SAME_WEIGHTS.get(cls) for cls in type(layer).__mro__)
+    kind = next(filter(None, kinds), None)
+    rule = known_rule(layer) if kind is None else RULES.get(kind)
+    return None if rule is None else rule.absorbed(layer, factors)
 
 
 def macs_of(layer: Any, node: Node) -> int | None:
@@ -236,39 +305,7 @@ def macs_of(layer: Any, node: Node) -> int | None:
     return 0
 
 
-def absorbed_by(layer: Any, factors: np.ndarray) -> Values | None:
-    """Return what `Rule.absorbed` does, for variational layers as well."""
-    if weights_refusal(layer):
-        return None
-    kinds = (SAME_WEIGHTS.get(cls) for cls in type(layer).__mro__)
-    kind = next(filter(None, kinds), None) or computed_class(type(layer))
-    rule = RULES.get(kind)
-    return None if rule is None else rule.absorbed(layer, factors)
-
-
-def find_rule(layer: Any, uses: list[Node], reason: str | None = None) -> Rule:
-    """Return the rule of a layer; `Rule` itself, with a reason, if unknown.
-
-    Args:
-        layer: The layer or operation.
-        uses: The nodes that call it.
-        reason: Why it is to be kept whole in any case.
-    """
-    rule = RULES.get(computed_class(type(layer)))
-    if rule is None:
-        return Rule(layer, uses, f"unknown: {type(layer).__name__}")
-    reason = reason or weights_refusal(layer)
-    for node in uses:
-        reason = reason or _use_refusal(node) or rule.refusal(layer, node)
-    if reason:
-        return Rule(layer, uses, reason)
-    found = rule(layer, uses)
-    if found.ties_uses and len({_widths(node) for node in uses}) > 1:
-        return Rule(layer, uses, "it is shared by tensors of several widths")
-    return found
-
-
-def _data(node: Node) -> tuple[Tensor, ...]:
+def _data(node: Node) -> tuple[GraphTensor, ...]:
     return (*node.inputs, *node.outputs)
 
 
@@ -287,7 +324,7 @@ def to_numpy(variable: Any) -> np.ndarray:
     return np.array(ops.convert_to_numpy(variable), np.float64)
 
 
-def join(tensors: Iterable[Tensor]) -> None:
+def join(tensors: Iterable[GraphTensor]) -> None:
     """Keep in each tensor the channels that are kept in any of them."""
     tensors = list(tensors)
     keep = np.logical_or.reduce([tensor.keep for tensor in tensors])

@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from keras_vd.rules.graph import Tensor
+from keras_vd.rules.graph import GraphTensor
 
 
 def product(sizes: Iterable[int | None]) -> int | None:
@@ -41,7 +41,7 @@ def macs_at(
     return product((*positions, entries(*weights)))
 
 
-def positions(layer: Any, tensor: Tensor) -> tuple[int | None, ...]:
+def positions(layer: Any, tensor: GraphTensor) -> tuple[int | None, ...]:
     """Return the sizes of all axes but those of the batch and the channels."""
     is_first = getattr(layer, "data_format", None) == "channels_first"
     return tensor.shape[2:] if is_first else tensor.shape[1:-1]

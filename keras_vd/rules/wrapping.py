@@ -7,13 +7,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_vd._backend.keras_internals import computed_class
 from keras_vd.rules.graph import Node
-from keras_vd.rules.rule import RULES, Inner, Rule, macs_of, rule_for
+from keras_vd.rules.rule import Inner, Rule, known_rule, macs_of, rule_for
 
 
 @rule_for(keras.layers.TimeDistributed)
-class TimeDistributed(Rule):
+class TimeDistributedRule(Rule):
     """A layer applied at every step, to which the rule of that layer applies.
 
     The additional axis of steps comes before the axes that the rule looks at.
@@ -55,4 +54,4 @@ class TimeDistributed(Rule):
 
 
 def _inner_rule(layer: Any) -> Any:
-    return RULES.get(computed_class(type(layer.layer)))
+    return known_rule(layer.layer)

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from keras_vd._backend.keras_internals import flatten_layers, own_variables
-from keras_vd.rules.graph import Graph, Node, Tensor
+from keras_vd.rules.graph import Graph, GraphTensor, Node
 from keras_vd.rules.rule import Rule, find_rule, join
 
 
@@ -31,13 +31,13 @@ class Plan:
 
     graph: Graph
     rules: dict[int, Rule]
-    gathered: dict[Tensor, Tensor | None]
+    gathered: dict[GraphTensor, GraphTensor | None]
 
     def rule_of(self, node: Node) -> Rule:
         """Return the rule of the layer that a node calls."""
         return self.rules[id(node.operation)]
 
-    def present(self, tensor: Tensor) -> np.ndarray:
+    def present(self, tensor: GraphTensor) -> np.ndarray:
         """Return which channels of a gathered tensor exist, `(width,)`."""
         flattened = self.gathered[tensor]
         if flattened is None:
@@ -120,7 +120,7 @@ def _count_constants(plan: Plan) -> int:
     return sum(int(np.count_nonzero(x)) for x in known)
 
 
-def _gatherable_inputs(graph: Graph) -> dict[Tensor, Tensor | None]:
+def _gatherable_inputs(graph: Graph) -> dict[GraphTensor, GraphTensor | None]:
     return {
         tensor: None
         for tensor, layer in zip(graph.inputs, graph.input_layers, strict=True)
@@ -128,7 +128,7 @@ def _gatherable_inputs(graph: Graph) -> dict[Tensor, Tensor | None]:
     }
 
 
-def _gatherable_flat(plan: Plan) -> dict[Tensor, Tensor | None]:
+def _gatherable_flat(plan: Plan) -> dict[GraphTensor, GraphTensor | None]:
     """Find outputs of Flatten layers from which channels can be picked.
 
     In such an output a channel may be read at some positions and not at others.
@@ -162,9 +162,9 @@ def _settle(plan: Plan) -> None:
         _repeat(plan)
 
 
-def _emptied(plan: Plan) -> Tensor | None:
+def _emptied(plan: Plan) -> GraphTensor | None:
     """Return the last tensor with nothing left that some layer still needs."""
-    needed: set[Tensor] = set()
+    needed: set[GraphTensor] = set()
     for node in plan.graph.nodes:
         rule = plan.rule_of(node)
         for tensor in node.inputs:
@@ -176,7 +176,7 @@ def _emptied(plan: Plan) -> Tensor | None:
     return next((x for x in reversed(plan.graph.tensors) if x in needed), None)
 
 
-def _cheapest(tensor: Tensor) -> int:
+def _cheapest(tensor: GraphTensor) -> int:
     """Return the index of the channel whose keeping costs least.
 
     This is a constant one, if there is any, as it needs no inputs.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 
-from keras_vd.rules.graph import Node, Tensor
+from keras_vd.rules.graph import GraphTensor, Node
 from keras_vd.rules.rule import Rule
 from keras_vd.shrinking.analysis import Plan
 
@@ -33,15 +33,17 @@ def full_name(rule: Rule) -> str:
     return "/".join((*rule.uses[0].path, rule.layer.name))
 
 
-def _readers(plan: Plan) -> dict[Tensor, list[Node]]:
-    readers: dict[Tensor, list[Node]] = {}
+def _readers(plan: Plan) -> dict[GraphTensor, list[Node]]:
+    readers: dict[GraphTensor, list[Node]] = {}
     for node in plan.graph.nodes:
         for tensor in (*node.inputs, *node.others):
             readers.setdefault(tensor, []).append(node)
     return readers
 
 
-def _reason(plan: Plan, rule: Rule, readers: dict[Tensor, list[Node]]) -> str:
+def _reason(
+    plan: Plan, rule: Rule, readers: dict[GraphTensor, list[Node]]
+) -> str:
     """Return why a layer with a rule of its own has lost nothing."""
     if rule.outputs_reason is not None:
         return rule.outputs_reason
@@ -57,7 +59,7 @@ def _reason(plan: Plan, rule: Rule, readers: dict[Tensor, list[Node]]) -> str:
 
 
 def _needed_by(
-    plan: Plan, output: Tensor, readers: dict[Tensor, list[Node]]
+    plan: Plan, output: GraphTensor, readers: dict[GraphTensor, list[Node]]
 ) -> str | None:
     """Return what needs all channels of a tensor, looked for downstream."""
     pending, seen = [output], {output}

@@ -10,12 +10,12 @@ import numpy as np
 from keras import ops
 
 from keras_vd._backend.keras_internals import (
-    computed_class,
+    computing_class,
     graph_calls,
     rename_operation,
 )
 from keras_vd.conversion.cloning import Cloner
-from keras_vd.rules.graph import Node, Tensor
+from keras_vd.rules.graph import GraphTensor, Node
 from keras_vd.rules.rule import Inner, Names, Rule
 from keras_vd.shrinking.analysis import Plan
 
@@ -78,7 +78,7 @@ class _Builder:
 
     def __init__(self, plan: Plan, model: keras.Model) -> None:
         self.plan = plan
-        self.tensors: dict[Tensor, keras.KerasTensor] = {}
+        self.tensors: dict[GraphTensor, keras.KerasTensor] = {}
         self.names = Names(layer.name for layer in plan.graph.input_layers)
         # Names are given to outer layers first, so that a layer of a nested
         # model is the one to be renamed where two have the same name.
@@ -128,7 +128,7 @@ class _Builder:
         )
 
     def _gathered(
-        self, tensor: Tensor, symbolic: keras.KerasTensor, name: str
+        self, tensor: GraphTensor, symbolic: keras.KerasTensor, name: str
     ) -> keras.KerasTensor:
         if tensor not in self.plan.gathered:
             return symbolic
@@ -144,7 +144,7 @@ class _Builder:
         rule = self.plan.rule_of(node)
         layer, weights = self._new_layer(rule)
         args, kwargs = keras.tree.map_structure(
-            lambda x: self.tensors.get(x) if isinstance(x, Tensor) else x,
+            lambda x: self.tensors.get(x) if isinstance(x, GraphTensor) else x,
             (node.args, node.kwargs),
         )
         made = rule.call(layer, args, kwargs, self.names)
@@ -177,7 +177,7 @@ class _Builder:
             for key, value in config.items()
             if isinstance(value, Inner)
         }
-        kind = computed_class(type(old))
+        kind = computing_class(type(old))
         config = _any_shape({**config, **inner})
         return self.cloner.make(kind, config, old, name)
 

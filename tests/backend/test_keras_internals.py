@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -496,10 +497,10 @@ def test_classes_that_compute_the_same():
     assert internals.overridden(Adapted, keras.layers.Dense) == []
     assert internals.overridden(Changed, keras.layers.Dense) == ["call"]
     assert internals.extended(Changed, "keras") is keras.layers.Dense
-    assert internals.computed_class(keras.layers.LSTM) is keras.layers.LSTM
-    assert internals.computed_class(Adapted) is keras.layers.Dense
-    assert internals.computed_class(Changed) is Changed
-    assert internals.computed_class(int) is int
+    assert internals.computing_class(keras.layers.LSTM) is keras.layers.LSTM
+    assert internals.computing_class(Adapted) is keras.layers.Dense
+    assert internals.computing_class(Changed) is Changed
+    assert internals.computing_class(int) is int
 
 
 @pytest.mark.core
@@ -701,6 +702,10 @@ def test_labels_per_example():
     found = [internals.labels_per_example(model(*x)) for x in shapes]
     assert found == [1, 5, 20, None]
     assert internals.labels_per_example(keras.Model()) is None
+    for outputs in ([], [model(3).output, model(5, 3).output]):
+        several = SimpleNamespace(outputs=outputs)
+        assert internals.labels_per_example(several) is None
+    assert internals.labels_per_example(SimpleNamespace(outputs=None)) is None
 
 
 @pytest.mark.core

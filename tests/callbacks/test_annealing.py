@@ -3,6 +3,7 @@
 import io
 import re
 import sys
+import warnings
 
 import keras
 import numpy as np
@@ -237,6 +238,27 @@ def test_a_number_of_examples_that_cannot_be_right(name):
     with pytest.warns(UserWarning, match=words) as caught:
         fit(tiny(), annealing, epochs=2, **options)
     assert told(caught) == 1
+
+
+@pytest.mark.core
+def test_a_wrong_number_of_examples_is_told_once():
+    """Oracle: the docstring, "at most once each", for each object."""
+    model, annealing = tiny(), KLAnnealing(2 * EXAMPLES, 0, 0, verbose=0)
+    with pytest.warns(UserWarning, match="showed 16 examples"):
+        fit(model, annealing)
+    with warnings.catch_warnings(record=True) as caught:
+        fit(model, annealing)
+    assert told(caught) == 0
+
+
+@pytest.mark.core
+def test_what_is_wrong_in_a_later_fit_is_told():
+    annealing = KLAnnealing(EXAMPLES, 0, 0, verbose=0)
+    fit(tiny(), annealing)
+    with pytest.warns(UserWarning, match="showed 8 examples"):
+        fit(tiny(), annealing, validation_split=0.5)
+    with pytest.warns(UserWarning, match="reduction='sum'"):
+        fit(tiny(loss=summed()), annealing)
 
 
 @pytest.mark.core

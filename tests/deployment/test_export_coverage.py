@@ -226,6 +226,22 @@ def test_onnx_runtime_computes_each_part(build, tmp_path):
         )
 
 
+@pytest.mark.integration
+def test_counts_with_weights(tmp_path):
+    """Oracle: NumPy."""
+    ids = keras.Input((3,), dtype="int32")
+    weights = keras.Input((3,))
+    encoding = layers.CategoryEncoding(4, "count")
+    model = keras.Model([ids, weights], encoding(ids, count_weights=weights))
+    rows = np.array([[0, 2, 2], [1, 3, 1]], "int32")
+    counts = np.array([[0.5, 2, 3], [4, 5, -1]], "float32")
+    keras_vd.deployment.export_onnx(
+        model, path := tmp_path / "m.onnx", x=[rows, counts]
+    )
+    (found,) = READERS["ONNX Runtime"](str(path), [])([rows, counts])()
+    np.testing.assert_allclose(found, [[0.5, 0, 5, 0], [0, 3, 0, 5]])
+
+
 def test_substitutes_compute_the_same():
     # Oracle: the operation of TensorFlow itself.
     import tensorflow as tf
@@ -233,7 +249,8 @@ def test_substitutes_compute_the_same():
     x = tf.constant(np.linspace(-5, 5, 101), tf.float32)
     raw = tf.raw_ops
     ids = tf.constant([[0, 2, 2, 7], [1, 1, 1, 0]])
-    weights = tf.constant([], tf.float32)
+    no_weights = tf.constant([], tf.float32)
+    weights = tf.constant([[0.5, 2, 3, 4], [1, -1, 0.25, 3]])
     calls = [
         ("Erfc", raw.Erfc, {"x": x}, {}),
         ("Expm1", raw.Expm1, {"x": x}, {}),
@@ -243,10 +260,11 @@ def test_substitutes_compute_the_same():
         (
             "DenseBincount",
             raw.DenseBincount,
-            {"input": ids, "size": 4, "weights": weights},
+            {"input": ids, "size": 4, "weights": chosen},
             {"binary_output": binary},
         )
         for binary in (True, False)
+        for chosen in (weights, no_weights)
     ]
     assert {call[0] for call in calls} == set(SUBSTITUTES)
     for name, operation, inputs, attributes in calls:

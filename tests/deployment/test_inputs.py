@@ -8,6 +8,7 @@ from keras_vd import deployment
 from keras_vd.deployment.drawing import flat_inputs
 from keras_vd.deployment.interface import (
     difference,
+    input_names,
     output_names,
     outputs_check,
 )
@@ -142,6 +143,14 @@ def test_recurrent_states_are_refused(tmp_path):
         with pytest.raises(ValueError, match="keep a state") as told:
             function(model, tmp_path / file)
         assert "memory" in str(told.value)
+
+
+@pytest.mark.parametrize("names", [("a", ".a", "x1_a"), ("x2_a", "a", ".a")])
+def test_names_of_inputs_differ(names):
+    tensors = [keras.Input((1,), name=name) for name in names]
+    model = keras.Model(tensors, layers.Concatenate()(tensors))
+    found = input_names(model)
+    assert len(set(found)) == len(names)
 
 
 def test_differences_of_all_types():

@@ -92,6 +92,8 @@ def test_arguments_are_checked():
         deployment.deployment_report(dense_model(), x, other)
     with pytest.raises(ValueError, match="convert it first"):
         deployment.deployment_report(mlp(), random_inputs(2, 6))
+    with pytest.raises(ValueError, match="`batch_sizes` must hold"):
+        deployment.deployment_report(dense_model(), x, batch_sizes=())
     with pytest.raises(ValueError, match="`batch_sizes` must be an integer"):
         deployment.deployment_report(dense_model(), x, batch_sizes=(0,))
 

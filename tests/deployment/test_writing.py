@@ -220,6 +220,31 @@ def test_what_a_killed_process_left_is_cleared(when, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
+@pytest.mark.integration
+def test_what_others_have_left_stays(tmp_path):
+    """The old folder of another target may be in what its writer left."""
+    target = tmp_path / "m"
+    writing.write_checked(target, saved_as("old"), unchecked, is_folder=True)
+    assert run_python(KILLED, target, "replaces").returncode == -9
+    assert not target.exists()
+    # Names that begin alike, and a folder of the user's.
+    (tmp_path / ".writing-mine").mkdir()
+    for name in ("other", "m-2", "m-12345678"):
+        writing.write_checked(
+            tmp_path / name, saved_as(name), unchecked, is_folder=True
+        )
+
+    def fail(new):
+        raise OSError(5, "Input/output error")
+
+    with pytest.raises(OSError, match="could not write"):
+        writing.write_checked(target, fail, unchecked, is_folder=True)
+    assert (target / "saved_model.pb").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *(".writing-mine", "m", "m-12345678", "m-2", "other")
+    ]
+
+
 def test_what_others_are_writing_stays(tmp_path):
     target, other = tmp_path / "m", tmp_path / "other"
 

@@ -8,6 +8,7 @@ import pytest
 from keras import ops
 
 from keras_vd import layers, posteriors, priors
+from keras_vd.posteriors.sampling import sampling_at_inference
 from tests.helpers.arrays import to_numpy
 from tests.helpers.contract import (
     Case,
@@ -548,6 +549,24 @@ def test_whether_the_kl_was_added_in_this_pass():
     assert watches[0].seen == [False, False, False, False]
     assert watches[1].seen == [True, True, False, True]
     assert watches[2].seen == [True, True, False, True]
+
+
+def test_a_draw_that_fails_puts_its_seed_back():
+    """Oracle: the seed before, as after a draw at inference that succeeds."""
+    layer = layers.VDDense(4, kl_weight=1.0)
+    layer.build((None, 3))
+    posterior = layer.kernel_posterior
+    generator = posterior.seed_generator
+    before = to_numpy(generator.state)
+
+    def fail():
+        with posterior._one_draw():
+            generator.next()
+            raise ZeroDivisionError
+
+    with sampling_at_inference(), pytest.raises(ZeroDivisionError):
+        fail()
+    np.testing.assert_array_equal(to_numpy(generator.state), before)
 
 
 def test_keras_does_not_track_what_a_posterior_is_bound_to():
