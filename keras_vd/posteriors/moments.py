@@ -43,7 +43,7 @@ def bounded_log_variance(log_sigma2: Tensor, theta: Tensor) -> Tensor:
         log_sigma2: Tensor of any shape.
         theta: Means of all weights.
     """
-    flat = ops.reshape(ops.stop_gradient(theta), (-1,))
+    flat = ops.stop_gradient(ops.reshape(theta, (-1,)))
     mean = ops.vdot(flat, flat) / math.prod(theta.shape)
     largest = math.log(_LARGEST_ALPHA) + ops.log1p(mean)
     excess = ops.relu(ops.stop_gradient(log_sigma2) - largest)

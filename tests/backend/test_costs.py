@@ -41,6 +41,8 @@ LAYERS = {
         keras_vd.posteriors.SparseVD(prior=keras_vd.priors.LogUniform("exact"))
     ),
     "gaussian": lambda: dense("gaussian"),
+    "unit": lambda: dense(keras_vd.posteriors.SparseVD(share="unit")),
+    "rank1": lambda: dense(keras_vd.posteriors.SparseVD(share="rank1")),
     "vd": lambda: dense("vd"),
     "weight": lambda: dense(keras_vd.posteriors.SparseVD(estimator="weight")),
     "embedding": lambda: keras_vd.layers.VDEmbedding(
@@ -104,6 +106,8 @@ def temporaries(operations):
         ("sparse_vd", 2, 2, 4),
         ("exact", 2, 2, 4),
         ("gaussian", 2, 2, 4),
+        ("unit", 1, 1, 2),
+        ("rank1", 1, 1, 2),
         ("vd", 2, 1, 3),
         ("weight", 1, 2, 4),
         ("embedding", 0, 2, 4),
@@ -117,6 +121,38 @@ def test_temporaries_in_the_graph(name, products, updates, kernels):
     }
     counted = temporaries(operations_of_a_step(LAYERS[name]()))
     assert counted == {kind: n for kind, n in expected.items() if n}
+
+
+# With the inputs, and its gradient by the weight.
+@on_tensorflow
+@pytest.mark.parametrize(
+    ("name", "products"),
+    [("plain", 2), ("sparse_vd", 4), ("unit", 2), ("rank1", 2)],
+)
+def test_products_in_the_graph(name, products):
+    """Of the weight's size: what shared variances need beside is not."""
+    sizes = {SHAPE, (BATCH, UNITS)}
+    found = [
+        operation
+        for operation in operations_of_a_step(LAYERS[name]())
+        if operation.type == "MatMul"
+        and tuple(operation.outputs[0].shape) in sizes
+    ]
+    assert len(found) == products
+
+
+@on_jax
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("name", "products"), [("plain", 1), ("sparse_vd", 2), ("unit", 1)]
+)
+def test_products_in_the_jaxpr(name, products):
+    """Gradients of weights, outside of the branch for pruned ones."""
+    _, compiled = equations_of_a_step(LAYERS[name]())
+    text = compiled.as_text()
+    shape = rf"f32\[{INPUTS},{UNITS}\]"
+    found = re.findall(rf"= {shape}\S* dot\(", text[text.index("ENTRY") :])
+    assert len(found) == products
 
 
 @on_tensorflow
@@ -180,7 +216,15 @@ def _flat(jaxpr):
 
 # A gradient and an update; for "sparse_vd" two of each, and mean, variance,
 # signal-to-noise ratio, KL and slope of the KL, which is all of it.
-WRITTEN = {"plain": 2, "sparse_vd": 9, "exact": 11, "gaussian": 10, "vd": 8}
+WRITTEN = {
+    "plain": 2,
+    "sparse_vd": 9,
+    "exact": 11,
+    "gaussian": 10,
+    "vd": 8,
+    # Without a variance, its gradient and its update.
+    "unit": 6,
+}
 
 
 @on_jax
