@@ -222,8 +222,8 @@ WRITTEN = {
     "exact": 11,
     "gaussian": 10,
     "vd": 8,
-    # Without a variance, its gradient and its update.
-    "unit": 6,
+    # Without what a variance for each weight takes.
+    "unit": 7,
 }
 
 
