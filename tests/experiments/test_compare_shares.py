@@ -1,0 +1,44 @@
+"""The comparison of shares, shrunk to seconds."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import compare_shares
+
+QUICK = ("--dataset", "digits", "--limit", "150", "--epochs", "2")
+
+
+@pytest.mark.integration
+def test_one_command_makes_the_table(tmp_path, capsys):
+    options = (
+        *(*QUICK, "--finetune-epochs", "1", "--out", str(tmp_path)),
+        *("--shares", "unit", "layer", "--kl-weights", "0.5"),
+    )
+    compare_shares.main(options)
+    printed = capsys.readouterr().out
+    table = (tmp_path / "table.md").read_text()
+    assert table in printed
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in table.strip().splitlines()
+    ]
+    assert rows[0] == list(compare_shares.HEADER)
+    assert [row[:2] for row in rows[2:]] == [
+        ["unit", "0.5"],
+        ["layer", "0.5"],
+    ]
+    assert (tmp_path / "frontier.png").stat().st_size > 1000
+    file = tmp_path / "layer-kl0.5-seed0" / "results.json"
+    run = json.loads(file.read_text())
+    assert run["recipe"]["share"] == "layer"
+    assert run["recipe"]["kl_weight"] == 0.5
+    found = compare_shares.figures(run)
+    assert np.isfinite(found).all()
+    assert float(rows[3][5]) == pytest.approx(found[2], abs=0.06)
+    # What is there already is read.
+    run["cpu_seconds"] = 12345.0
+    file.write_text(json.dumps(run))
+    compare_shares.main(options)
+    assert "12,345" in capsys.readouterr().out
