@@ -15,11 +15,11 @@ from keras_vd._backend.types import Tensor
 MIN_SIZE = 2**14
 USUAL_BATCH_SIZE = 2**7
 
-# Other forms of functions, which compilers turn into fewer or faster loops.
-# Modules enter their own forms; the arguments of a form are documented where it
-# is used. A key is the function object itself, so a method that overrides
-# another one does not get the form of that one by accident.
-FAST_FORMS: dict[Callable[..., Any], Any] = {}
+# Classes of moments that compilers turn into fewer or faster loops, by the
+# `_log_variances` of the posterior that they are for. Modules enter their own.
+# A key is the function object itself, so a method that overrides another one
+# does not get the class of that one by accident.
+FAST_MOMENTS: dict[Callable[..., Any], type] = {}
 
 
 def compiled(function: Callable[..., Any], *tensors: Any) -> Tensor:
@@ -84,21 +84,22 @@ def rounded(product: Any) -> Tensor:
     return ops.where(ops.greater(product, bound), bound, product)
 
 
-def fast_form(function: Callable[..., Any], tensors: Sequence[Any]) -> Any:
-    """Return the fast form of a function if a compiler will run it.
+def fast_moments(
+    log_variances: Callable[..., Any], tensors: Sequence[Any], usual: type
+) -> type:
+    """Return the class of moments to compute with.
 
     Args:
-        function: A key of `FAST_FORMS`, or any other function.
-        tensors: The tensors that it is about to be computed from.
-
-    Returns:
-        The entry; None if there is none, or if operations on these tensors are
-        not compiled.
+        log_variances: The posterior's method: a key of `FAST_MOMENTS`, or any
+            other function.
+        tensors: The tensors that moments are about to be computed from.
+        usual: The class where there is no other one, or where operations on
+            these tensors are not compiled.
     """
     is_compiled = keras.backend.backend() == "jax"
     if is_compiled or _is_worth_a_kernel(tensors):
-        return FAST_FORMS.get(function)
-    return None
+        return FAST_MOMENTS.get(log_variances, usual)
+    return usual
 
 
 def _is_worth_a_kernel(tensors: Sequence[Any]) -> bool:

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vd._backend.fusing import FAST_FORMS
+from keras_vd._backend.fusing import FAST_MOMENTS
 from keras_vd._backend.types import Tensor
 from keras_vd._backend.validation import check_number
 from keras_vd.posteriors.moments import THETA2_FLOOR, bounded_log_variance
@@ -137,7 +137,7 @@ class AdditiveGaussian(WeightPosterior):
         }
 
 
-FAST_FORMS[AdditiveGaussian._log_variances] = SignalToNoiseMoments
+FAST_MOMENTS[AdditiveGaussian._log_variances] = SignalToNoiseMoments
 
 
 @keras.saving.register_keras_serializable(package="keras_vd.posteriors")

@@ -1,18 +1,19 @@
 """Moments and divergences by signal-to-noise ratios, for compilers.
 
 A compiler makes one loop of many operations, in which these forms take less
-time than logarithms do. `_backend.fusing` finds a form by the function that it
-stands for, so a subclass that overrides the function does not get the form.
+time than logarithms do. A form is found by the function that it stands for, so
+a subclass that overrides the function does not get the form.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 from keras import ops
 
-from keras_vd._backend.fusing import FAST_FORMS
 from keras_vd._backend.types import Tensor
 from keras_vd.divergences import kl
 from keras_vd.posteriors.moments import (
@@ -69,7 +70,7 @@ class SignalToNoiseMoments(Moments):
         return self.theta - ops.where(self.is_kept(threshold), 0.0, self.theta)
 
     def _kl_terms(self, prior: Prior) -> Tensor:
-        by_snr = FAST_FORMS.get(type(prior).kl_divergence)
+        by_snr = DIVERGENCES.get(type(prior).kl_divergence)
         terms = by_snr and by_snr(prior, self.unbounded_log_alpha, self.snr)
         if terms is None:
             return super()._kl_terms(prior)
@@ -93,5 +94,8 @@ def _ard_by_snr(prior: ARD, log_alpha: Tensor, snr: Tensor) -> Tensor:
     return kl.ard_by_snr(log_alpha, snr)
 
 
-FAST_FORMS[LogUniform.kl_divergence] = _log_uniform_by_snr
-FAST_FORMS[ARD.kl_divergence] = _ard_by_snr
+# By the method of the prior that they stand for; each returns KL per weight.
+DIVERGENCES: dict[Callable[..., Any], Callable[..., Any]] = {
+    LogUniform.kl_divergence: _log_uniform_by_snr,
+    ARD.kl_divergence: _ard_by_snr,
+}

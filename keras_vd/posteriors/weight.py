@@ -20,7 +20,7 @@ import numpy as np
 from keras import ops
 
 from keras_vd import priors
-from keras_vd._backend.fusing import fast_form, recomputed
+from keras_vd._backend.fusing import fast_moments, recomputed
 from keras_vd._backend.keras_internals import full_precision_value
 from keras_vd._backend.noise import standard_normal
 from keras_vd._backend.sharding import sharded_like
@@ -343,10 +343,10 @@ class WeightPosterior(Posterior):
         The arguments are those of `_training_pass`, which also adds the KL.
         """
         variables, keep_mask = self._read_variables()
-        kind = fast_form(type(self)._log_variances, variables) or Moments
+        form = fast_moments(type(self)._log_variances, variables, Moments)
         return recomputed(
             lambda variables, keep_mask, *constants: function(
-                self._moments(variables, keep_mask, kind), *constants
+                self._moments(variables, keep_mask, form), *constants
             ),
             variables,
             (keep_mask, *constants),
@@ -362,9 +362,9 @@ class WeightPosterior(Posterior):
         return (theta, *parameters), ops.convert_to_tensor(self.keep_mask)
 
     def _moments(
-        self, variables: Sequence[Any], keep_mask: Tensor, kind: type[Moments]
+        self, variables: Sequence[Any], keep_mask: Tensor, form: type[Moments]
     ) -> Moments:
-        return kind(variables[0], *self._log_variances(*variables), keep_mask)
+        return form(variables[0], *self._log_variances(*variables), keep_mask)
 
     def _current_moments(self) -> Moments:
         return self._moments(*self._read_variables(), Moments)
