@@ -244,7 +244,7 @@ class TestCommand:
         assert len(rows) == 3, run.errors
         for ratios in rows[:2]:
             cells = ratios.split("|")[2:-1]
-            assert len(cells) in (4, 5)
+            assert len(cells) in (5, 7)
             assert all(float(cell.split()[0]) > 0 for cell in cells)
 
     def test_a_library_that_is_not_there(self, run):
