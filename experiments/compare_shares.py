@@ -7,8 +7,8 @@ Trains one network of `experiments.mnist` for every share of the posterior, KL
 weight and seed, each in a process of its own. One row per share and KL weight:
 the error before fine-tuning and after it, weights per non-zero one at the
 recipe's threshold and at the ends of the range from -1 to 3, and the CPU
-seconds of training on one core. Writes table.md, frontier.png and a folder for
-each run to --out; runs that are there already are read, not repeated.
+seconds of training on one thread. Writes table.md, frontier.png and a folder
+for each run to --out; runs that are there already are read, not repeated.
 """
 
 from __future__ import annotations
@@ -30,16 +30,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import ScalarFormatter
 
+from benchmarks.settings import ONE_THREAD
 from experiments import common
 from experiments.mnist.models import MODELS
 from keras_vd.posteriors.sharing import SHARES
 
-ONE_THREAD = {
-    "TF_NUM_INTRAOP_THREADS": "1",
-    "TF_NUM_INTEROP_THREADS": "1",
-    "OMP_NUM_THREADS": "1",
-    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
-}
 THRESHOLDS = (-1.0, 3.0)
 HEADER = (
     "share",

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from keras_vd._backend.fusing import gradients_on_tensorflow
 from keras_vd._backend.types import Tensor
 
 
@@ -61,14 +62,8 @@ def _either_on_tensorflow(
         tensors: Sequence[Any],
         upstream: Tensor,
     ) -> Any:
-        with tf.GradientTape() as tape:
-            tape.watch(tensors)
-            outputs = function(*tensors, *constants)
-        return tape.gradient(
-            outputs,
-            tensors,
-            upstream,
-            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        return gradients_on_tensorflow(
+            lambda tensors: function(*tensors, *constants), tensors, upstream
         )
 
     @tf.custom_gradient

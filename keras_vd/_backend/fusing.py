@@ -147,6 +147,31 @@ def _kernel(function: Callable[..., Any]) -> Any:
     return tf.function(function, jit_compile=True, autograph=False)
 
 
+def gradients_on_tensorflow(
+    function: Callable[[Sequence[Any]], Any],
+    variables: Sequence[Any],
+    upstream: Any,
+) -> Any:
+    """Compute the gradients of a function of tensors, zeros included.
+
+    Args:
+        function: Returns a tensor or a tuple of tensors.
+        variables: What it is computed from.
+        upstream: Gradients of what it returns.
+    """
+    import tensorflow as tf
+
+    with tf.GradientTape() as tape:
+        tape.watch(variables)
+        outputs = function(variables)
+    return tape.gradient(
+        outputs,
+        variables,
+        upstream,
+        unconnected_gradients=tf.UnconnectedGradients.ZERO,
+    )
+
+
 def _with_gradient(
     function: Callable[..., tuple[Any, ...]],
     variables: Sequence[Any],
@@ -160,14 +185,10 @@ def _with_gradient(
         constants: Sequence[Any],
         upstream: Sequence[Any],
     ) -> Any:
-        with tf.GradientTape() as tape:
-            tape.watch(variables)
-            outputs = function(variables, *constants)
-        return tape.gradient(
-            outputs,
+        return gradients_on_tensorflow(
+            lambda variables: function(variables, *constants),
             variables,
             upstream,
-            unconnected_gradients=tf.UnconnectedGradients.ZERO,
         )
 
     @tf.custom_gradient

@@ -118,10 +118,8 @@ class AdditiveGaussian(WeightPosterior):
             parameters = [bounded_log_variance(p, theta) for p in parameters]
         return (theta, *parameters), keep_mask
 
-    def _variance_factors(self, *parameters: Any) -> tuple[Any, ...]:
-        if self.share == "weight":
-            return ()
-        return tuple(map(ops.exp, parameters))
+    def _log_factors(self, *parameters: Any) -> tuple[Any, ...]:
+        return () if self.share == "weight" else parameters
 
     def _log_variances(
         self, theta: Tensor, *parameters: Any

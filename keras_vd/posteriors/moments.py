@@ -60,12 +60,15 @@ class Moments:
         unbounded_log_alpha: Float32 tensor that broadcasts to it:
             log(sigma2 / theta^2).
         keep_mask: Bool tensor of the weight's shape; False is pruned.
+        log_factors: Where weights share variances by design, few bounded
+            tensors whose sum log_sigma2 is; otherwise empty.
     """
 
     theta: Any
     log_sigma2: Any
     unbounded_log_alpha: Any
     keep_mask: Any
+    log_factors: tuple[Any, ...] = ()
 
     @functools.cached_property
     def log_alpha(self) -> Tensor:
@@ -103,10 +106,14 @@ class Moments:
         No weight that is of use comes near the bound, and the gradient ignores
         it.
         """
+        if self.log_factors:
+            return self._masked_product(1.0)
         return self._masked_exp(self.log_sigma2, self._largest_sigma2)
 
     def stddev(self) -> Tensor:
         """Return standard deviations, bounded like `sigma2`; 0 where pruned."""
+        if self.log_factors:
+            return self._masked_product(0.5)
         largest = ops.sqrt(self._largest_sigma2)
         return self._masked_exp(0.5 * self.log_sigma2, largest)
 
@@ -115,11 +122,15 @@ class Moments:
         theta2 = ops.square(ops.stop_gradient(self.theta))
         return _LARGEST_ALPHA * theta2 + _LARGEST_ALPHA
 
+    def _masked_product(self, power: float) -> Tensor:
+        """Multiply powers of the factors of sigma2, and give 0 where pruned."""
+        product = math.prod(ops.exp(power * x) for x in self.log_factors)
+        return ops.where(self.keep_mask, product, 0.0)
+
     def _masked_exp(self, exponent: Tensor, largest: Tensor) -> Tensor:
         """Compute an exponential up to `largest`, and 0 where pruned."""
         if tuple(exponent.shape) != tuple(self.keep_mask.shape):
-            # Few, and bounded already.
-            return ops.where(self.keep_mask, ops.exp(exponent), 0.0)
+            exponent = ops.broadcast_to(exponent, self.keep_mask.shape)
         values = ops.minimum(ops.exp(ops.stop_gradient(exponent)), largest)
         return _known_exp(exponent, ops.where(self.keep_mask, values, 0.0))
 

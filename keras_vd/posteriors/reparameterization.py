@@ -47,7 +47,7 @@ def local_reparameterization(
     # In floats, as squares of integers may overflow, and variances are floats.
     squares = ops.square(ops.cast(inputs, outputs.dtype))
     if isinstance(variance, SharedVariance):
-        variances = variance.output_variances(linear_op, squares)
+        variances = variance.output_variances(linear_op, squares, dtype)
     else:
         variances = linear_op(
             ops.cast(squares, dtype), ops.cast(variance, dtype)

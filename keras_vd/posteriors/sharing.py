@@ -11,6 +11,7 @@ k = 1, whose factors are `share="rank1"`).
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -64,48 +65,11 @@ class SharedVariance:
     keep_mask: Any
     shared_op: SharedOp
 
-    @classmethod
-    def of(
-        cls,
-        factors: Sequence[Any],
-        keep_mask: Tensor,
-        axes: Axes,
-        shared_op: SharedOp,
-    ) -> SharedVariance | None:
-        """Sort factors of the variances into those of inputs and of units.
-
-        Args:
-            factors: Tensors that broadcast to the weight.
-            keep_mask: Bool tensor of the weight's shape.
-            axes: What the axes of the weight mean.
-            shared_op: See `SharedVariance`.
-
-        Returns:
-            Their product; None if a factor is neither one of inputs nor one
-            of units.
-        """
-        by_input: Any = 1.0
-        by_unit: Any = 1.0
-        for factor in factors:
-            along = {i for i, size in enumerate(factor.shape) if size != 1}
-            if along <= set(axes.outputs):
-                by_unit = by_unit * factor
-            elif along <= set(axes.inputs):
-                by_input = by_input * factor
-            else:
-                return None
-        shape = tuple(keep_mask.shape)
-        one = ops.ones((1,) * len(shape), factors[0].dtype)
-        units = shared_shape("unit", shape, axes)
-        return cls(
-            by_input * one,
-            ops.broadcast_to(by_unit * one, units),
-            keep_mask,
-            shared_op,
-        )
-
     def output_variances(
-        self, linear_op: Callable[[Tensor, Tensor], Tensor], squares: Tensor
+        self,
+        linear_op: Callable[[Tensor, Tensor], Tensor],
+        squares: Tensor,
+        product_dtype: Any,
     ) -> Tensor:
         """Return `linear_op(squares, variances of all weights)`.
 
@@ -115,18 +79,26 @@ class SharedVariance:
         Args:
             linear_op: `(inputs, weight) -> outputs`, linear in both.
             squares: Squared inputs.
+            product_dtype: Type of the product where there is one.
+
+        Returns:
+            Tensor of the outputs' shape, in float32 or the type of `squares`
+            where that has more digits.
         """
+        # The sum over all inputs comes before any small factor, and would
+        # overflow in float16.
+        dtype = keras.backend.result_type(squares.dtype, "float32")
 
         def product(
             squares: Tensor, inputs: Tensor, units: Tensor, keep_mask: Tensor
         ) -> Tensor:
-            return linear_op(squares, ops.where(keep_mask, inputs * units, 0.0))
+            variances = ops.where(keep_mask, inputs * units, 0.0)
+            outputs = linear_op(
+                ops.cast(squares, product_dtype),
+                ops.cast(variances, product_dtype),
+            )
+            return ops.cast(outputs, dtype)
 
-        # The sum over all inputs comes before any small factor: it would
-        # overflow in float16.
-        dtype = squares.dtype
-        if keras.backend.standardize_dtype(dtype) in ("float16", "bfloat16"):
-            dtype = "float32"
         tensors = (squares, self.inputs, self.units)
         return either(
             ops.all(self.keep_mask),
@@ -135,3 +107,38 @@ class SharedVariance:
             [ops.cast(tensor, dtype) for tensor in tensors],
             [self.keep_mask],
         )
+
+
+def outer_product(
+    factors: Sequence[Any], keep_mask: Tensor, axes: Axes, shared_op: SharedOp
+) -> SharedVariance | Tensor:
+    """Multiply factors of variances, sorted into those of inputs and of units.
+
+    Args:
+        factors: Tensors that broadcast to the weight.
+        keep_mask: Bool tensor of the weight's shape.
+        axes: What the axes of the weight mean.
+        shared_op: See `SharedVariance`.
+
+    Returns:
+        The variances; a tensor of the weight's shape if a factor belongs
+        neither to inputs nor to units.
+    """
+    by_input: list[Any] = []
+    by_unit: list[Any] = []
+    for factor in factors:
+        along = {i for i, size in enumerate(factor.shape) if size != 1}
+        if along <= set(axes.outputs):
+            by_unit.append(factor)
+        elif along <= set(axes.inputs):
+            by_input.append(factor)
+        else:
+            return ops.where(keep_mask, math.prod(factors), 0.0)
+    shape = tuple(keep_mask.shape)
+    one = ops.ones((1,) * len(shape), factors[0].dtype)
+    units = ops.broadcast_to(
+        math.prod(by_unit, start=one), shared_shape("unit", shape, axes)
+    )
+    return SharedVariance(
+        math.prod(by_input, start=one), units, keep_mask, shared_op
+    )

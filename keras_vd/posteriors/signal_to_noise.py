@@ -55,12 +55,14 @@ class SignalToNoiseMoments(Moments):
     def is_kept(self, threshold: float | None) -> Tensor:
         if threshold is None:
             return self.keep_mask
-        is_shared = tuple(self.log_sigma2.shape) != tuple(self.theta.shape)
-        if is_shared and threshold > -MAX_ABS_LOG_ALPHA:
-            # A comparison with few numbers needs no ratio for every weight.
-            least = ops.exp(ops.stop_gradient(self.log_sigma2) - threshold)
+        if self.log_factors and threshold > -MAX_ABS_LOG_ALPHA:
+            # Neither a ratio nor an exponential for every weight.
+            sigma2 = math.prod(
+                ops.exp(ops.stop_gradient(x)) for x in self.log_factors
+            )
+            least = sigma2 * (math.exp(-threshold) * (1.0 + 2.0 * _TIE))
             theta2 = ops.square(ops.stop_gradient(self.theta)) + THETA2_FLOOR
-            is_below = ops.greater(theta2, least * (1.0 + 2.0 * _TIE))
+            is_below = ops.greater(theta2, least)
             return ops.logical_and(self.keep_mask, is_below)
         return ops.greater(self.snr, math.exp(-0.5 * threshold) * (1.0 + _TIE))
 

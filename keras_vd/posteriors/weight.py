@@ -35,7 +35,7 @@ from keras_vd.posteriors.moments import MAX_ABS_LOG_ALPHA, Moments
 from keras_vd.posteriors.posterior import Posterior
 from keras_vd.posteriors.reparameterization import local_reparameterization
 from keras_vd.posteriors.sampling import is_sampling_at_inference
-from keras_vd.posteriors.sharing import SharedOp, SharedVariance
+from keras_vd.posteriors.sharing import SharedOp, outer_product
 
 
 class WeightPosterior(Posterior):
@@ -212,26 +212,26 @@ class WeightPosterior(Posterior):
         if is_weight or self.is_frozen:
             return linear_op(inputs, ops.cast(self.draw(scales), dtype))
 
-        def mean_and_variance(moments: Moments) -> tuple[Any, Any]:
+        is_shared = shared_op is not None and self._is_shared
+
+        def mean_and_variance(moments: Moments) -> tuple[Any, ...]:
             mean = moments.mean(self._training_threshold)
+            if not scales:
+                # No group multiplies it later, so the compiled kernel can write
+                # it in its final type, and the variances as well.
+                mean = ops.cast(mean, dtype)
+            if is_shared:
+                return (mean, *map(ops.exp, moments.log_factors))
+            sigma2 = moments.sigma2()
             if scales:
-                return mean, moments.sigma2()
-            # No group multiplies them later, so the compiled kernel can write
-            # them in their final types.
-            return (
-                ops.cast(mean, dtype),
-                ops.cast(moments.sigma2(), self.variance_dtype or dtype),
-            )
+                return mean, sigma2
+            return mean, ops.cast(sigma2, self.variance_dtype or dtype)
 
-        def mean_alone(moments: Moments) -> tuple[Any]:
-            return (moments.mean(self._training_threshold),)
-
-        shared = self._shared_variance(scales, shared_op)
-        if shared is None:
-            mean, variance = self._training_pass(mean_and_variance)
-            variance = self._scaled(variance, scales, power=2)
+        mean, *variances = self._training_pass(mean_and_variance)
+        if is_shared:
+            variance = self._outer_product(variances, scales, shared_op)
         else:
-            mean, variance = *self._training_pass(mean_alone), shared
+            variance = self._scaled(variances[0], scales, power=2)
         return local_reparameterization(
             linear_op,
             inputs,
@@ -241,26 +241,32 @@ class WeightPosterior(Posterior):
             self.variance_dtype,
         )
 
-    def _shared_variance(
-        self, scales: Mapping[str, Any], shared_op: SharedOp | None
-    ) -> SharedVariance | None:
-        """Return the variances as an outer product, or None if they are none.
+    def _outer_product(
+        self, factors: Sequence[Any], scales: Mapping[str, Any], shared_op: Any
+    ) -> Any:
+        """Make variances that weights share of their factors and the groups.
 
         Args:
+            factors: Tensors that broadcast to the weight.
             scales: Values of this weight's group variables, by name.
             shared_op: See `project`.
         """
-        variables, keep_mask = self._read_variables()
-        factors = self._variance_factors(*variables[1:])
-        if shared_op is None or not factors:
-            return None
-        for name, group in self.binding.groups.items():
-            scale = ops.cast(group.expand(scales[name]), factors[0].dtype)
-            factors = (*factors, ops.square(scale))
-        return SharedVariance.of(factors, keep_mask, self.axes, shared_op)
+        squares = [
+            ops.square(ops.cast(group.expand(scales[name]), factors[0].dtype))
+            for name, group in self.binding.groups.items()
+        ]
+        keep_mask = ops.convert_to_tensor(self.keep_mask)
+        return outer_product(
+            [*factors, *squares], keep_mask, self.axes, shared_op
+        )
 
-    def _variance_factors(self, *parameters: Any) -> tuple[Any, ...]:
-        """Return what the variances are products of, if weights share them.
+    @property
+    def _is_shared(self) -> bool:
+        """Whether the moments have `log_factors`."""
+        return bool(self._log_factors(*self._noise_parameters()))
+
+    def _log_factors(self, *parameters: Any) -> tuple[Any, ...]:
+        """Return what the log variances are sums of, if weights share them.
 
         Args:
             *parameters: Values of `_noise_parameters()`.
@@ -364,7 +370,12 @@ class WeightPosterior(Posterior):
     def _moments(
         self, variables: Sequence[Any], keep_mask: Tensor, form: type[Moments]
     ) -> Moments:
-        return form(variables[0], *self._log_variances(*variables), keep_mask)
+        return form(
+            variables[0],
+            *self._log_variances(*variables),
+            keep_mask,
+            self._log_factors(*variables[1:]),
+        )
 
     def _current_moments(self) -> Moments:
         return self._moments(*self._read_variables(), Moments)

@@ -11,4 +11,6 @@ from tests.helpers.distributed.steps import run_tests
     keras.backend.backend() != "tensorflow", reason="a strategy of TensorFlow"
 )
 def test_two_replicas_in_one_process():
-    run_tests("mirrored.py")
+    status, printed = run_tests("mirrored.py")
+    assert status == 0, printed
+    assert " passed" in printed

@@ -51,6 +51,8 @@ USERS = {
         posteriors.Gaussian,
     ],
 }
+# Shapes of the parts that a shared log variance is the sum of.
+SHARED = [[(1, 50)], [(60, 1)], [(1, 1)], [(1, 50), (60, 1)]]
 BY_SNR = [
     (kl.exact_by_snr, kl.log_uniform_exact),
     (kl.molchanov_by_snr, kl.log_uniform_molchanov),
@@ -58,10 +60,15 @@ BY_SNR = [
 ]
 
 
-def moments(kind, theta=THETA, log_sigma2=LOG_SIGMA2, keep_mask=KEEP_MASK):
-    theta, log_sigma2 = map(ops.convert_to_tensor, (theta, log_sigma2))
+def moments(
+    kind, theta=THETA, log_sigma2=LOG_SIGMA2, keep_mask=KEEP_MASK, factors=()
+):
+    """Moments of one log variance, or of the sum of `factors`."""
+    theta, *factors = map(ops.convert_to_tensor, (theta, *factors))
+    log_sigma2 = sum(factors) if factors else ops.convert_to_tensor(log_sigma2)
     log_alpha = log_sigma2 - ops.log(ops.square(theta) + THETA2_FLOOR)
-    return kind(theta, log_sigma2, log_alpha, ops.convert_to_tensor(keep_mask))
+    keep_mask = ops.convert_to_tensor(keep_mask)
+    return kind(theta, log_sigma2, log_alpha, keep_mask, tuple(factors))
 
 
 def test_every_fast_form_is_tested():
@@ -106,15 +113,17 @@ def test_which_weights_are_kept(threshold):
 
 
 @pytest.mark.parametrize("threshold", [-20.0, -3.0, 0.0, 3.0, 20.0])
-@pytest.mark.parametrize("shared", [(1, 50), (60, 1), (1, 1)])
-def test_which_weights_are_kept_by_shared_variances(threshold, shared):
+@pytest.mark.parametrize("shapes", SHARED)
+def test_which_weights_are_kept_by_shared_variances(threshold, shapes):
     """Oracle: log_alpha below the threshold."""
-    small = RNG.uniform(-30.0, 20.0, shared).astype("float32")
-    log_alpha = small - np.log(THETA.astype("float64") ** 2 + THETA2_FLOOR)
+    factors = [RNG.uniform(-20.0, 10.0, s).astype("float32") for s in shapes]
+    log_alpha = sum(factors) - np.log(
+        THETA.astype("float64") ** 2 + THETA2_FLOOR
+    )
     bound = MAX_ABS_LOG_ALPHA
     expected = KEEP_MASK & (np.clip(log_alpha, -bound, bound) < threshold)
     for kind in (Moments, SignalToNoiseMoments):
-        found = moments(kind, log_sigma2=small).is_kept(threshold)
+        found = moments(kind, factors=factors).is_kept(threshold)
         np.testing.assert_array_equal(to_numpy(found), expected)
 
 
@@ -173,22 +182,45 @@ def test_a_divergence_of_ones_own_is_the_one_that_counts():
     np.testing.assert_allclose(doubled, 2.0 * single, rtol=1e-5)
 
 
-@pytest.mark.parametrize("shared", [(1, 50), (1, 1)])
-def test_shared_variances(shared):
-    """Oracle: the same variance, given to every weight."""
-    small = RNG.uniform(-8.0, 0.0, shared).astype("float32")
-    full = np.broadcast_to(small, SHAPE).copy()
+@pytest.mark.parametrize("shapes", SHARED)
+@pytest.mark.parametrize("has_factors", [True, False])
+def test_shared_variances(shapes, has_factors):
+    """Oracle: the same variances, one given to every weight."""
+    parts = [
+        RNG.uniform(-5.0, 0.0, shape).astype("float32") for shape in shapes
+    ]
+    full = np.broadcast_to(sum(parts), SHAPE).copy()
 
-    def terms(theta, log_sigma2):
-        found = moments(SignalToNoiseMoments, theta, log_sigma2)
+    def terms(found):
         divergence = found.kl_divergence(PRIORS["molchanov"])
         return ops.sum(found.sigma2()) + ops.sum(found.stddev()) + divergence
 
-    ours, theirs = gradient(terms, THETA, small), gradient(terms, THETA, full)
+    def shared(theta, *parts):
+        if has_factors:
+            return terms(moments(SignalToNoiseMoments, theta, factors=parts))
+        return terms(moments(SignalToNoiseMoments, theta, sum(parts)))
+
+    ours = gradient(shared, THETA, *parts)
+    theirs = gradient(
+        lambda *x: terms(moments(SignalToNoiseMoments, *x)), THETA, full
+    )
     np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5)
-    axes = tuple(axis for axis in (0, 1) if shared[axis] == 1)
-    summed = theirs[1].sum(axis=axes, keepdims=True)
-    np.testing.assert_allclose(ours[1], summed, rtol=1e-4)
+    for found, shape in zip(ours[1:], shapes, strict=True):
+        axes = tuple(axis for axis in (0, 1) if shape[axis] == 1)
+        summed = theirs[1].sum(axis=axes, keepdims=True)
+        np.testing.assert_allclose(found, summed, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 50), SHAPE])
+def test_variances_are_bounded_by_the_size_of_each_weight(shape):
+    """Oracle: exp(10) (theta^2 + 1); also where weights share an own form."""
+    found = moments(Moments, log_sigma2=np.full(shape, 25.0, "float32"))
+    expected = np.exp(10.0) * (THETA.astype("float64") ** 2 + 1.0)
+    expected = np.where(KEEP_MASK, np.minimum(expected, np.exp(25.0)), 0.0)
+    np.testing.assert_allclose(to_numpy(found.sigma2()), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        to_numpy(found.stddev()), np.sqrt(expected), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize(("by_snr", "function"), BY_SNR)

@@ -8,6 +8,8 @@ from keras_vd import layers, posteriors, predict_mc, prune
 from keras_vd._backend.branching import either
 from keras_vd.callbacks import KLAnnealing
 from keras_vd.divergences import kl
+from keras_vd.posteriors.binding import Axes
+from keras_vd.posteriors.sharing import SharedVariance, outer_product
 from tests.helpers.arrays import random_inputs, to_float64, to_numpy
 from tests.helpers.contract import assert_close, assert_moments, randomize
 from tests.helpers.gradients import gradient
@@ -172,6 +174,53 @@ def test_float16_does_not_overflow():
     outputs = to_float64(layer(np.full((64, 3000), 8.0), training=True))
     stddev = np.sqrt(3000 * 64 * np.exp(-12.0))
     np.testing.assert_allclose(outputs.std(), stddev, rtol=0.3)
+
+
+@pytest.mark.core
+def test_variance_dtype_rounds_the_product_alone():
+    """Identity: no rounding before weights are pruned, that of all after."""
+
+    def outputs(variance_dtype, is_pruned, has_shared_op=True):
+        options = {"variance_dtype": variance_dtype, "log_sigma2_init": 0.0}
+        layer = build("unit", **options)
+        randomize(layer)
+        posterior = layer.kernel_posterior
+        posterior.log_sigma2.assign([[0.1, 0.2, 0.3]])
+        if is_pruned:
+            posterior.keep_mask.assign(np.arange(12).reshape(4, 3) % 4 > 0)
+        if not has_shared_op:
+            layer._shared_op = None
+        state = posterior.seed_generator.state
+        state.assign(np.arange(1, 3).astype(to_numpy(state).dtype))
+        return to_numpy(layer(random_inputs(50, 4), training=True))
+
+    exact, rounded = outputs(None, False), outputs("bfloat16", False)
+    np.testing.assert_array_equal(exact, rounded)
+    assert np.abs(outputs(None, True) - outputs("bfloat16", True)).max() > 1e-4
+    # What XLA compiles as a whole may skip rounding, and keep more digits.
+    is_jax = keras.backend.backend() == "jax"
+    np.testing.assert_allclose(
+        outputs("bfloat16", True),
+        outputs("bfloat16", True, False),
+        atol=2e-2 if is_jax else 1e-6,
+    )
+
+
+def test_factors_that_are_no_outer_product():
+    """Oracle: the product of all factors."""
+    axes = Axes(inputs=(1,), outputs=(2,))
+    factors = [random_inputs(*s) ** 2 for s in ((1, 1, 3), (1, 4, 1))]
+    own = random_inputs(2, 1, 1) ** 2  # of an axis that is neither
+    keep_mask = np.arange(24).reshape(2, 4, 3) % 5 > 0
+    mask = keras.ops.convert_to_tensor(keep_mask)
+    tensors = [keras.ops.convert_to_tensor(x) for x in (*factors, own)]
+    shared = outer_product(tensors[:2], mask, axes, None)
+    assert isinstance(shared, SharedVariance)
+    np.testing.assert_array_equal(to_numpy(shared.units), factors[0])
+    np.testing.assert_array_equal(to_numpy(shared.inputs), factors[1])
+    found = outer_product(tensors, mask, axes, None)
+    expected = np.where(keep_mask, factors[0] * factors[1] * own, 0.0)
+    np.testing.assert_allclose(to_numpy(found), expected, rtol=1e-6)
 
 
 def test_values_of_share():

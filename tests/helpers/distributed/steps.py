@@ -147,12 +147,17 @@ def run_documented(title):
 
 
 def run_tests(name, **environment):
-    """Run the tests of a file in a process with devices of its own."""
+    """Run the tests of a file in a process with devices of its own.
+
+    Returns:
+        Its exit status, which is not 0 if a test fails or if there is none,
+        and what it printed.
+    """
     code = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
     options = ("-q", "-x", "-p", "no:xdist", "-p", "no:cacheprovider")
     path = pathlib.Path(__file__).parent / name
     result = run_python(code, *options, path, **environment)
-    assert result.returncode == 0, result.stdout + result.stderr
+    return result.returncode, result.stdout + result.stderr
 
 
 def start_python(*arguments, **environment):
