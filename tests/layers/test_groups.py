@@ -22,6 +22,7 @@ from tests.helpers.contract import (
     assert_close,
     assert_equal,
     assert_moments,
+    check_shared_variances,
     draw,
     parametrize,
     sequential,
@@ -278,6 +279,13 @@ def test_estimators_agree_on_the_group_variables():
         kernel = DENSE.multiply({"kernel": to_numpy(layer.kernel)}, scales)
         # The floor of the variance is left: noise of 1e-4.
         assert_close(outputs, inputs @ kernel["kernel"], 1e-3)
+
+
+@parametrize(CASES)
+def test_shared_variances(case):
+    """Oracle: the product of all variances, multiplied by the groups."""
+    layer = case.make(posterior=posteriors.SparseVD(share="rank1"))
+    check_shared_variances(layer, case.inputs())
 
 
 @parametrize(CASES)
