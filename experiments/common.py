@@ -24,6 +24,14 @@ def fail(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
+def add_image_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which images to train and to report on."""
+    add = parser.add_argument
+    add("--shift", type=int, help="random shifts; default: the recipe's")
+    add("--limit", type=int, help="use only that many training images")
+    add("--holdout", type=int, help="report on that many training images")
+
+
 def check_minima(
     arguments: argparse.Namespace, minima: Mapping[str, int]
 ) -> None:

@@ -63,11 +63,17 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Any:
     add("--seeds", nargs="+", type=int, default=[0])
     add("--epochs", type=int, help="default: the recipe's")
     add("--finetune-epochs", type=int, help="default: the recipe's")
-    add("--shift", type=int, help="random shifts; default: the recipe's")
-    add("--limit", type=int, help="use only that many training images")
-    add("--holdout", type=int, help="report on that many training images")
+    common.add_image_options(parser)
     add("--out", type=Path, help="default: runs/shares-MODEL-DATA")
-    return parser.parse_args(arguments)
+    parsed = parser.parse_args(arguments)
+    positive = ("epochs", "limit", "holdout")
+    others = ("finetune_epochs", "shift")
+    common.check_minima(
+        parsed, dict.fromkeys(positive, 1) | dict.fromkeys(others, 0)
+    )
+    if min(parsed.seeds) < 0:
+        common.fail(f"--seeds must be at least 0, not {min(parsed.seeds)}")
+    return parsed
 
 
 def train(

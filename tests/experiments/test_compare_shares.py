@@ -42,3 +42,19 @@ def test_one_command_makes_the_table(tmp_path, capsys):
     file.write_text(json.dumps(run))
     compare_shares.main(options)
     assert "12,345" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--limit", "0", "--limit must be at least 1, not 0"),
+        ("--shift", "-1", "--shift must be at least 0, not -1"),
+        ("--seeds", "-3", "--seeds must be at least 0, not -3"),
+        ("--shares", "row", "invalid choice: 'row'"),
+    ],
+)
+def test_bad_options_are_refused(option, value, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        compare_shares.parse_arguments([option, value])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
