@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,13 +38,7 @@ def either(
             predicate, first, second, tensors, constants
         )
     if backend == "jax":
-        import jax
-
-        @jax.checkpoint  # type: ignore[untyped-decorator]
-        def call(predicate: Tensor, *operands: Any) -> Tensor:
-            return jax.lax.cond(predicate, first, second, *operands)
-
-        return call(predicate, *tensors, *constants)
+        return _either_on_jax(predicate, first, second, tensors, constants)
     chosen = first if predicate else second
     return chosen(*tensors, *constants)
 
@@ -84,3 +79,46 @@ def _either_on_tensorflow(
         return outputs, gradient
 
     return call(*map(tf.convert_to_tensor, tensors))
+
+
+def _either_on_jax(
+    predicate: Tensor,
+    first: Callable[..., Tensor],
+    second: Callable[..., Tensor],
+    tensors: Sequence[Any],
+    constants: Sequence[Any],
+) -> Tensor:
+    import jax
+
+    def gradients(
+        function: Callable[..., Tensor],
+        tensors: Sequence[Any],
+        constants: Sequence[Any],
+        upstream: Tensor,
+    ) -> Any:
+        _, pullback = jax.vjp(lambda *x: function(*x, *constants), *tensors)
+        return pullback(upstream)
+
+    @jax.custom_vjp  # type: ignore[untyped-decorator]
+    def call(
+        predicate: Tensor, tensors: Sequence[Any], constants: Sequence[Any]
+    ) -> Tensor:
+        return jax.lax.cond(predicate, first, second, *tensors, *constants)
+
+    def forward(*operands: Any) -> tuple[Tensor, Any]:
+        return call(*operands), operands
+
+    def backward(operands: Any, upstream: Tensor) -> Any:
+        predicate, tensors, constants = operands
+        found = jax.lax.cond(
+            predicate,
+            functools.partial(gradients, first),
+            functools.partial(gradients, second),
+            tensors,
+            constants,
+            upstream,
+        )
+        return None, found, None
+
+    call.defvjp(forward, backward)
+    return call(predicate, tuple(tensors), tuple(constants))

@@ -66,6 +66,27 @@ def recomputed(
     return function(variables, *constants)
 
 
+def total(terms: Tensor) -> Tensor:
+    """Sum a tensor that an elementwise function of large tensors gives.
+
+    XLA on a CPU computes what it adds up entry by entry, without vectors. The
+    sum is therefore a product with ones, before which XLA has to write the
+    terms to memory, in a loop with vectors.
+
+    Args:
+        terms: Float tensor of known shape.
+
+    Returns:
+        Scalar of the same type.
+    """
+    shape = tuple(terms.shape)
+    if keras.backend.backend() == "torch" or math.prod(shape) < MIN_SIZE:
+        return ops.sum(terms)
+    columns = shape[-1]
+    rows = ops.reshape(terms, (-1, columns))
+    return ops.sum(ops.matmul(rows, ops.ones((columns, 1), terms.dtype)))
+
+
 def rounded(product: Any) -> Tensor:
     """Round a product before it is added to something.
 

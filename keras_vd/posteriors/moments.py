@@ -14,6 +14,8 @@ from typing import Any
 
 from keras import ops
 
+from keras_vd._backend.branching import either
+from keras_vd._backend.fusing import total
 from keras_vd._backend.types import Tensor
 from keras_vd.priors import Prior
 
@@ -43,11 +45,21 @@ def bounded_log_variance(log_sigma2: Tensor, theta: Tensor) -> Tensor:
         log_sigma2: Tensor of any shape.
         theta: Means of all weights.
     """
-    flat = ops.stop_gradient(ops.reshape(theta, (-1,)))
-    mean = ops.vdot(flat, flat) / math.prod(theta.shape)
-    largest = math.log(_LARGEST_ALPHA) + ops.log1p(mean)
-    excess = ops.relu(ops.stop_gradient(log_sigma2) - largest)
-    return log_sigma2 - excess
+    least = math.log(_LARGEST_ALPHA)
+
+    def excess(log_sigma2: Tensor, theta: Tensor) -> Tensor:
+        flat = ops.reshape(theta, (-1,))
+        mean = ops.vdot(flat, flat) / math.prod(theta.shape)
+        return ops.relu(log_sigma2 - (least + ops.log1p(mean)))
+
+    def nothing(log_sigma2: Tensor, theta: Tensor) -> Tensor:
+        return ops.zeros_like(log_sigma2)
+
+    # The weights are only read where that may change something.
+    values = ops.stop_gradient(log_sigma2)
+    is_large = ops.any(ops.greater(values, least))
+    tensors = [values, ops.stop_gradient(theta)]
+    return log_sigma2 - either(is_large, excess, nothing, tensors)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +149,7 @@ class Moments:
     def kl_divergence(self, prior: Prior) -> Tensor:
         """Sum the KL to a prior, in nats, over what is not pruned."""
         terms = ops.where(self.keep_mask, self._kl_terms(prior), 0.0)
-        return ops.cast(ops.sum(terms), "float32")
+        return ops.cast(total(terms), "float32")
 
     def _kl_terms(self, prior: Prior) -> Tensor:
         return prior.kl_divergence(self.theta, self.log_sigma2, self.log_alpha)
