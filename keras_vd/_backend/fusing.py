@@ -66,6 +66,23 @@ def recomputed(
     return function(variables, *constants)
 
 
+def forgetting(function: Callable[..., Any], *tensors: Any) -> Any:
+    """Call a cheap function that computes its gradient from its arguments.
+
+    On JAX, nothing else is kept for the gradient. `recomputed` does so on
+    TensorFlow, and this function leaves that as it is.
+
+    Args:
+        function: A function of tensors, and of constants.
+        *tensors: Its arguments.
+    """
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.checkpoint(function)(*tensors)
+    return function(*tensors)
+
+
 def total(terms: Tensor) -> Tensor:
     """Sum a tensor that an elementwise function of large tensors gives.
 

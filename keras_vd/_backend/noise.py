@@ -45,7 +45,18 @@ def _random_bits(shape: tuple[Any, ...], seed: Any) -> Tensor:
     if keras.backend.backend() == "jax":
         import jax
 
-        bits = jax.random.bits(seed.next(), shape, "uint32")
+        key = seed.next()
+        if jax.default_backend() == "cpu":
+            # The same generator as `jax.random.bits`, in half the time, but
+            # on several devices each would draw the bits of all.
+            _, bits = jax.lax.rng_bit_generator(
+                jax.numpy.concatenate([key, jax.numpy.zeros_like(key)]),
+                shape,
+                "uint32",
+                algorithm=jax.lax.RandomAlgorithm.RNG_THREE_FRY,
+            )
+        else:
+            bits = jax.random.bits(key, shape, "uint32")
         return jax.lax.bitcast_convert_type(bits, "int32")
     import tensorflow as tf
 

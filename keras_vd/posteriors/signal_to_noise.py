@@ -7,6 +7,7 @@ a subclass that overrides the function does not get the form.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any
 
 from keras import ops
 
+from keras_vd._backend.fusing import forgetting
 from keras_vd._backend.types import Tensor
 from keras_vd.divergences import kl
 from keras_vd.posteriors.moments import (
@@ -67,9 +69,20 @@ class SignalToNoiseMoments(Moments):
         return ops.greater(self.snr, math.exp(-0.5 * threshold) * (1.0 + _TIE))
 
     def mean(self, threshold: float | None) -> Tensor:
-        # To select theta or 0 would be slower, as XLA would then skip reading
-        # what is not kept.
-        return self.theta - ops.where(self.is_kept(threshold), 0.0, self.theta)
+        def select(theta: Tensor, keep_mask: Tensor, *factors: Any) -> Tensor:
+            moments = dataclasses.replace(
+                self, theta=theta, keep_mask=keep_mask, log_factors=factors
+            )
+            # To select theta or 0 would be slower, as XLA would then skip
+            # reading what is not kept.
+            is_kept = moments.is_kept(threshold)
+            return theta - ops.where(is_kept, 0.0, theta)
+
+        tensors = (self.theta, self.keep_mask, *self.log_factors)
+        if not self.log_factors:
+            return select(*tensors)
+        # To compare once more takes less time than to write what was found.
+        return forgetting(select, *tensors)
 
     def _kl_terms(self, prior: Prior) -> Tensor:
         by_snr = DIVERGENCES.get(type(prior).kl_divergence)
