@@ -22,7 +22,7 @@ USUAL_BATCH_SIZE = 2**7
 FAST_MOMENTS: dict[Callable[..., Any], type] = {}
 
 
-def compiled(function: Callable[..., Any], *tensors: Any) -> Tensor:
+def compiled(function: Callable[..., Any], *tensors: Any) -> Any:
     """Call an elementwise function whose gradient is not needed.
 
     TensorFlow on a CPU makes one pass over memory per operation, so there the

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import keras
 from keras import ops
 
-from keras_vd._backend.fusing import recomputed, rounded
+from keras_vd._backend.fusing import compiled, rounded
 from keras_vd._backend.types import Tensor
 from keras_vd.posteriors.sharing import SharedVariance
 
@@ -52,18 +52,32 @@ def local_reparameterization(
         variances = linear_op(
             ops.cast(squares, dtype), ops.cast(variance, dtype)
         )
-    variances = ops.cast(variances, outputs.dtype)
+    drawn = noise(ops.shape(outputs), outputs.dtype)
+    return _add_noise(outputs, ops.cast(variances, outputs.dtype), drawn)
+
+
+@ops.custom_gradient
+def _add_noise(outputs: Tensor, variances: Tensor, noise: Tensor) -> Any:
+    """Return outputs + sqrt(variances) * noise.
+
+    For the gradient one tensor is kept, the derivative by the variances.
+    """
+    noisy, slope = compiled(_noisy_and_slope, outputs, variances, noise)
+
+    def grad(*args: Any, upstream: Any = None) -> Any:
+        upstream = args[0] if upstream is None else upstream
+        return upstream, upstream * slope, ops.zeros_like(noise)
+
+    return noisy, grad
+
+
+def _noisy_and_slope(
+    outputs: Tensor, variances: Tensor, noise: Tensor
+) -> tuple[Tensor, Tensor]:
     # The floor is there because sqrt has no gradient at 0; 1e-8 would be 0 in
-    # float16. Below, `relu` is there because rounding errors of a fast
-    # convolution may leave a variance slightly negative.
+    # float16. Fast convolutions may round a variance to slightly less than 0.
     is_half = keras.backend.standardize_dtype(outputs.dtype) == "float16"
     floor = 1e-6 if is_half else 1e-8
-
-    def add_noise(tensors: Sequence[Any], noise: Tensor) -> tuple[Any]:
-        outputs, variances = tensors
-        stddev = ops.sqrt(ops.relu(variances) + floor)
-        return (outputs + rounded(stddev * noise),)
-
-    drawn = noise(ops.shape(outputs), outputs.dtype)
-    (noisy,) = recomputed(add_noise, (outputs, variances), (drawn,))
-    return noisy
+    stddev = ops.sqrt(ops.relu(variances) + floor)
+    slope = ops.where(ops.greater(variances, 0.0), 0.5 * noise / stddev, 0.0)
+    return outputs + rounded(stddev * noise), slope
