@@ -7,9 +7,34 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+from keras import ops
 
 from keras_vd._backend.fusing import gradients_on_tensorflow
 from keras_vd._backend.types import Tensor
+
+_LOOK = "_keras_vd_is_all_true"
+
+
+def is_all_true(mask: Tensor) -> Any:
+    """Tell whether a mask that seldom changes is True everywhere.
+
+    On PyTorch, a mask is only looked at when it has changed, as a look waits
+    for the device.
+
+    Args:
+        mask: Bool tensor; on PyTorch, that of a variable.
+
+    Returns:
+        Bool scalar; a bool of Python on PyTorch.
+    """
+    if keras.backend.backend() != "torch":
+        # On a CPU, XLA compares bytes faster than truth values.
+        return ops.equal(ops.min(ops.cast(mask, "uint8")), 1)
+    version, found = getattr(mask, _LOOK, (None, None))
+    if version != mask._version:
+        found = bool(mask.all())
+        setattr(mask, _LOOK, (mask._version, found))
+    return found
 
 
 def either(

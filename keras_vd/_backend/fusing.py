@@ -20,6 +20,8 @@ USUAL_BATCH_SIZE = 2**7
 # A key is the function object itself, so a method that overrides another one
 # does not get the class of that one by accident.
 FAST_MOMENTS: dict[Callable[..., Any], type] = {}
+# Likewise, classes of moments for PyTorch, of few operations.
+EAGER_MOMENTS: dict[Callable[..., Any], type] = {}
 
 
 def compiled(function: Callable[..., Any], *tensors: Any) -> Any:
@@ -83,6 +85,14 @@ def forgetting(function: Callable[..., Any], *tensors: Any) -> Any:
     return function(*tensors)
 
 
+def no_gradient(tensor: Tensor) -> Any:
+    """Return what a custom gradient gives for a tensor that needs none."""
+    # Compilers leave the zeros out. PyTorch would write them.
+    return (
+        None if keras.backend.backend() == "torch" else ops.zeros_like(tensor)
+    )
+
+
 def total(terms: Tensor) -> Tensor:
     """Sum a tensor that an elementwise function of large tensors gives.
 
@@ -134,10 +144,18 @@ def fast_moments(
         usual: The class where there is no other one, or where operations on
             these tensors are not compiled.
     """
-    is_compiled = keras.backend.backend() == "jax"
-    if is_compiled or _is_worth_a_kernel(tensors):
+    backend = keras.backend.backend()
+    if backend == "torch" and not _is_compiling():
+        return EAGER_MOMENTS.get(log_variances, usual)
+    if backend == "jax" or _is_worth_a_kernel(tensors):
         return FAST_MOMENTS.get(log_variances, usual)
     return usual
+
+
+def _is_compiling() -> bool:
+    import torch
+
+    return bool(torch.compiler.is_compiling())
 
 
 def _is_worth_a_kernel(tensors: Sequence[Any]) -> bool:

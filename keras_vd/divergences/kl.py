@@ -21,6 +21,7 @@ from typing import Any
 
 from keras import ops
 
+from keras_vd._backend.fusing import no_gradient
 from keras_vd._backend.types import Tensor
 
 # (Euler's gamma + ln 2) / 2: limit of KL + log_alpha / 2 for alpha -> 0
@@ -46,7 +47,11 @@ _SLOPE_FRACTION_2 = (
     0.561679828,
 )
 
-_MOLCHANOV_K1, _MOLCHANOV_K2, _MOLCHANOV_K3 = 0.63576, 1.87320, 1.48695
+MOLCHANOV = _MOLCHANOV_K1, _MOLCHANOV_K2, _MOLCHANOV_K3 = (
+    0.63576,
+    1.87320,
+    1.48695,
+)
 # Printed by tools/fit_molchanov.py; highest power first.
 _TOP = (1e-14, 2.27622096e-13, 4.44445455e-13, 7.57926573e-14)
 _REST = (7.35603297e-14, 1.5513758e-12, 2.85669091e-12, 4.51365281e-13)
@@ -290,7 +295,7 @@ def _log_uniform_exact(log_alpha: Tensor, alpha: Tensor) -> Tensor:
     def grad(*args: Any, upstream: Any = None) -> Any:
         gradient = _fraction(_SLOPE_FRACTION_2, alpha, sign=-1)
         gradient = gradient + _fraction(_SLOPE_FRACTION_1, alpha, sign=-1)
-        return gradient * _upstream(args, upstream), ops.zeros_like(alpha)
+        return gradient * _upstream(args, upstream), no_gradient(alpha)
 
     # log1p would cost more, and its extra digits are below the error of the fit
     base = 0.5 * ops.log(_VALUE_SCALE / alpha + 1.0)
@@ -352,7 +357,7 @@ def molchanov_by_snr(log_alpha: Tensor, snr: Tensor) -> Tensor:
         # The only division comes last: XLA then writes its result to memory,
         # and nothing that comes before it.
         slope = slope * -_upstream(args, upstream)
-        return slope / ((1.0 + s2) * bottom * bottom), ops.zeros_like(snr)
+        return slope / ((1.0 + s2) * bottom * bottom), no_gradient(snr)
 
     tail = ops.log(1.0 + snr * snr)
     return _MOLCHANOV_K1 * (top / bottom) + 0.5 * tail, grad
@@ -365,6 +370,6 @@ def ard_by_snr(log_alpha: Tensor, snr: Tensor) -> Tensor:
 
     def grad(*args: Any, upstream: Any = None) -> Any:
         slope = snr2 * (-0.5 * _upstream(args, upstream)) / (1.0 + snr2)
-        return slope, ops.zeros_like(snr)
+        return slope, no_gradient(snr)
 
     return 0.5 * ops.log1p(snr2), grad

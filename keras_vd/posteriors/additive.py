@@ -8,9 +8,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vd._backend.fusing import FAST_MOMENTS
+from keras_vd._backend.fusing import EAGER_MOMENTS, FAST_MOMENTS
 from keras_vd._backend.types import Tensor
 from keras_vd._backend.validation import check_number
+from keras_vd.posteriors.eager_moments import EagerMoments
 from keras_vd.posteriors.moments import THETA2_FLOOR, bounded_log_variance
 from keras_vd.posteriors.sharing import SHARES, shared_shape
 from keras_vd.posteriors.signal_to_noise import SignalToNoiseMoments
@@ -124,9 +125,7 @@ class AdditiveGaussian(WeightPosterior):
     def _log_variances(
         self, theta: Tensor, *parameters: Any
     ) -> tuple[Any, Any]:
-        log_sigma2 = sum(parameters[1:], start=parameters[0])
-        log_theta2 = ops.log(ops.square(theta) + THETA2_FLOOR)
-        return log_sigma2, log_sigma2 - log_theta2
+        return sum(parameters[1:], start=parameters[0]), None
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -136,6 +135,7 @@ class AdditiveGaussian(WeightPosterior):
 
 
 FAST_MOMENTS[AdditiveGaussian._log_variances] = SignalToNoiseMoments
+EAGER_MOMENTS[AdditiveGaussian._log_variances] = EagerMoments
 
 
 @keras.saving.register_keras_serializable(package="keras_vd.posteriors")

@@ -15,7 +15,7 @@ from typing import Any
 from keras import ops
 
 from keras_vd._backend.branching import either
-from keras_vd._backend.fusing import total
+from keras_vd._backend.fusing import no_gradient, total
 from keras_vd._backend.types import Tensor
 from keras_vd.priors import Prior
 
@@ -24,7 +24,10 @@ from keras_vd.priors import Prior
 MAX_ABS_LOG_ALPHA = 20.0
 # log(theta^2 + 1e-8) keeps log_alpha and its gradient finite at theta = 0.
 THETA2_FLOOR = 1e-8
-_LARGEST_ALPHA = math.exp(10.0)
+# Relative margin, larger than rounding errors: a log_alpha that is equal to a
+# threshold counts as having reached it.
+TIE = 5e-7
+LARGEST_ALPHA = math.exp(10.0)
 
 
 def bounded(log_alpha: Tensor) -> Tensor:
@@ -45,7 +48,7 @@ def bounded_log_variance(log_sigma2: Tensor, theta: Tensor) -> Tensor:
         log_sigma2: Tensor of any shape.
         theta: Means of all weights.
     """
-    least = math.log(_LARGEST_ALPHA)
+    least = math.log(LARGEST_ALPHA)
 
     def excess(log_sigma2: Tensor, theta: Tensor) -> Tensor:
         flat = ops.reshape(theta, (-1,))
@@ -69,8 +72,8 @@ class Moments:
     Attributes:
         theta: Float32 tensor of the weight's shape.
         log_sigma2: Float32 tensor that broadcasts to it.
-        unbounded_log_alpha: Float32 tensor that broadcasts to it:
-            log(sigma2 / theta^2).
+        known_log_alpha: Float32 tensor that broadcasts to it:
+            log(sigma2 / theta^2); None: compute it where it is needed.
         keep_mask: Bool tensor of the weight's shape; False is pruned.
         log_factors: Where weights share variances by design, few bounded
             tensors whose sum log_sigma2 is; otherwise empty.
@@ -78,9 +81,16 @@ class Moments:
 
     theta: Any
     log_sigma2: Any
-    unbounded_log_alpha: Any
+    known_log_alpha: Any
     keep_mask: Any
     log_factors: tuple[Any, ...] = ()
+
+    @functools.cached_property
+    def unbounded_log_alpha(self) -> Tensor:
+        """log(sigma2 / theta^2)."""
+        if self.known_log_alpha is not None:
+            return self.known_log_alpha
+        return self.log_sigma2 - ops.log(ops.square(self.theta) + THETA2_FLOOR)
 
     @functools.cached_property
     def log_alpha(self) -> Tensor:
@@ -132,7 +142,7 @@ class Moments:
     @property
     def _largest_sigma2(self) -> Tensor:
         theta2 = ops.square(ops.stop_gradient(self.theta))
-        return _LARGEST_ALPHA * theta2 + _LARGEST_ALPHA
+        return LARGEST_ALPHA * theta2 + LARGEST_ALPHA
 
     def _masked_product(self, power: float) -> Tensor:
         """Multiply powers of the factors of sigma2, and give 0 where pruned."""
@@ -144,7 +154,7 @@ class Moments:
         if tuple(exponent.shape) != tuple(self.keep_mask.shape):
             exponent = ops.broadcast_to(exponent, self.keep_mask.shape)
         values = ops.minimum(ops.exp(ops.stop_gradient(exponent)), largest)
-        return _known_exp(exponent, ops.where(self.keep_mask, values, 0.0))
+        return known_exp(exponent, ops.where(self.keep_mask, values, 0.0))
 
     def kl_divergence(self, prior: Prior) -> Tensor:
         """Sum the KL to a prior, in nats, over what is not pruned."""
@@ -158,11 +168,11 @@ class Moments:
 # Autodiff would keep the unmasked values, which costs one more loop and tensor.
 # The mask is applied outside, as JAX could not export a closure over it.
 @ops.custom_gradient
-def _known_exp(exponent: Tensor, values: Tensor) -> Tensor:
+def known_exp(exponent: Tensor, values: Tensor) -> Tensor:
     """Return `values`, with the gradient of exp(exponent) where not masked."""
 
     def grad(*args: Any, upstream: Any = None) -> Any:
         upstream = args[0] if upstream is None else upstream
-        return values * upstream, ops.zeros_like(values)
+        return values * upstream, no_gradient(values)
 
     return values, grad

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vd._backend.fusing import compiled, rounded
+from keras_vd._backend.fusing import compiled, no_gradient, rounded
 from keras_vd._backend.types import Tensor
 from keras_vd.posteriors.sharing import SharedVariance
 
@@ -66,7 +66,7 @@ def _add_noise(outputs: Tensor, variances: Tensor, noise: Tensor) -> Any:
 
     def grad(*args: Any, upstream: Any = None) -> Any:
         upstream = args[0] if upstream is None else upstream
-        return upstream, upstream * slope, ops.zeros_like(noise)
+        return upstream, upstream * slope, no_gradient(noise)
 
     return noisy, grad
 

@@ -18,7 +18,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vd._backend.branching import either
+from keras_vd._backend.branching import either, is_all_true
 from keras_vd._backend.types import Tensor
 from keras_vd.posteriors.binding import Axes
 
@@ -101,8 +101,7 @@ class SharedVariance:
 
         tensors = (squares, self.inputs, self.units)
         return either(
-            # On a CPU, XLA compares bytes faster than truth values.
-            ops.equal(ops.min(ops.cast(self.keep_mask, "uint8")), 1),
+            is_all_true(self.keep_mask),
             lambda *tensors: self.shared_op(*tensors[:3]),
             product,
             [ops.cast(tensor, dtype) for tensor in tensors],

@@ -21,13 +21,11 @@ from keras_vd.divergences import kl
 from keras_vd.posteriors.moments import (
     MAX_ABS_LOG_ALPHA,
     THETA2_FLOOR,
+    TIE,
     Moments,
 )
 from keras_vd.priors import ARD, LogUniform, Prior
 
-# Relative margin, larger than rounding errors: a log_alpha that is equal to a
-# threshold counts as having reached it.
-_TIE = 5e-7
 _LOG_UNIFORM = {
     "exact": kl.exact_by_snr,
     "molchanov": kl.molchanov_by_snr,
@@ -62,11 +60,11 @@ class SignalToNoiseMoments(Moments):
             sigma2 = math.prod(
                 ops.exp(ops.stop_gradient(x)) for x in self.log_factors
             )
-            least = sigma2 * (math.exp(-threshold) * (1.0 + 2.0 * _TIE))
+            least = sigma2 * (math.exp(-threshold) * (1.0 + 2.0 * TIE))
             theta2 = ops.square(ops.stop_gradient(self.theta)) + THETA2_FLOOR
             is_below = ops.greater(theta2, least)
             return ops.logical_and(self.keep_mask, is_below)
-        return ops.greater(self.snr, math.exp(-0.5 * threshold) * (1.0 + _TIE))
+        return ops.greater(self.snr, math.exp(-0.5 * threshold) * (1.0 + TIE))
 
     def mean(self, threshold: float | None) -> Tensor:
         def select(theta: Tensor, keep_mask: Tensor, *factors: Any) -> Tensor:
@@ -89,7 +87,7 @@ class SignalToNoiseMoments(Moments):
         terms = by_snr and by_snr(prior, self.unbounded_log_alpha, self.snr)
         if terms is None:
             return super()._kl_terms(prior)
-        bound = math.exp(0.5 * MAX_ABS_LOG_ALPHA) * (1.0 - _TIE)
+        bound = math.exp(0.5 * MAX_ABS_LOG_ALPHA) * (1.0 - TIE)
         is_inside = ops.logical_and(
             ops.less(self.snr, bound), ops.greater(self.snr, 1.0 / bound)
         )

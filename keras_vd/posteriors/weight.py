@@ -163,6 +163,8 @@ class WeightPosterior(Posterior):
     ) -> tuple[Any, Any]:
         """Compute log_sigma2 and log_alpha, each broadcastable to `theta`.
 
+        log_alpha may be None: it is log_sigma2 - log(theta^2 + 1e-8) then.
+
         Args:
             theta: Float tensor of the weight's shape.
             *parameters: Values of `_noise_parameters()`. This method must read

@@ -1,5 +1,6 @@
 """Ways to the same moments: by logarithms, and by signal-to-noise ratios."""
 
+import keras
 import numpy as np
 import pytest
 from keras import ops
@@ -7,6 +8,7 @@ from keras import ops
 from keras_vd import posteriors, priors
 from keras_vd._backend import fusing
 from keras_vd.divergences import kl
+from keras_vd.posteriors.eager_moments import FORMS, EagerMoments
 from keras_vd.posteriors.moments import (
     MAX_ABS_LOG_ALPHA,
     THETA2_FLOOR,
@@ -53,6 +55,10 @@ USERS = {
 }
 # Shapes of the parts that a shared log variance is the sum of.
 SHARED = [[(1, 50)], [(60, 1)], [(1, 1)], [(1, 50), (60, 1)]]
+# Those for PyTorch use operations of its own.
+FAST = [SignalToNoiseMoments]
+if keras.backend.backend() == "torch":
+    FAST.append(EagerMoments)
 BY_SNR = [
     (kl.exact_by_snr, kl.log_uniform_exact),
     (kl.molchanov_by_snr, kl.log_uniform_molchanov),
@@ -74,6 +80,7 @@ def moments(
 def test_every_fast_form_is_tested():
     """The priors in `test_divergence_and_gradients`, moments in all."""
     assert set(USERS) == {*fusing.FAST_MOMENTS, *DIVERGENCES}
+    assert set(USERS) == {*fusing.EAGER_MOMENTS, *FORMS}
     for function, users in USERS.items():
         for user in users:
             cls = user if isinstance(user, type) else type(user)
@@ -102,7 +109,7 @@ def test_which_weights_are_kept(threshold):
     expected = KEEP_MASK
     if threshold is not None:
         expected = KEEP_MASK & (np.clip(LOG_ALPHA, -bound, bound) < threshold)
-    for kind in (Moments, SignalToNoiseMoments):
+    for kind in (Moments, *FAST):
         found = moments(kind)
         np.testing.assert_array_equal(
             to_numpy(found.is_kept(threshold)), expected
@@ -122,23 +129,26 @@ def test_which_weights_are_kept_by_shared_variances(threshold, shapes):
     )
     bound = MAX_ABS_LOG_ALPHA
     expected = KEEP_MASK & (np.clip(log_alpha, -bound, bound) < threshold)
-    for kind in (Moments, SignalToNoiseMoments):
+    for kind in (Moments, *FAST):
         found = moments(kind, factors=factors).is_kept(threshold)
         np.testing.assert_array_equal(to_numpy(found), expected)
 
 
-@pytest.mark.parametrize("kind", [Moments, SignalToNoiseMoments])
+@pytest.mark.parametrize("kind", [Moments, *FAST])
 def test_a_weight_at_the_threshold_is_pruned(kind):
     """Where theta is 1, log_alpha is log_sigma2."""
     for threshold in np.arange(-10.0, 10.0, 0.25):
         log_sigma2 = np.float32(threshold + np.array([-1e-5, 0.0, 1e-5]))
         found = moments(kind, np.ones(3, "float32"), log_sigma2, np.ones(3) > 0)
         is_kept = to_numpy(found.is_kept(float(threshold)))
+        mean = to_numpy(found.mean(float(threshold)))
+        assert mean.tolist() == [1.0, 0.0, 0.0], threshold
         assert is_kept.tolist() == [True, False, False], threshold
 
 
+@pytest.mark.parametrize("kind", FAST)
 @pytest.mark.parametrize("name", PRIORS)
-def test_divergence_and_gradients(name):
+def test_divergence_and_gradients(name, kind):
     """Oracle: the prior's own divergence of log_alpha, and autodiff's clip."""
 
     def divergence(kind):
@@ -147,7 +157,7 @@ def test_divergence_and_gradients(name):
 
         return call
 
-    by_logarithm, by_snr = divergence(Moments), divergence(SignalToNoiseMoments)
+    by_logarithm, by_snr = divergence(Moments), divergence(kind)
     expected = float(to_numpy(by_logarithm(THETA, LOG_SIGMA2)))
     found = float(to_numpy(by_snr(THETA, LOG_SIGMA2)))
     assert found == pytest.approx(expected, rel=1e-5)
@@ -174,9 +184,10 @@ class Doubled(priors.LogUniform):
         return 2.0 * super().kl_divergence(theta, log_sigma2, log_alpha)
 
 
-def test_a_divergence_of_ones_own_is_the_one_that_counts():
+@pytest.mark.parametrize("kind", FAST)
+def test_a_divergence_of_ones_own_is_the_one_that_counts(kind):
     """Identity: twice the divergence of the prior it extends."""
-    found = moments(SignalToNoiseMoments)
+    found = moments(kind)
     single = to_numpy(found.kl_divergence(priors.LogUniform()))
     doubled = to_numpy(found.kl_divergence(Doubled()))
     np.testing.assert_allclose(doubled, 2.0 * single, rtol=1e-5)
@@ -184,7 +195,8 @@ def test_a_divergence_of_ones_own_is_the_one_that_counts():
 
 @pytest.mark.parametrize("shapes", SHARED)
 @pytest.mark.parametrize("has_factors", [True, False])
-def test_shared_variances(shapes, has_factors):
+@pytest.mark.parametrize("kind", FAST)
+def test_shared_variances(shapes, has_factors, kind):
     """Oracle: the same variances, one given to every weight."""
     parts = [
         RNG.uniform(-5.0, 0.0, shape).astype("float32") for shape in shapes
@@ -197,13 +209,11 @@ def test_shared_variances(shapes, has_factors):
 
     def shared(theta, *parts):
         if has_factors:
-            return terms(moments(SignalToNoiseMoments, theta, factors=parts))
-        return terms(moments(SignalToNoiseMoments, theta, sum(parts)))
+            return terms(moments(kind, theta, factors=parts))
+        return terms(moments(kind, theta, sum(parts)))
 
     ours = gradient(shared, THETA, *parts)
-    theirs = gradient(
-        lambda *x: terms(moments(SignalToNoiseMoments, *x)), THETA, full
-    )
+    theirs = gradient(lambda *x: terms(moments(kind, *x)), THETA, full)
     np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5)
     for found, shape in zip(ours[1:], shapes, strict=True):
         axes = tuple(axis for axis in (0, 1) if shape[axis] == 1)
@@ -212,9 +222,10 @@ def test_shared_variances(shapes, has_factors):
 
 
 @pytest.mark.parametrize("shape", [(1, 50), SHAPE])
-def test_variances_are_bounded_by_the_size_of_each_weight(shape):
+@pytest.mark.parametrize("kind", [Moments, *FAST])
+def test_variances_are_bounded_by_the_size_of_each_weight(shape, kind):
     """Oracle: exp(10) (theta^2 + 1); also where weights share an own form."""
-    found = moments(Moments, log_sigma2=np.full(shape, 25.0, "float32"))
+    found = moments(kind, log_sigma2=np.full(shape, 25.0, "float32"))
     expected = np.exp(10.0) * (THETA.astype("float64") ** 2 + 1.0)
     expected = np.where(KEEP_MASK, np.minimum(expected, np.exp(25.0)), 0.0)
     np.testing.assert_allclose(to_numpy(found.sigma2()), expected, rtol=1e-5)
