@@ -12,8 +12,6 @@ from keras import ops
 from keras_vd._backend.fusing import gradients_on_tensorflow
 from keras_vd._backend.types import Tensor
 
-_LOOK = "_keras_vd_is_all_true"
-
 
 def is_all_true(mask: Tensor) -> Any:
     """Tell whether a mask that seldom changes is True everywhere.
@@ -30,11 +28,20 @@ def is_all_true(mask: Tensor) -> Any:
     if keras.backend.backend() != "torch":
         # On a CPU, XLA compares bytes faster than truth values.
         return ops.equal(ops.min(ops.cast(mask, "uint8")), 1)
-    version, found = getattr(mask, _LOOK, (None, None))
+    looks = _looks()
+    version, found = looks.get(mask, (None, None))
     if version != mask._version:
         found = bool(mask.all())
-        setattr(mask, _LOOK, (mask._version, found))
+        looks[mask] = mask._version, found
     return found
+
+
+@functools.cache
+def _looks() -> Any:
+    """Return what masks were, and at which version, as long as they exist."""
+    from torch.utils.weak import WeakIdKeyDictionary
+
+    return WeakIdKeyDictionary()
 
 
 def either(
