@@ -10,7 +10,9 @@ pytestmark = pytest.mark.core
 
 
 def test_a_mask_is_looked_at_anew_when_it_has_changed():
-    mask = keras.Variable(np.ones((3, 5), "bool"), False, "bool")
+    mask = keras.Variable(
+        np.ones((3, 5), "bool"), trainable=False, dtype="bool"
+    )
     assert bool(is_all_true(mask.value))
     changed = np.ones((3, 5), "bool")
     changed[2, 4] = False
