@@ -9,7 +9,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vd._backend.fusing import gradients_on_tensorflow
+from keras_vd._backend.fusing import gradients_on_tensorflow, is_traced
 from keras_vd._backend.types import Tensor
 
 
@@ -69,7 +69,7 @@ def either(
         return _either_on_tensorflow(
             predicate, first, second, tensors, constants
         )
-    if backend == "jax":
+    if backend == "jax" and is_traced(predicate):
         return _either_on_jax(predicate, first, second, tensors, constants)
     chosen = first if predicate else second
     return chosen(*tensors, *constants)

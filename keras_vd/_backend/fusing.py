@@ -78,11 +78,18 @@ def forgetting(function: Callable[..., Any], *tensors: Any) -> Any:
         function: A function of tensors, and of constants.
         *tensors: Its arguments.
     """
-    if keras.backend.backend() == "jax":
+    if keras.backend.backend() == "jax" and any(map(is_traced, tensors)):
         import jax
 
         return jax.checkpoint(function)(*tensors)
     return function(*tensors)
+
+
+def is_traced(tensor: Tensor) -> bool:
+    """Tell whether JAX traces a tensor, instead of computing it at once."""
+    import jax
+
+    return isinstance(tensor, jax.core.Tracer)
 
 
 def no_gradient(tensor: Tensor) -> Any:
@@ -167,7 +174,7 @@ def _is_worth_a_kernel(tensors: Sequence[Any]) -> bool:
     # may be unable to. Outside a graph, every single call would be compiled.
     return (
         tf.inside_function()
-        and max(map(_size, tensors)) >= MIN_SIZE
+        and max(map(usual_size, tensors)) >= MIN_SIZE
         and all(
             device.device_type == "CPU"
             for device in tf.config.list_logical_devices()
@@ -175,7 +182,7 @@ def _is_worth_a_kernel(tensors: Sequence[Any]) -> bool:
     )
 
 
-def _size(tensor: Tensor) -> int:
+def usual_size(tensor: Tensor) -> int:
     """Count the entries of a tensor, for a batch of usual size if not known.
 
     Return 0 if another size is not known. A kernel is compiled anew for each

@@ -18,6 +18,10 @@ _RADIUS_BITS = 18
 # Reweighted least squares have minimized the largest error. The polynomial is
 # used because XLA's own sine is slow on a CPU.
 _SINE = (1.57079101, -0.64589285, 0.07943434, -0.0043331)
+# A hash function by Ettinger ("hash-prospector") that is hardly biased, and the
+# step of a Weyl sequence.
+_FACTORS = (0x21F0AAAD, 0xD35A2D97 - 2**32)
+_STEP = 0x9E3779B9 - 2**32
 
 
 def standard_normal(shape: tuple[Any, ...], dtype: Any, seed: Any) -> Tensor:
@@ -38,6 +42,57 @@ def standard_normal(shape: tuple[Any, ...], dtype: Any, seed: Any) -> Tensor:
     size = shape[-1]
     bits = _random_bits((*shape[:-1], (size + 1) // 2), seed)
     return compiled(lambda bits: _from_bits(bits, size, dtype), bits)
+
+
+def rows_of_normals(rows: Tensor, size: int, dtype: Any, seed: Any) -> Tensor:
+    """Draw rows of a table of N(0, 1) values, of which there is only a seed.
+
+    A row has the same values wherever it occurs. They are a hash of their place
+    in the table and of 62 fresh random bits. On PyTorch, whose shapes may
+    depend on values, each row is drawn once.
+
+    Args:
+        rows: Integer tensor of any shape: numbers of rows.
+        size: Number of values in a row.
+        dtype: Float type of the result.
+        seed: `keras.random.SeedGenerator`.
+
+    Returns:
+        Tensor of shape `(*rows.shape, size)` and of that type.
+    """
+    if keras.backend.backend() == "torch":
+        import torch
+
+        unique, places = torch.unique(rows, return_inverse=True)
+        table = keras.random.normal((len(unique), size), dtype=dtype, seed=seed)
+        return table[places]
+    keys = keras.random.randint((2,), 0, 2**31 - 1, "int32", seed=seed)
+    pairs = (size + 1) // 2
+    starts = ops.expand_dims(ops.cast(rows, "int32") * pairs, -1)
+    places = starts + ops.arange(pairs, dtype="int32")
+
+    def draw(places: Tensor, keys: Tensor) -> Tensor:
+        hashed = _mixed(places * _STEP + keys[0])
+        bits = _mixed(ops.bitwise_xor(hashed, keys[1]))
+        return _from_bits(bits, size, dtype)
+
+    return compiled(draw, places, keys)
+
+
+def _mixed(numbers: Tensor) -> Tensor:
+    """Hash int32 numbers; products wrap around."""
+    for shift, factor in zip((16, 15), _FACTORS, strict=True):
+        numbers = ops.bitwise_xor(numbers, _shifted(numbers, shift)) * factor
+    return ops.bitwise_xor(numbers, _shifted(numbers, 15))
+
+
+def _shifted(numbers: Tensor, shift: int) -> Tensor:
+    """Shift bits to the right, and zeros in."""
+    return _low_bits(ops.right_shift(numbers, shift), 32 - shift)
+
+
+def _low_bits(numbers: Tensor, count: int) -> Tensor:
+    return ops.bitwise_and(numbers, (1 << count) - 1)
 
 
 def _random_bits(shape: tuple[Any, ...], seed: Any) -> Tensor:

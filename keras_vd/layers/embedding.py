@@ -84,15 +84,14 @@ class VDEmbedding(VariationalLayer, keras.layers.Embedding):
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         inputs = ops.convert_to_tensor(inputs)
-        posterior = self.embeddings_posterior
-        if posterior.is_sampling(training):
-            embeddings = posterior.draw(posterior.draw_groups())
-        else:
-            embeddings = posterior.mean()
         dtype = keras.backend.standardize_dtype(inputs.dtype)
         if dtype not in ("int32", "int64"):
             inputs = ops.cast(inputs, "int32")
-        embeddings = ops.cast(embeddings, self.compute_dtype)
+        posterior = self.embeddings_posterior
+        if posterior.is_sampling(training):
+            vectors = posterior.draw_rows(inputs, posterior.draw_groups())
+            return ops.cast(vectors, self.compute_dtype)
+        embeddings = ops.cast(posterior.mean(), self.compute_dtype)
         return ops.take(embeddings, inputs, axis=0)
 
     def compute_output_spec(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,9 +21,12 @@ import numpy as np
 from keras import ops
 
 from keras_vd import priors
-from keras_vd._backend.fusing import fast_moments, recomputed
+from keras_vd._backend.fusing import fast_moments, recomputed, usual_size
 from keras_vd._backend.keras_internals import full_precision_value
-from keras_vd._backend.noise import standard_normal
+from keras_vd._backend.noise import (
+    rows_of_normals,
+    standard_normal,
+)
 from keras_vd._backend.sharding import sharded_like
 from keras_vd._backend.types import Tensor
 from keras_vd._backend.validation import (
@@ -310,6 +314,53 @@ class WeightPosterior(Posterior):
             self._mean_and_deviation, self._noise()
         )
         return self._scaled(mean, scales), self._scaled(deviation, scales)
+
+    def draw_rows(self, rows: Tensor, scales: Mapping[str, Any]) -> Tensor:
+        """Do as `draw`, but return some rows of the weight.
+
+        Where weights share variances, training makes noise for these rows alone
+        if they are fewer.
+
+        Args:
+            rows: Int32 or int64 tensor of any shape: indices along axis 0.
+            scales: Values of this weight's group variables, by name.
+
+        Returns:
+            Tensor of shape `(*rows.shape, columns)`.
+
+        Raises:
+            ValueError: if the KL weight was never set.
+        """
+        num_rows, size = self.weight.shape
+        # A draw at inference is the same for all batches, of whatever size.
+        # Variances of all weights would have to be looked up, too.
+        is_whole = self.is_frozen or is_sampling_at_inference()
+        is_whole = is_whole or not self._is_shared
+        if is_whole or not 0 < usual_size(rows) < num_rows:
+            return ops.take(self.draw(scales), rows, axis=0)
+
+        def mean_and_factors(moments: Moments) -> tuple[Any, ...]:
+            mean = moments.mean(self._training_threshold)
+            return (mean, *(ops.exp(0.5 * x) for x in moments.log_factors))
+
+        def at_rows(tensor: Tensor) -> Tensor:
+            is_same = tensor.shape[0] == 1 < num_rows
+            return tensor if is_same else ops.take(tensor, rows, axis=0)
+
+        def add_noise(
+            tensors: Sequence[Any], noise: Tensor, mask: Tensor
+        ) -> Any:
+            mean, *factors = tensors
+            return (mean + math.prod(factors) * ops.where(mask, noise, 0.0),)
+
+        parts = self._training_pass(mean_and_factors)
+        noise = rows_of_normals(rows, size, parts[0].dtype, self.seed_generator)
+        mask = at_rows(ops.convert_to_tensor(self.keep_mask))
+        (drawn,) = recomputed(add_noise, [*map(at_rows, parts)], (noise, mask))
+        for name, group in self.binding.groups.items():
+            scale = ops.cast(group.expand(scales[name]), drawn.dtype)
+            drawn = drawn * at_rows(scale)
+        return drawn
 
     def draw_groups(self) -> dict[str, Any]:
         """Draw the group variables of this weight, by name, as `draw` does."""

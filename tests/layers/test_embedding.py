@@ -5,6 +5,8 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
+from keras import ops
+from scipy import stats
 
 import keras_vd
 from keras_vd import layers, posteriors
@@ -19,6 +21,7 @@ from tests.helpers.contract import (
     check_every_argument,
     parametrize,
 )
+from tests.helpers.gradients import gradient
 
 BACKEND = keras.backend.backend()
 
@@ -94,11 +97,13 @@ def test_one_sample_for_the_whole_call(groups):
 
 @pytest.mark.integration
 @pytest.mark.core
-@pytest.mark.parametrize("estimator", ["local", "weight"])
-def test_vectors_have_the_posterior_moments(estimator):
+@pytest.mark.parametrize(
+    "options", [{}, {"estimator": "weight"}, {"share": "unit"}]
+)
+def test_vectors_have_the_posterior_moments(options):
     """Oracle: theta and sigma2; the posterior's estimator plays no part."""
     keras.utils.set_random_seed(0)
-    layer = PLAIN.make(posterior=posteriors.ARD(estimator=estimator))
+    layer = PLAIN.make(posterior=posteriors.ARD(**options))
     ids = np.array([[2, 0, 3]])
     draws = np.stack(
         [to_numpy(layer(ids, training=True))[0] for _ in range(300)]
@@ -107,8 +112,88 @@ def test_vectors_have_the_posterior_moments(estimator):
     assert_moments(
         draws.astype("float64"),
         to_numpy(posterior.theta)[ids[0]],
-        np.exp(to_numpy(posterior.log_sigma2))[ids[0]],
+        np.exp(np.broadcast_to(to_numpy(posterior.log_sigma2), (4, 3)))[ids[0]],
     )
+
+
+def big_layer(share, **options):
+    """500 words, of which a batch has few, with noise of different sizes."""
+    layer = layers.VDEmbedding(
+        500,
+        6,
+        posterior=posteriors.SparseVD(share=share, threshold=None),
+        kl_weight=0.1,
+        **options,
+    )
+    layer.build((None, 5))
+    posterior = layer.embeddings_posterior
+    for variable in posterior._noise_parameters():
+        values = np.random.default_rng(1).normal(-3.0, 0.5, variable.shape)
+        variable.assign(values)
+    return layer
+
+
+def whole_table(layer):
+    """A draw of the layer's path for batches of more words than it has."""
+    posterior = layer.embeddings_posterior
+    return to_numpy(posterior.draw(posterior.draw_groups()))
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("share", ["unit", "input", "rank1", "layer"])
+def test_noise_for_the_words_of_a_batch(share):
+    """Identity: standardized deviations are N(0, 1), in both paths.
+
+    A pruned weight has no noise and is 0.
+    """
+    keras.utils.set_random_seed(0)
+    layer = big_layer(share)
+    posterior = layer.embeddings_posterior
+    keep_mask = np.random.default_rng(2).random((500, 6)) < 0.7
+    posterior.keep_mask.assign(keep_mask)
+    theta = to_numpy(posterior.theta)
+    sigma2 = sum(to_numpy(x) for x in posterior._noise_parameters())
+    stddev = np.exp(0.5 * np.broadcast_to(sigma2, theta.shape))
+    ids = np.random.default_rng(3).choice(500, (80, 5), replace=False)
+    found = to_numpy(layer(ids, training=True))
+    assert np.all(found[~keep_mask[ids]] == 0.0)
+    standardized = ((found - theta[ids]) / stddev[ids])[keep_mask[ids]]
+    assert stats.kstest(standardized, "norm").pvalue > 1e-3
+    table = whole_table(layer)
+    assert np.all(table[~keep_mask] == 0.0)
+    standardized = ((table - theta) / stddev)[keep_mask]
+    assert stats.kstest(standardized, "norm").pvalue > 1e-3
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("share", ["unit", "rank1"])
+def test_gradients_through_the_noise_of_words(share):
+    """Oracle: w = theta + sigma noise, with the noise that was drawn.
+
+    The sum of c w has the gradients sum(c) by theta, and c (w - theta) / 2
+    summed by log sigma2.
+    """
+    layer = big_layer(share)
+    ids = np.array([[4, 9, 4], [499, 0, 9]])
+    c = np.random.default_rng(4).normal(size=(2, 3, 6)).astype("float32")
+    variables = layer.trainable_variables
+    state = [to_numpy(x) for x in layer.non_trainable_variables]
+
+    def output(*values):
+        return layer.stateless_call(values, state, ids, training=True)[0]
+
+    values = [to_numpy(x) for x in variables]
+    deviation = to_numpy(output(*values)) - values[0][ids]
+    theirs = np.zeros((2, 500, 6))
+    for table, terms in zip(theirs, (c, c * deviation / 2), strict=True):
+        np.add.at(table, ids, terms)
+    ours = gradient(lambda *x: ops.multiply(c, output(*x)), *values)
+    assert variables[0] is layer.embeddings
+    assert_close(ours[0], theirs[0])
+    for found in ours[1:]:
+        axes = tuple(i for i in (0, 1) if found.shape[i] == 1)
+        expected = theirs[1].sum(axis=axes, keepdims=True)
+        assert_close(found, expected, 1e-5)
 
 
 @pytest.mark.integration
