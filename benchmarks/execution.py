@@ -18,20 +18,13 @@ from benchmarks.steps import Run
 from benchmarks.timing import quartiles, time_steps
 
 STEPS_PER_EPOCH = 100
-SETTINGS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "jit_compile=True": {"jit_compile": True},
-    "jit_compile=False": {"jit_compile": False},
-    "steps_per_execution=10": {"steps_per_execution": 10},
-}
 
 
 def measure_execution(case: Case, effort: Effort, recorder: Recorder) -> None:
     """Table "execution": steps under options of `compile`."""
     runs: dict[tuple[str, str], Run] = {}
-    for setting, options in SETTINGS.items():
-        if keras.backend.backend() == "torch" and options:
-            continue  # one is refused by Keras, the other takes minutes
+    settings = _settings(case)
+    for setting, options in settings.items():
         for name, family in (("plain", Plain()), ("keras_vd", Variational())):
             try:
                 training = family.start(case, **options)
@@ -42,7 +35,7 @@ def measure_execution(case: Case, effort: Effort, recorder: Recorder) -> None:
                 recorder.add_error("execution", setting, name, error)
     times = time_steps(runs, effort)
     reference = times["default", "plain"]
-    for setting, options in SETTINGS.items():
+    for setting, options in settings.items():
         steps = options.get("steps_per_execution", 1)
         recorder.add_times(
             "execution",
@@ -54,6 +47,16 @@ def measure_execution(case: Case, effort: Effort, recorder: Recorder) -> None:
             },
             {"plain": reference},
         )
+
+
+def _settings(case: Case) -> dict[str, dict[str, Any]]:
+    """Options of `compile` by what tables call them."""
+    jit_compile = not case.build(Plain()).jit_compile
+    return {
+        "default": {},
+        f"jit_compile={jit_compile}": {"jit_compile": jit_compile},
+        "steps_per_execution=10": {"steps_per_execution": 10},
+    }
 
 
 class _Watch(keras.callbacks.Callback):
@@ -92,8 +95,6 @@ class _Counter(keras.layers.Layer):
 
 def measure_long_run(case: Case, effort: Effort, recorder: Recorder) -> None:
     """Table "long run": `fit` with an annealed KL weight."""
-    if keras.backend.backend() == "torch":
-        return  # steps are not traced there
     model = case.build(Variational())
     counted = keras.Sequential([model.input, _Counter(), *model.layers[1:]])
     counted.compile(keras.optimizers.SGD(1e-4), "mse")

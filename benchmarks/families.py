@@ -132,37 +132,39 @@ FAMILIES = {
     "plain, bfloat16": functools.partial(Plain, "mixed_bfloat16"),
     "keras_vd, bfloat16": functools.partial(Variational, "mixed_bfloat16"),
 }
-_CONVOLUTIONAL = (
-    "two products",
-    "keras_vd",
-    "keras_vd, share unit",
+# By kind, what every network is trained with.
+_MAIN: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        ("dense", "conv", "lenet"),
+        ("two products", "keras_vd", "keras_vd, share unit"),
+    ),
+    **dict.fromkeys(
+        ("LSTM", "GRU", "embedding"), ("keras_vd", "keras_vd, share unit")
+    ),
+}
+# By network, what is measured where it says the most.
+_DENSE = (
+    "keras_vd, Gaussian",
+    "keras_vd, exact KL",
     "keras_vd, share layer",
     "keras_vd, bfloat16 variance",
 )
-_OF_KIND: dict[str, tuple[str, ...]] = {
-    "dense": (
-        "two products",
-        "keras_vd",
-        "keras_vd, Gaussian",
-        "keras_vd, exact KL",
-        "keras_vd, share unit",
-        "keras_vd, share layer",
-        "keras_vd, bfloat16 variance",
-    ),
-    "conv": _CONVOLUTIONAL,
-    "lenet": _CONVOLUTIONAL,
-    "LSTM": ("keras_vd", "keras_vd, per sequence"),
-    "GRU": ("keras_vd", "keras_vd, per sequence"),
-    "embedding": ("keras_vd", "keras_vd, share unit"),
+_OPTIONS: dict[str, tuple[str, ...]] = {
+    "mlp": _DENSE,
+    "4096": _DENSE,
+    "lenet-5": ("keras_vd, share layer", "keras_vd, bfloat16 variance"),
+    "lstm-32-128": ("keras_vd, per sequence",),
+    "gru-32-128": ("keras_vd, per sequence",),
 }
 
 
-def family_names(kind: str, is_accelerated: bool) -> list[str]:
+def family_names(case: Case, is_accelerated: bool) -> list[str]:
     """Names of the families to train with.
 
     Args:
-        kind: Of the network; see `benchmarks.networks.KINDS`.
+        case: The network.
         is_accelerated: Whether to have half precision too.
     """
     half = ("plain, bfloat16", "keras_vd, bfloat16") if is_accelerated else ()
-    return ["plain", *_OF_KIND[kind], *half]
+    options = _OPTIONS.get(case.name, ())
+    return ["plain", *_MAIN[case.kind], *options, *half]

@@ -8,7 +8,7 @@ from typing import Any
 
 import rich.table
 
-from benchmarks.networks import CASES
+from benchmarks.networks import CASES, DEEP
 
 Record = dict[str, Any]
 Cell = Callable[[Record], str]
@@ -60,6 +60,7 @@ def make_tables(result: dict[str, Any]) -> list[Table]:
         name = BACKENDS[backend]
         tables += _backend_tables(own, f"{name}, {device}", device != "cpu")
     tables += [
+        _deep_table(_of(records, "deep")),
         _long_run_table(_of(records, "long run")),
         _memory_table(records),
         _peer_table(_of(records, "peers")),
@@ -125,7 +126,7 @@ def _of(records: Iterable[Record], table: str) -> list[Record]:
 
 
 def _title(case: str) -> str:
-    return CASES[case].title if case in CASES else case
+    return CASES[case].title if case in CASES else DEEP.get(case, case)
 
 
 def _pivot(
@@ -186,6 +187,32 @@ def _long_run_table(records: list[Record]) -> Table:
             ]
             for r in records
         ],
+    )
+
+
+def _deep_table(records: list[Record]) -> Table:
+    plain = {
+        (r["backend"], r["case"]): r["seconds"]
+        for r in records
+        if r["variant"] == "plain"
+    }
+    rows = []
+    for r in records:
+        row = (r["backend"], r["case"])
+        ratio = f"{r['seconds'] / plain[row]:.1f}" if row in plain else _NO_CELL
+        rows.append(
+            [
+                _title(r["case"]),
+                BACKENDS[r["backend"]],
+                r["variant"],
+                f"{r['seconds']:.1f}",
+                ratio,
+            ]
+        )
+    return Table(
+        "First step of deep networks, traced and compiled",
+        ["network", "backend", "layers", "seconds", "/ plain layers"],
+        rows,
     )
 
 
