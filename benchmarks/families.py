@@ -151,7 +151,7 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
         "keras_vd, bfloat16 variance",
     ),
     "4096": ("keras_vd, bfloat16 variance",),
-    "lenet-5": ("keras_vd, share layer", "keras_vd, bfloat16 variance"),
+    "lenet-5": ("keras_vd, bfloat16 variance",),
     "lstm-32-128": ("keras_vd, per sequence",),
     "gru-32-128": ("keras_vd, per sequence",),
 }
