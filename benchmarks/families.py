@@ -151,9 +151,8 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
         "keras_vd, bfloat16 variance",
     ),
     "4096": ("keras_vd, bfloat16 variance",),
-    "lenet-5": ("keras_vd, bfloat16 variance",),
-    "lstm-32-128": ("keras_vd, per sequence",),
-    "gru-32-128": ("keras_vd, per sequence",),
+    "lstm": ("keras_vd, per sequence",),
+    "gru": ("keras_vd, per sequence",),
 }
 
 

@@ -12,18 +12,6 @@ from benchmarks.settings import Effort
 from benchmarks.steps import Run
 from benchmarks.timing import time_steps
 
-CASES = (
-    "mlp",
-    "1024-64",
-    "1024-256",
-    "4096",
-    "lenet-5",
-    "conv",
-    "lstm-32-128",
-    "gru-32-128",
-    "embedding",
-    "embedding-adam",
-)
 _KERAS_VD = ("keras_vd", "keras_vd, share unit")
 
 

@@ -75,7 +75,7 @@ def test_networks_without_a_layer_of_the_library_are_left_out():
     made = {
         name: FAMILIES[name]() for name in ("plain", "keras_vd, share unit")
     }
-    lstm, gru = networks.CASES["lstm-32-128"], networks.CASES["gru-32-128"]
+    lstm, gru = networks.CASES["lstm"], networks.CASES["gru"]
     assert not peers.has_peer(lstm, made)
     made["a peer"] = torch_peers.BayesianTorch
     assert peers.has_peer(lstm, made)
