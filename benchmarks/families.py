@@ -109,8 +109,9 @@ class Variational(Plain):
         return layer(*sizes, **options, **self.options)
 
 
-def sparse_vd(**options: Any) -> Variational:
-    return Variational(posterior=keras_vd.posteriors.SparseVD(**options))
+def _sparse_vd(**options: Any) -> functools.partial[Variational]:
+    posterior = keras_vd.posteriors.SparseVD(**options)
+    return functools.partial(Variational, posterior=posterior)
 
 
 FAMILIES = {
@@ -118,14 +119,10 @@ FAMILIES = {
     "two products": TwoProducts,
     "keras_vd": Variational,
     "keras_vd, Gaussian": functools.partial(Variational, posterior="gaussian"),
-    "keras_vd, exact KL": functools.partial(
-        sparse_vd, prior=keras_vd.priors.LogUniform("exact")
-    ),
-    "keras_vd, share unit": functools.partial(sparse_vd, share="unit"),
-    "keras_vd, share layer": functools.partial(sparse_vd, share="layer"),
-    "keras_vd, bfloat16 variance": functools.partial(
-        sparse_vd, variance_dtype="bfloat16"
-    ),
+    "keras_vd, exact KL": _sparse_vd(prior=keras_vd.priors.LogUniform("exact")),
+    "keras_vd, share unit": _sparse_vd(share="unit"),
+    "keras_vd, share layer": _sparse_vd(share="layer"),
+    "keras_vd, bfloat16 variance": _sparse_vd(variance_dtype="bfloat16"),
     "keras_vd, per sequence": functools.partial(
         Variational, weight_samples="sequence"
     ),

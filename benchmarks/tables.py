@@ -8,6 +8,7 @@ from typing import Any
 
 import rich.table
 
+from benchmarks.libraries import PLAIN
 from benchmarks.networks import CASES, DEEP
 
 Record = dict[str, Any]
@@ -63,7 +64,7 @@ def make_tables(result: dict[str, Any]) -> list[Table]:
         _deep_table(_of(records, "deep")),
         _long_run_table(_of(records, "long run")),
         _memory_table(records),
-        _peer_table(_of(records, "peers")),
+        *_peer_tables(_of(records, "peers")),
         _failure_table(records),
     ]
     return [table for table in tables if table.rows]
@@ -240,21 +241,23 @@ def _memory_table(records: list[Record]) -> Table:
     )
 
 
-def _peer_table(records: list[Record]) -> Table:
-    return Table(
-        "Training step of other libraries",
-        ["network", "process", "layers", "/ own plain layer", "/ plain Keras"],
-        [
-            [
-                _title(r["case"]),
-                r["library"],
-                r["variant"] if r["variant"] != "plain" else "plain Keras",
-                _ratio(r, "own plain layer"),
-                _ratio(r, "plain Keras"),
-            ]
-            for r in records
-        ],
-    )
+def _peer_tables(records: list[Record]) -> list[Table]:
+    return [
+        _pivot(
+            f"Training step beside {library}, ratio to the plain layer: its "
+            "own for its layers, that of Keras for all others",
+            [r for r in records if r["library"] == library],
+            _ratio_of_peer,
+            left_out=("plain",),
+        )
+        for library in dict.fromkeys(r["library"] for r in records)
+    ]
+
+
+def _ratio_of_peer(record: Record) -> str:
+    variant = record["variant"]
+    is_peer = variant not in PLAIN and not variant.startswith("keras_vd")
+    return _ratio(record, "own plain layer" if is_peer else "plain Keras")
 
 
 def _failure_table(records: list[Record]) -> Table:

@@ -332,6 +332,57 @@ def test_optimizer_of_a_network():
     )
 
 
+@pytest.mark.parametrize("name", running.MEMORY_VARIANTS["keras_vd"])
+def test_kernels_may_start_at_zero(name):
+    """As they do where memory is measured."""
+    family = families.FAMILIES[name](kernel_initializer="zeros")
+    model = SMALL.build(family)
+    assert not to_float64(model.layers[-1].kernel).any()
+    if "unit" in name:
+        (_, posterior) = keras_vd.variational_weights(model)
+        assert posterior.share == "unit"
+
+
+def test_tables_of_peers():
+    """Ratios of peers are to their own plain layer, others to that of Keras."""
+    found = [
+        {
+            "table": "peers",
+            "library": library,
+            "case": "mlp",
+            "variant": variant,
+            "ratios": {
+                "own plain layer": [1.0, own, 9.0],
+                "plain Keras": [1.0, other, 9.0],
+            },
+        }
+        for library in ("bayesian-torch", "blitz")
+        for variant, own, other in (
+            ("torch.nn", 1.0, 0.5),
+            (f"{library} a", 4.0, 2.0),
+            ("plain", 2.0, 1.0),
+            ("keras_vd", 6.0, 3.0),
+            ("keras_vd, share unit", 5.0, 2.5),
+        )
+    ]
+    tables = make_tables(result(*found))
+    for table, library in zip(tables, ("bayesian-torch", "blitz"), strict=True):
+        assert library in table.title
+        assert list(table.headers) == [
+            "network",
+            "torch.nn",
+            f"{library} a",
+            "keras_vd",
+            "keras_vd, share unit",
+        ]
+        assert [cell.split()[0] for cell in table.rows[0][1:]] == [
+            "0.50",
+            "4.00",
+            "3.00",
+            "2.50",
+        ]
+
+
 @pytest.mark.integration
 def test_first_step_of_deep_networks(monkeypatch):
     monkeypatch.setattr(deep, "_DENSE", SMALL)
