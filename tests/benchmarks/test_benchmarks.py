@@ -404,6 +404,7 @@ def test_first_step_of_deep_networks(monkeypatch):
     ]
 
 
+@pytest.mark.integration
 def test_resnet_is_converted(monkeypatch):
     """Oracle: its 53 convolutions and its dense layer."""
     monkeypatch.setattr(deep, "_IMAGES", (1, 32, 32, 3))
