@@ -10,6 +10,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator, NullLocator
 
 from benchmarks.libraries import PLAIN
 from benchmarks.networks import CASES
@@ -28,6 +29,7 @@ _PEER_COLORS = (
     "#f48fb1",
     "#6d4c41",
 )
+_LOW, _ABOVE = 0.5, 1.8  # where bars begin; room for figures above them
 _GAP = 1.0  # between cases, in widths of a bar
 _LETTERS, _BARS = 15, 4  # a line of a case's title, and what it is as wide as
 
@@ -51,6 +53,7 @@ def draw_chart(result: dict[str, Any], path: Path) -> None:
     figure, axes = plt.subplots(
         len(ratios),
         sharex=True,
+        sharey=True,
         squeeze=False,
         figsize=(16, 1.2 + 2.6 * len(ratios)),
         layout="constrained",
@@ -59,6 +62,7 @@ def draw_chart(result: dict[str, Any], path: Path) -> None:
     for ax, (backend, cases) in zip(axes[:, 0], ratios.items(), strict=True):
         _draw_panel(ax, cases, ticks, colors)
         ax.set_title(BACKENDS[backend], loc="left", fontsize=11)
+    _set_scale(axes[0, 0], ratios)
     titles = [textwrap.fill(CASES[case].title, _LETTERS) for case in ticks]
     axes[-1, 0].set_xticks(list(ticks.values()), titles, fontsize=8)
     figure.supylabel(
@@ -127,6 +131,21 @@ def _colors(ratios: Ratios) -> dict[str, str]:
     return _COLORS | dict(zip(peers, _PEER_COLORS, strict=False))
 
 
+def _set_scale(ax: Any, ratios: Ratios) -> None:
+    """Make ratios of 1 and of 30 readable; all panels have this scale."""
+    values = [
+        ratio
+        for cases in ratios.values()
+        for case in cases.values()
+        for ratio in case.values()
+    ]
+    ax.set_yscale("log")
+    ax.set_ylim(min(_LOW, *values), _ABOVE * max(1.0, *values))
+    ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+
+
 def _draw_panel(
     ax: Any,
     cases: dict[str, dict[str, float]],
@@ -144,6 +163,6 @@ def _draw_panel(
         )
         ax.bar_label(bars, fmt="%.2f", fontsize=7, rotation=90, padding=2)
     ax.axhline(1.0, color="black", linewidth=0.8)
-    ax.margins(x=0.01, y=0.15)
+    ax.margins(x=0.01)
     ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(axis="x", length=0)

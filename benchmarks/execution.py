@@ -17,7 +17,7 @@ from benchmarks.settings import Effort
 from benchmarks.steps import Run
 from benchmarks.timing import quartiles, time_steps
 
-STEPS_PER_EPOCH = 100
+STEPS_PER_EPOCH = 50
 SETTINGS: dict[str, dict[str, Any]] = {
     "default": {},
     "jit_compile=True": {"jit_compile": True},
