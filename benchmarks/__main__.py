@@ -27,11 +27,13 @@ import rich.console
 
 from benchmarks.chart import draw_chart
 from benchmarks.libraries import PEERS
-from benchmarks.networks import CASES
+from benchmarks.networks import CASES, DEEP
 from benchmarks.running import plan, run
 from benchmarks.settings import QUICK, Effort
 from benchmarks.tables import BACKENDS, failures, make_tables
 
+EVERY = (*CASES, *DEEP)
+DEFAULT = tuple(case for case in EVERY if case != "resnet50")
 QUICK_CASES = ("mlp",)
 
 
@@ -43,7 +45,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--backends",
         nargs="*",
         choices=BACKENDS,
-        default=["tensorflow", "jax"],
+        default=list(BACKENDS),
         help="to measure keras_vd on",
     )
     parser.add_argument(
@@ -56,9 +58,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--only",
         nargs="+",
-        choices=CASES,
+        choices=EVERY,
         metavar="CASE",
-        help=f"of {', '.join(CASES)}",
+        help=f"of {', '.join(EVERY)}; by default all but resnet50, which takes "
+        "6 minutes",
     )
     parser.add_argument(
         "--quick", action="store_true", help="a smoke run: figures mean nothing"
@@ -78,7 +81,7 @@ def main() -> int:
     if arguments.read:
         result = json.loads(arguments.read.read_text())
     else:
-        every = QUICK_CASES if arguments.quick else tuple(CASES)
+        every = QUICK_CASES if arguments.quick else DEFAULT
         jobs = plan(
             arguments.backends, arguments.peers, arguments.only or every
         )

@@ -109,8 +109,9 @@ class Variational(Plain):
         return layer(*sizes, **options, **self.options)
 
 
-def sparse_vd(**options: Any) -> Variational:
-    return Variational(posterior=keras_vd.posteriors.SparseVD(**options))
+def _sparse_vd(**options: Any) -> functools.partial[Variational]:
+    posterior = keras_vd.posteriors.SparseVD(**options)
+    return functools.partial(Variational, posterior=posterior)
 
 
 FAMILIES = {
@@ -118,51 +119,47 @@ FAMILIES = {
     "two products": TwoProducts,
     "keras_vd": Variational,
     "keras_vd, Gaussian": functools.partial(Variational, posterior="gaussian"),
-    "keras_vd, exact KL": functools.partial(
-        sparse_vd, prior=keras_vd.priors.LogUniform("exact")
-    ),
-    "keras_vd, share unit": functools.partial(sparse_vd, share="unit"),
-    "keras_vd, share layer": functools.partial(sparse_vd, share="layer"),
-    "keras_vd, bfloat16 variance": functools.partial(
-        sparse_vd, variance_dtype="bfloat16"
-    ),
+    "keras_vd, exact KL": _sparse_vd(prior=keras_vd.priors.LogUniform("exact")),
+    "keras_vd, share unit": _sparse_vd(share="unit"),
+    "keras_vd, share layer": _sparse_vd(share="layer"),
+    "keras_vd, bfloat16 variance": _sparse_vd(variance_dtype="bfloat16"),
     "keras_vd, per sequence": functools.partial(
         Variational, weight_samples="sequence"
     ),
     "plain, bfloat16": functools.partial(Plain, "mixed_bfloat16"),
     "keras_vd, bfloat16": functools.partial(Variational, "mixed_bfloat16"),
 }
-_CONVOLUTIONAL = (
-    "two products",
-    "keras_vd",
-    "keras_vd, share unit",
-    "keras_vd, share layer",
-    "keras_vd, bfloat16 variance",
-)
-_OF_KIND: dict[str, tuple[str, ...]] = {
-    "dense": (
-        "two products",
-        "keras_vd",
+# By kind, what every network is trained with.
+_MAIN: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        ("dense", "conv", "lenet"),
+        ("two products", "keras_vd", "keras_vd, share unit"),
+    ),
+    **dict.fromkeys(
+        ("LSTM", "GRU", "embedding"), ("keras_vd", "keras_vd, share unit")
+    ),
+}
+# By network, what is measured where it says the most.
+_OPTIONS: dict[str, tuple[str, ...]] = {
+    "mlp": (
         "keras_vd, Gaussian",
         "keras_vd, exact KL",
-        "keras_vd, share unit",
         "keras_vd, share layer",
         "keras_vd, bfloat16 variance",
     ),
-    "conv": _CONVOLUTIONAL,
-    "lenet": _CONVOLUTIONAL,
-    "LSTM": ("keras_vd", "keras_vd, per sequence"),
-    "GRU": ("keras_vd", "keras_vd, per sequence"),
-    "embedding": ("keras_vd", "keras_vd, share unit"),
+    "4096": ("keras_vd, bfloat16 variance",),
+    "lstm": ("keras_vd, per sequence",),
+    "gru": ("keras_vd, per sequence",),
 }
 
 
-def family_names(kind: str, is_accelerated: bool) -> list[str]:
+def family_names(case: Case, is_accelerated: bool) -> list[str]:
     """Names of the families to train with.
 
     Args:
-        kind: Of the network; see `benchmarks.networks.KINDS`.
+        case: The network.
         is_accelerated: Whether to have half precision too.
     """
     half = ("plain, bfloat16", "keras_vd, bfloat16") if is_accelerated else ()
-    return ["plain", *_OF_KIND[kind], *half]
+    options = _OPTIONS.get(case.name, ())
+    return ["plain", *_MAIN[case.kind], *options, *half]

@@ -11,6 +11,8 @@ PEERS = {
     "bayesian-torch": "torch",
     "blitz": "torch",
 }
+# Names of the families that others are compared with.
+PLAIN = ("plain", "tf_keras", "torch.nn")
 
 
 def families(library: str) -> dict[str, Any]:

@@ -9,12 +9,17 @@ from typing import Any
 
 import numpy as np
 
+# By name, what tables call the networks of `benchmarks/deep.py`.
+DEEP = {
+    "dense-31": "31 dense layers of 256 units, batch 32",
+    "resnet50": "ResNet50, batch of 8 images of 64x64",
+}
 KINDS = ("dense", "conv", "lenet", "LSTM", "GRU", "embedding")
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A network, its data and its optimizer: SGD on a mean squared error.
+    """A network, its data and its optimizer, on a mean squared error.
 
     Attributes:
         name: What `--only` takes.
@@ -25,6 +30,7 @@ class Case:
             and filters; of LeNet, filters and units; of a recurrent network,
             time steps, features and units; of an embedding, words of a text,
             words of the vocabulary and features.
+        optimizer: Name of a class of Keras.
     """
 
     name: str
@@ -32,6 +38,7 @@ class Case:
     kind: str
     batch_size: int
     sizes: tuple[int, ...]
+    optimizer: str = "SGD"
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -69,7 +76,7 @@ class Case:
         for layer in self._layers(family):
             outputs = layer(outputs)
         model = keras.Model(inputs, outputs)
-        optimizer = keras.optimizers.SGD(1e-4)
+        optimizer = getattr(keras.optimizers, self.optimizer)(1e-4)
         model.compile(optimizer, "mse", **compile_options)
         return model
 
@@ -112,21 +119,6 @@ class Case:
         return sum(map(math.prod, itertools.pairwise(self.sizes)))
 
 
-def _recurrent_cases() -> list[Case]:
-    return [
-        Case(
-            f"{kind.lower()}-{batch_size}-{units}",
-            f"{kind}, {batch_size} x 100 steps x 64, {units} units",
-            kind,
-            batch_size,
-            (100, 64, units),
-        )
-        for kind in ("LSTM", "GRU")
-        for batch_size in (32, 64)
-        for units in (128, 256)
-    ]
-
-
 CASES = {
     case.name: case
     for case in (
@@ -150,13 +142,29 @@ CASES = {
         Case(
             "conv", "3x3 conv 64->64 on 32x32, batch 32", "conv", 32, (64, 64)
         ),
-        *_recurrent_cases(),
-        Case(
-            "embedding",
-            "embedding 20,000x300, 64 texts x 200 words",
-            "embedding",
-            64,
-            (200, 20000, 300),
+        *(
+            Case(
+                f"{kind.lower()}",
+                f"{kind}, 32 x 100 steps x 64, 128 units",
+                kind,
+                32,
+                (100, 64, 128),
+            )
+            for kind in ("LSTM", "GRU")
+        ),
+        *(
+            Case(
+                name,
+                f"embedding 20,000x300, 64 texts x 200 words{suffix}",
+                "embedding",
+                64,
+                (200, 20000, 300),
+                optimizer,
+            )
+            for name, suffix, optimizer in (
+                ("embedding", "", "SGD"),
+                ("embedding-adam", ", Adam", "Adam"),
+            )
         ),
     )
 }

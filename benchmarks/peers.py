@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.families import Plain, Variational
-from benchmarks.libraries import families
+from benchmarks.families import FAMILIES
+from benchmarks.libraries import PLAIN, families
 from benchmarks.networks import Case
 from benchmarks.records import Recorder
 from benchmarks.settings import Effort
 from benchmarks.steps import Run
 from benchmarks.timing import time_steps
 
-CASES = ("mlp", "4096", "lenet-5", "lstm-32-128")
+_KERAS_VD = ("keras_vd", "keras_vd, share unit")
 
 
 def make_families(library: str) -> dict[str, Any]:
@@ -21,8 +21,22 @@ def make_families(library: str) -> dict[str, Any]:
     Raises:
         ModuleNotFoundError: if the library is not installed.
     """
-    own = {name: make() for name, make in families(library).items()}
-    return own | {"plain": Plain(), "keras_vd": Variational()}
+    ours = {name: FAMILIES[name] for name in ("plain", *_KERAS_VD)}
+    return {name: make() for name, make in (families(library) | ours).items()}
+
+
+def has_peer(case: Case, made: dict[str, Any]) -> bool:
+    """Whether the library has a layer to compare in this network.
+
+    Args:
+        case: The network.
+        made: Of `make_families`.
+    """
+    return any(
+        case.kind in family.kinds
+        for name, family in made.items()
+        if name not in (*PLAIN, *_KERAS_VD)
+    )
 
 
 def measure_peer(

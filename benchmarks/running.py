@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.libraries import PEERS
+from benchmarks.networks import DEEP
 from benchmarks.settings import KEEP_MEMORY, ONE_THREAD, Effort, progress
 
 MEMORY_CASE = "4096"
 # By library, whose memory is measured: names of families.
 MEMORY_VARIANTS = {
-    "keras_vd": ("plain", "two products", "keras_vd", "keras_vd, Gaussian"),
+    "keras_vd": ("plain", "two products", "keras_vd", "keras_vd, share unit"),
     "tfp": ("tfp local reparameterization", "tfp Flipout"),
     "edward2": ("edward2 variational dropout",),
     "bayesian-torch": ("torch.nn", "bayesian-torch reparameterization"),
@@ -48,7 +49,7 @@ class Job:
     """What one process does.
 
     Attributes:
-        job: "backend", "peers" or "memory".
+        job: "backend", "peers", "deep" or "memory".
         backend: Of Keras, in that process.
         library: Whose layers: "keras_vd" or a peer.
         cases: Names of the networks.
@@ -66,9 +67,17 @@ def plan(
     backends: Sequence[str], peers: Sequence[str], cases: Sequence[str]
 ) -> list[Job]:
     """The processes, in their order."""
-    cases = tuple(cases)
-    jobs = [Job("backend", name, "keras_vd", cases) for name in backends]
-    jobs += [Job("peers", PEERS[name], name, cases) for name in peers]
+    deep = [name for name in cases if name in DEEP]
+    cases = tuple(name for name in cases if name not in DEEP)
+    jobs = []
+    if cases:
+        jobs += [Job("backend", name, "keras_vd", cases) for name in backends]
+        jobs += [Job("peers", PEERS[name], name, cases) for name in peers]
+    jobs += [
+        Job("deep", backend, "keras_vd", (name,))
+        for backend in backends
+        for name in deep
+    ]
     if MEMORY_CASE in cases:
         hosts = [(name, "keras_vd") for name in backends]
         hosts += [(PEERS[name], name) for name in peers]

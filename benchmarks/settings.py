@@ -30,10 +30,10 @@ class Effort:
     Attributes:
         blocks: Blocks of calls of each variant.
         block_seconds: What a block takes, unless one call takes longer.
-        fit_epochs: Epochs of 100 steps of the long run.
+        fit_epochs: Epochs of 50 steps of the long run.
     """
 
-    blocks: int = 11
+    blocks: int = 9
     block_seconds: float = 0.05
     fit_epochs: int = 30
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import rich.table
 
-from benchmarks.networks import CASES
+from benchmarks.libraries import PLAIN
+from benchmarks.networks import CASES, DEEP
 
 Record = dict[str, Any]
 Cell = Callable[[Record], str]
@@ -60,9 +61,10 @@ def make_tables(result: dict[str, Any]) -> list[Table]:
         name = BACKENDS[backend]
         tables += _backend_tables(own, f"{name}, {device}", device != "cpu")
     tables += [
+        _deep_table(_of(records, "deep")),
         _long_run_table(_of(records, "long run")),
         _memory_table(records),
-        _peer_table(_of(records, "peers")),
+        *_peer_tables(_of(records, "peers")),
         _failure_table(records),
     ]
     return [table for table in tables if table.rows]
@@ -125,7 +127,7 @@ def _of(records: Iterable[Record], table: str) -> list[Record]:
 
 
 def _title(case: str) -> str:
-    return CASES[case].title if case in CASES else case
+    return CASES[case].title if case in CASES else DEEP.get(case, case)
 
 
 def _pivot(
@@ -189,6 +191,32 @@ def _long_run_table(records: list[Record]) -> Table:
     )
 
 
+def _deep_table(records: list[Record]) -> Table:
+    plain = {
+        (r["backend"], r["case"]): r["seconds"]
+        for r in records
+        if r["variant"] == "plain"
+    }
+    rows = []
+    for r in records:
+        row = (r["backend"], r["case"])
+        ratio = f"{r['seconds'] / plain[row]:.1f}" if row in plain else _NO_CELL
+        rows.append(
+            [
+                _title(r["case"]),
+                BACKENDS[r["backend"]],
+                r["variant"],
+                f"{r['seconds']:.1f}",
+                ratio,
+            ]
+        )
+    return Table(
+        "First step of deep networks, traced and compiled",
+        ["network", "backend", "layers", "seconds", "/ plain layers"],
+        rows,
+    )
+
+
 def _memory_table(records: list[Record]) -> Table:
     plans = {
         (r["backend"], r["variant"]): r["matrices"]
@@ -213,21 +241,23 @@ def _memory_table(records: list[Record]) -> Table:
     )
 
 
-def _peer_table(records: list[Record]) -> Table:
-    return Table(
-        "Training step of other libraries",
-        ["network", "process", "layers", "/ own plain layer", "/ plain Keras"],
-        [
-            [
-                _title(r["case"]),
-                r["library"],
-                r["variant"] if r["variant"] != "plain" else "plain Keras",
-                _ratio(r, "own plain layer"),
-                _ratio(r, "plain Keras"),
-            ]
-            for r in records
-        ],
-    )
+def _peer_tables(records: list[Record]) -> list[Table]:
+    return [
+        _pivot(
+            f"Training step beside {library}, ratio to the plain layer: its "
+            "own for its layers, that of Keras for all others",
+            [r for r in records if r["library"] == library],
+            _ratio_of_peer,
+            left_out=("plain",),
+        )
+        for library in dict.fromkeys(r["library"] for r in records)
+    ]
+
+
+def _ratio_of_peer(record: Record) -> str:
+    variant = record["variant"]
+    is_peer = variant not in PLAIN and not variant.startswith("keras_vd")
+    return _ratio(record, "own plain layer" if is_peer else "plain Keras")
 
 
 def _failure_table(records: list[Record]) -> Table:

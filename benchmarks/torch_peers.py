@@ -12,21 +12,21 @@ import torch
 from torch import nn
 
 from benchmarks.families import KL_WEIGHT
-from benchmarks.networks import Case
+from benchmarks.networks import KINDS, Case
 from benchmarks.steps import Run
 
 
 class TorchFamily:
     """Layers by the names that a library has for them."""
 
-    module = linear = conv = lstm = ""
-    kinds = ("dense", "lenet", "LSTM")
+    module = linear = conv = lstm = gru = embedding = ""
+    kinds = KINDS
 
     def __init__(self) -> None:
         self._layers = importlib.import_module(self.module)
 
     def make(self, kind: str, *sizes: Any, **options: Any) -> nn.Module:
-        """A layer; `kind` is "linear", "conv" or "lstm"."""
+        """A layer; `kind` is the name of an attribute above."""
         layer = getattr(self._layers, getattr(self, kind))
         return layer(*sizes, **options)
 
@@ -44,9 +44,10 @@ class TorchPlain(TorchFamily):
 
     module = "torch.nn"
     linear, conv, lstm = "Linear", "Conv2d", "LSTM"
+    gru, embedding = "GRU", "Embedding"
 
     def make(self, kind: str, *sizes: Any, **options: Any) -> nn.Module:
-        if kind == "lstm":
+        if kind in ("lstm", "gru"):
             options = {"batch_first": True, **options}
         return super().make(kind, *sizes, **options)
 
@@ -58,6 +59,7 @@ class BayesianTorch(TorchFamily):
     linear = "LinearReparameterization"
     conv = "Conv2dReparameterization"
     lstm = "LSTMReparameterization"
+    kinds = ("dense", "conv", "lenet", "LSTM")
 
     def divergence(self, network: Network) -> Any:
         return network.returned_kl
@@ -74,6 +76,7 @@ class Blitz(TorchFamily):
 
     module = "blitz.modules"
     linear, conv, lstm = "BayesianLinear", "BayesianConv2d", "BayesianLSTM"
+    gru, embedding = "BayesianGRU", "BayesianEmbedding"
 
     def make(self, kind: str, *sizes: Any, **options: Any) -> nn.Module:
         if kind == "conv":
@@ -110,12 +113,23 @@ class _LastStep(nn.Module):
         return x[:, -1]
 
 
+class _Mean(nn.Module):
+    def __init__(self, *axes: int) -> None:
+        super().__init__()
+        self._axes = axes
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(self._axes)
+
+
 def _layers(case: Case, family: TorchFamily) -> list[nn.Module]:
     if case.kind == "dense":
         layers: list[nn.Module] = []
         for inputs, units in itertools.pairwise(case.sizes):
             layers += [family.make("linear", inputs, units), nn.ReLU()]
         return layers[:-1]
+    if case.kind == "conv":
+        return [family.make("conv", *case.sizes, 3, padding=1), _Mean(2, 3)]
     if case.kind == "lenet":
         first, second, hidden, last = case.sizes
         return [
@@ -130,14 +144,19 @@ def _layers(case: Case, family: TorchFamily) -> list[nn.Module]:
             nn.ReLU(),
             family.make("linear", hidden, last),
         ]
-    if case.kind == "LSTM":
-        _, features, units = case.sizes
+    if case.kind == "embedding":
+        _, words, features = case.sizes
         return [
-            family.make("lstm", features, units),
-            _LastStep(),
-            nn.Linear(units, 1),
+            family.make("embedding", words, features),
+            _Mean(1),
+            nn.Linear(features, 1),
         ]
-    raise ValueError(f"No PyTorch network for kind={case.kind}.")
+    _, features, units = case.sizes
+    return [
+        family.make(case.kind.lower(), features, units),
+        _LastStep(),
+        nn.Linear(units, 1),
+    ]
 
 
 class TorchTraining:
@@ -148,10 +167,11 @@ class TorchTraining:
         self._network = Network(case, family).to(self._device)
         self._divergence = family.divergence
         x, y = case.arrays(case.batch_size)
-        if case.kind == "lenet":
+        if case.kind in ("conv", "lenet"):
             x = np.ascontiguousarray(np.moveaxis(x, -1, 1))
         self._x, self._y = map(self._on_device, (x, y))
-        self._optimizer = torch.optim.SGD(self._network.parameters(), 1e-4)
+        optimizer = getattr(torch.optim, case.optimizer)
+        self._optimizer = optimizer(self._network.parameters(), 1e-4)
 
     def _on_device(self, array: np.ndarray) -> torch.Tensor:
         return torch.as_tensor(array, device=self._device)

@@ -17,7 +17,7 @@ def measure_training(case: Case, effort: Effort, recorder: Recorder) -> None:
     """Tables "training", "first step" and, for dense layers, "parts"."""
     runs: dict[str, Run] = {}
     is_accelerated = device_name() != "cpu"
-    for name in family_names(case.kind, is_accelerated):
+    for name in family_names(case, is_accelerated):
         try:
             training = FAMILIES[name]().start(case)
             seconds = training.first_step()

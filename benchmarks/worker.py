@@ -24,8 +24,7 @@ INFERENCE_CASES = (
     "4096",
     "lenet-5",
     "conv",
-    "lstm-32-128",
-    "gru-32-128",
+    "lstm",
     "embedding",
 )
 
@@ -88,7 +87,9 @@ def _run_backend(request: Any, effort: Effort, recorder: Recorder) -> None:
         measures = {"training": training.measure_training}
         if name in INFERENCE_CASES:
             measures["inference"] = inference.measure_inference
-        if name == "mlp":
+        # PyTorch traces nothing: Keras refuses one option there, and the other
+        # takes minutes.
+        if name == "mlp" and keras.backend.backend() != "torch":
             measures["execution"] = execution.measure_execution
             measures["long run"] = execution.measure_long_run
         for table, measure in measures.items():
@@ -99,6 +100,14 @@ def _run_backend(request: Any, effort: Effort, recorder: Recorder) -> None:
                 lambda m=measure, n=name: m(CASES[n], effort, recorder),
             )
             keras.utils.clear_session(free_memory=True)
+
+
+def _run_deep(request: Any, effort: Effort, recorder: Recorder) -> None:
+    """One row of the table of deep networks."""
+    from benchmarks.deep import measure_first_step
+
+    (name,) = request["cases"]
+    _attempt(recorder, "deep", name, lambda: measure_first_step(name, recorder))
 
 
 def _run_memory(request: Any, effort: Effort, recorder: Recorder) -> None:
@@ -128,7 +137,7 @@ def _run_peer(request: Any, effort: Effort, recorder: Recorder) -> None:
 
     _attempt(recorder, "peers", library, prepare)
     for name in request["cases"] if made else ():
-        if name in peers.CASES:
+        if peers.has_peer(CASES[name], made):
             _attempt(
                 recorder,
                 "peers",
@@ -139,7 +148,12 @@ def _run_peer(request: Any, effort: Effort, recorder: Recorder) -> None:
             )
 
 
-_JOBS = {"backend": _run_backend, "memory": _run_memory, "peers": _run_peer}
+_JOBS = {
+    "backend": _run_backend,
+    "deep": _run_deep,
+    "memory": _run_memory,
+    "peers": _run_peer,
+}
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ import numpy as np
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from benchmarks.settings import ONE_THREAD
 from experiments import common
@@ -46,6 +46,11 @@ HEADER = (
     *(f"at threshold {threshold:g}" for threshold in THRESHOLDS),
     "CPU s",
 )
+# Columns of `figures` that errors are drawn against.
+_AXES = {2: "weights per non-zero one", 5: "CPU seconds of training"}
+# Largest over smallest value from which on ticks are 1, 2, 5, 10 and so on
+# instead of evenly spaced, and those from which on they are powers of ten.
+_WIDE, _HUGE = 8, 500
 # Options of experiments.mnist that every run is given.
 PASSED_ON = ("epochs", "finetune_epochs", "shift", "limit", "holdout")
 
@@ -132,10 +137,12 @@ def draw(
         file: What to write.
         title: Of the picture.
     """
-    figure, panels = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    columns = ((2, "weights per non-zero one"), (5, "CPU seconds of training"))
-    for panel, (column, label) in zip(panels, columns, strict=True):
-        for share in dict.fromkeys(share for share, _ in rows):
+    figure, panels = plt.subplots(
+        1, 2, sharey=True, figsize=(11, 4.5), layout="constrained"
+    )
+    shares = list(dict.fromkeys(share for share, _ in rows))
+    for panel, (column, label) in zip(panels, _AXES.items(), strict=True):
+        for share in shares:
             points = np.array(
                 [
                     found.mean(0)[[column, 1]]
@@ -143,14 +150,34 @@ def draw(
                     if of == share
                 ]
             )
-            points = points[np.argsort(points[:, 0])]
-            panel.plot(*points.T, "o-", label=share)
-        panel.set(xlabel=label, ylabel="error %")
-        panel.xaxis.set_major_formatter(ScalarFormatter())
-    panels[0].legend(title="share")
+            panel.plot(*points[np.argsort(points[:, 0])].T, "o-", label=share)
+        panel.set(xlabel=label, xscale="log")
+        panel.margins(x=0.1)
+        _set_log_ticks(panel)
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("error %, fine-tuned")
+    figure.legend(
+        *panels[0].get_legend_handles_labels(),
+        loc="outside right upper",
+        title="share",
+    )
     figure.suptitle(title)
     figure.savefig(file, dpi=120)
     plt.close(figure)
+
+
+def _set_log_ticks(panel: Any) -> None:
+    """Give a logarithmic axis a few labels, however narrow its range."""
+    low, high = panel.get_xlim()
+    if high / low > _HUGE:
+        locator = LogLocator()
+    elif high / low > _WIDE:
+        locator = LogLocator(subs=(1.0, 2.0, 5.0))
+    else:
+        locator = MaxNLocator(8, steps=(1, 2, 2.5, 5, 10))
+    panel.xaxis.set_major_locator(locator)
+    panel.xaxis.set_minor_locator(NullLocator())
+    panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

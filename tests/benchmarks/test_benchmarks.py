@@ -14,7 +14,10 @@ import keras
 import numpy as np
 import pytest
 
+import keras_vd
+from benchmarks import __main__ as command
 from benchmarks import (
+    deep,
     families,
     inference,
     networks,
@@ -23,7 +26,6 @@ from benchmarks import (
     steps,
     training,
 )
-from benchmarks.__main__ import main
 from benchmarks.running import plan
 from benchmarks.settings import QUICK
 from benchmarks.tables import failures, make_tables
@@ -146,7 +148,7 @@ def test_training_and_parts():
     by_table = {}
     for record in found:
         by_table.setdefault(record["table"], {})[record["variant"]] = record
-    assert list(by_table["training"]) == families.family_names("dense", False)
+    assert list(by_table["training"]) == families.family_names(SMALL, False)
     for record in by_table["training"].values():
         assert len(record["ms"]) == QUICK.blocks
         assert min(record["ms"]) > 0
@@ -244,7 +246,7 @@ class TestCommand:
         assert len(rows) == 3, run.errors
         for ratios in rows[:2]:
             cells = ratios.split("|")[2:-1]
-            assert len(cells) in (5, 7)
+            assert len(cells) in (3, 5)
             assert all(float(cell.split()[0]) > 0 for cell in cells)
 
     def test_a_library_that_is_not_there(self, run):
@@ -263,7 +265,7 @@ class TestCommand:
         file = str(run.folder / "benchmarks.json")
         arguments = ["benchmarks", "--markdown", "--read", file]
         monkeypatch.setattr(sys, "argv", arguments)
-        assert main() == 1
+        assert command.main() == 1
         assert capsys.readouterr().out == run.printed
 
 
@@ -282,10 +284,134 @@ def test_plan():
         ("memory", "jax", "keras_vd", "plain"),
         ("memory", "jax", "keras_vd", "two products"),
         ("memory", "jax", "keras_vd", "keras_vd"),
-        ("memory", "jax", "keras_vd", "keras_vd, Gaussian"),
+        ("memory", "jax", "keras_vd", "keras_vd, share unit"),
         ("memory", "torch", "blitz", "blitz"),
     ]
     assert not [j for j in plan(["jax"], [], ["mlp"]) if j.job == "memory"]
+
+
+def test_deep_networks_have_processes_of_their_own():
+    jobs = plan(["jax", "torch"], ["tfp"], ["dense-31", "resnet50"])
+    assert [(j.job, j.backend, j.cases) for j in jobs] == [
+        ("deep", backend, (name,))
+        for backend in ("jax", "torch")
+        for name in ("dense-31", "resnet50")
+    ]
+
+
+def test_what_is_measured_by_default(monkeypatch, tmp_path):
+    """All but what takes minutes, also on backends that are not there."""
+    planned = []
+    monkeypatch.setattr(running, "_run_job", lambda job, _: [])
+    monkeypatch.setattr(
+        command, "plan", lambda *asked: planned.append(asked) or []
+    )
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--output", str(tmp_path)])
+    assert command.main() == 0
+    ((backends, peers, cases),) = planned
+    assert backends == ["tensorflow", "jax", "torch"]
+    assert peers == ["tfp", "edward2", "bayesian-torch", "blitz"]
+    every = {*networks.CASES, *networks.DEEP}
+    assert every - set(cases) == {"resnet50"}
+
+
+def test_every_network_has_both_kinds_of_variances():
+    for case in networks.CASES.values():
+        names = families.family_names(case, False)
+        assert {"plain", "keras_vd", "keras_vd, share unit"} <= set(names)
+
+
+def test_optimizer_of_a_network():
+    small = dataclasses.replace(
+        networks.CASES["embedding-adam"], sizes=(3, 7, 4)
+    )
+    model = small.build(families.Plain())
+    assert isinstance(model.optimizer, keras.optimizers.Adam)
+    assert isinstance(
+        SMALL.build(families.Plain()).optimizer, keras.optimizers.SGD
+    )
+
+
+@pytest.mark.parametrize("name", running.MEMORY_VARIANTS["keras_vd"])
+def test_kernels_may_start_at_zero(name):
+    """As they do where memory is measured."""
+    family = families.FAMILIES[name](kernel_initializer="zeros")
+    model = SMALL.build(family)
+    assert not to_float64(model.layers[-1].kernel).any()
+    if "unit" in name:
+        (_, posterior) = keras_vd.variational_weights(model)
+        assert posterior.share == "unit"
+
+
+def test_tables_of_peers():
+    """Ratios of peers are to their own plain layer, others to that of Keras."""
+    found = [
+        {
+            "table": "peers",
+            "library": library,
+            "case": "mlp",
+            "variant": variant,
+            "ratios": {
+                "own plain layer": [1.0, own, 9.0],
+                "plain Keras": [1.0, other, 9.0],
+            },
+        }
+        for library in ("bayesian-torch", "blitz")
+        for variant, own, other in (
+            ("torch.nn", 1.0, 0.5),
+            (f"{library} a", 4.0, 2.0),
+            ("plain", 2.0, 1.0),
+            ("keras_vd", 6.0, 3.0),
+            ("keras_vd, share unit", 5.0, 2.5),
+        )
+    ]
+    tables = make_tables(result(*found))
+    for table, library in zip(tables, ("bayesian-torch", "blitz"), strict=True):
+        assert library in table.title
+        assert list(table.headers) == [
+            "network",
+            "torch.nn",
+            f"{library} a",
+            "keras_vd",
+            "keras_vd, share unit",
+        ]
+        assert [cell.split()[0] for cell in table.rows[0][1:]] == [
+            "0.50",
+            "4.00",
+            "3.00",
+            "2.50",
+        ]
+
+
+@pytest.mark.integration
+def test_first_step_of_deep_networks(monkeypatch):
+    monkeypatch.setattr(deep, "_DENSE", SMALL)
+    found = []
+    recorder = records.Recorder(
+        found.append, backend=BACKEND, library="keras_vd"
+    )
+    deep.measure_first_step("dense-31", recorder)
+    assert not failures({"records": found})
+    assert [r["variant"] for r in found] == list(deep.VARIANTS)
+    assert all(r["seconds"] > 0 for r in found)
+    for record, seconds in zip(found, (0.5, 2.0, 1.25), strict=True):
+        record["seconds"] = seconds
+    (table,) = make_tables(result(*found))
+    assert [row[2:] for row in table.rows] == [
+        ["plain", "0.5", "1.0"],
+        ["keras_vd", "2.0", "4.0"],
+        ["keras_vd, share unit", "1.2", "2.5"],
+    ]
+
+
+@pytest.mark.integration
+def test_resnet_is_converted(monkeypatch):
+    """Oracle: its 53 convolutions and its dense layer."""
+    monkeypatch.setattr(deep, "_IMAGES", (1, 32, 32, 3))
+    model = deep._start_resnet("keras_vd, share unit").model
+    posteriors = keras_vd.variational_weights(model)
+    assert len(posteriors) == 54
+    assert {p.share for p in posteriors} == {"unit"}
 
 
 @pytest.mark.integration

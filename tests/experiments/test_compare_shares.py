@@ -1,7 +1,9 @@
 """The comparison of shares, shrunk to seconds."""
 
+import itertools
 import json
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -58,3 +60,33 @@ def test_bad_options_are_refused(option, value, message, capsys):
         compare_shares.parse_arguments([option, value])
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(70, 180), (71, 71.5), (8, 90), (2, 900), (1, 90000)]
+)
+def test_axes_can_be_read(low, high, monkeypatch, tmp_path):
+    """Oracle: the boxes of labels as they are drawn."""
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    rows = {
+        (share, 1.0): np.array([[2, 1.5 + n, x, 0, 0, 3 * x]])
+        for n, (share, x) in enumerate((("weight", low), ("unit", high)))
+    }
+    compare_shares.draw(rows, tmp_path / "frontier.png", "lenet-5, mnist")
+    figure = plt.gcf()
+    for panel in figure.axes:
+        assert panel.get_xscale() == "log"
+        first, last = panel.get_xlim()
+        labels = [
+            label
+            for label in panel.get_xticklabels(which="both")
+            if label.get_text() and first <= label.get_position()[0] <= last
+        ]
+        assert 2 <= len(labels) <= 9
+        boxes = [label.get_window_extent() for label in labels]
+        for one, other in itertools.pairwise(boxes):
+            assert one.x1 + 3 < other.x0
+    legend = figure.legends[0].get_window_extent()
+    assert legend.x0 >= max(p.get_window_extent().x1 for p in figure.axes)
+    monkeypatch.undo()
+    plt.close(figure)
