@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,6 +25,9 @@ FAST_MOMENTS: dict[Callable[..., Any], type] = {}
 # Likewise, classes of moments for PyTorch, of few operations.
 EAGER_MOMENTS: dict[Callable[..., Any], type] = {}
 
+# Compiled functions by the graph that calls them, and a key.
+_KERNELS: Any = weakref.WeakKeyDictionary()
+
 
 def compiled(function: Callable[..., Any], *tensors: Any) -> Any:
     """Call an elementwise function whose gradient is not needed.
@@ -36,7 +41,7 @@ def compiled(function: Callable[..., Any], *tensors: Any) -> Any:
         *tensors: Its arguments.
     """
     if _is_worth_a_kernel(tensors):
-        return _kernel(function)(*tensors)
+        return _kernel(function, key_of(function))(*tensors)
     return function(*tensors)
 
 
@@ -44,6 +49,7 @@ def recomputed(
     function: Callable[..., tuple[Any, ...]],
     variables: Sequence[Any],
     constants: Sequence[Any],
+    key: Any = None,
 ) -> tuple[Any, ...]:
     """Call an elementwise function without storing its temporaries.
 
@@ -57,6 +63,7 @@ def recomputed(
             alone.
         variables: Float tensors whose gradients are needed.
         constants: Other tensors.
+        key: Hashable, equal for functions that do the same; None: see `key_of`.
 
     Returns:
         What `function` returns.
@@ -64,7 +71,8 @@ def recomputed(
     if keras.backend.backend() == "tensorflow":
         variables, constants = map(_tensors, (variables, constants))
     if _is_worth_a_kernel(variables):
-        return _with_gradient(function, variables, constants)
+        key = key_of(function) if key is None else key
+        return _with_gradient(function, variables, constants, key)
     return function(variables, *constants)
 
 
@@ -204,10 +212,39 @@ def _tensors(variables: Sequence[Any]) -> list[Any]:
     return [tf.convert_to_tensor(variable) for variable in variables]
 
 
-def _kernel(function: Callable[..., Any]) -> Any:
+def _kernel(function: Callable[..., Any], key: Any) -> Any:
+    """Return a compiled function, within a graph the same for equal keys.
+
+    Many layers of one kind then take a single compilation for each shape.
+    """
     import tensorflow as tf
 
-    return tf.function(function, jit_compile=True, autograph=False)
+    def compile_function() -> Any:
+        return tf.function(function, jit_compile=True, autograph=False)
+
+    if key is None:
+        return compile_function()
+    kernels = _KERNELS.setdefault(tf.compat.v1.get_default_graph(), {})
+    if key not in kernels:
+        kernels[key] = compile_function()
+    return kernels[key]
+
+
+def key_of(function: Callable[..., Any]) -> Any:
+    """Return what is equal for functions that do the same; None if unknown."""
+    if isinstance(function, functools.partial):
+        key = key_of(function.func)
+        options = (function.args, tuple(sorted(function.keywords.items())))
+        return (key, options) if key and _is_hashable(options) else None
+    return None if getattr(function, "__closure__", None) else function
+
+
+def _is_hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 def gradients_on_tensorflow(
@@ -239,10 +276,10 @@ def _with_gradient(
     function: Callable[..., tuple[Any, ...]],
     variables: Sequence[Any],
     constants: Sequence[Any],
+    key: Any,
 ) -> tuple[Any, ...]:
     import tensorflow as tf
 
-    @_kernel
     def backward(
         variables: Sequence[Any],
         constants: Sequence[Any],
@@ -257,9 +294,10 @@ def _with_gradient(
     @tf.custom_gradient
     def call(*variables: Any) -> tuple[Any, Any]:
         def gradient(*upstream: Any) -> Any:
-            return backward(variables, constants, upstream)
+            kernel = _kernel(backward, key and (key, "gradient"))
+            return kernel(variables, constants, upstream)
 
-        return _kernel(function)(variables, *constants), gradient
+        return _kernel(function, key)(variables, *constants), gradient
 
     outputs: tuple[Any, ...] = call(*variables)
     return outputs

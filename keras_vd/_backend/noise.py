@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import keras
@@ -41,7 +42,7 @@ def standard_normal(shape: tuple[Any, ...], dtype: Any, seed: Any) -> Tensor:
         return keras.random.normal(shape, dtype=dtype, seed=seed)
     size = shape[-1]
     bits = _random_bits((*shape[:-1], (size + 1) // 2), seed)
-    return compiled(lambda bits: _from_bits(bits, size, dtype), bits)
+    return compiled(functools.partial(_from_bits, size=size, dtype=dtype), bits)
 
 
 def rows_of_normals(rows: Tensor, size: int, dtype: Any, seed: Any) -> Tensor:
@@ -71,12 +72,14 @@ def rows_of_normals(rows: Tensor, size: int, dtype: Any, seed: Any) -> Tensor:
     starts = ops.expand_dims(ops.cast(rows, "int32") * pairs, -1)
     places = starts + ops.arange(pairs, dtype="int32")
 
-    def draw(places: Tensor, keys: Tensor) -> Tensor:
-        hashed = _mixed(places * _STEP + keys[0])
-        bits = _mixed(ops.bitwise_xor(hashed, keys[1]))
-        return _from_bits(bits, size, dtype)
-
+    draw = functools.partial(_normals_at, size=size, dtype=dtype)
     return compiled(draw, places, keys)
+
+
+def _normals_at(places: Tensor, keys: Tensor, size: int, dtype: Any) -> Tensor:
+    hashed = _mixed(places * _STEP + keys[0])
+    bits = _mixed(ops.bitwise_xor(hashed, keys[1]))
+    return _from_bits(bits, size, dtype)
 
 
 def _mixed(numbers: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -12,7 +13,11 @@ from keras_vd._backend.fusing import EAGER_MOMENTS, FAST_MOMENTS
 from keras_vd._backend.types import Tensor
 from keras_vd._backend.validation import check_number
 from keras_vd.posteriors.eager_moments import EagerMoments
-from keras_vd.posteriors.moments import THETA2_FLOOR, bounded_log_variance
+from keras_vd.posteriors.moments import (
+    THETA2_FLOOR,
+    Moments,
+    bounded_log_variance,
+)
 from keras_vd.posteriors.sharing import SHARES, shared_shape
 from keras_vd.posteriors.signal_to_noise import SignalToNoiseMoments
 from keras_vd.posteriors.weight import WeightPosterior
@@ -113,11 +118,13 @@ class AdditiveGaussian(WeightPosterior):
             return self.log_sigma2, self.log_sigma2_input
         return (self.log_sigma2,)
 
-    def _read_variables(self) -> tuple[tuple[Any, ...], Any]:
-        (theta, *parameters), keep_mask = super()._read_variables()
+    def _moments(
+        self, variables: Sequence[Any], keep_mask: Tensor, form: type[Moments]
+    ) -> Moments:
+        theta, *parameters = variables
         if self.share != "weight":
             parameters = [bounded_log_variance(p, theta) for p in parameters]
-        return (theta, *parameters), keep_mask
+        return super()._moments((theta, *parameters), keep_mask, form)
 
     def _log_factors(self, *parameters: Any) -> tuple[Any, ...]:
         return () if self.share == "weight" else parameters

@@ -150,8 +150,9 @@ class VD(WeightPosterior):
         inputs = ops.cast(
             inputs, keras.backend.result_type(inputs.dtype, dtype)
         )
+        threshold = self._training_threshold
         (mean,) = self._training_pass(
-            lambda moments: (moments.mean(self._training_threshold),)
+            lambda moments: (moments.mean(threshold),)
         )
         weight = self._scaled(mean, scales)
         if is_sampling_at_inference():

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,7 +22,12 @@ import numpy as np
 from keras import ops
 
 from keras_vd import priors
-from keras_vd._backend.fusing import fast_moments, recomputed, usual_size
+from keras_vd._backend.fusing import (
+    fast_moments,
+    key_of,
+    recomputed,
+    usual_size,
+)
 from keras_vd._backend.keras_internals import full_precision_value
 from keras_vd._backend.noise import (
     rows_of_normals,
@@ -220,20 +226,17 @@ class WeightPosterior(Posterior):
 
         is_shared = shared_op is not None and self._is_shared
 
-        def mean_and_variance(moments: Moments) -> tuple[Any, ...]:
-            mean = moments.mean(self._training_threshold)
-            if not scales:
-                # No group multiplies it later, so the compiled kernel can write
-                # it in its final type, and the variances as well.
-                mean = ops.cast(mean, dtype)
-            if is_shared:
-                return (mean, *map(ops.exp, moments.log_factors))
-            sigma2 = moments.sigma2()
-            if scales:
-                return mean, sigma2
-            return mean, ops.cast(sigma2, self.variance_dtype or dtype)
-
-        mean, *variances = self._training_pass(mean_and_variance)
+        # Where a group multiplies them later, types are converted after it.
+        types = (
+            (None, None) if scales else (dtype, self.variance_dtype or dtype)
+        )
+        mean, *variances = self._training_pass(
+            functools.partial(
+                _mean_and_factors if is_shared else _mean_and_variance,
+                threshold=self._training_threshold,
+                types=types,
+            )
+        )
         if is_shared:
             variance = self._outer_product(variances, scales, shared_op)
         else:
@@ -299,9 +302,9 @@ class WeightPosterior(Posterior):
         """
         if self.is_frozen:
             return self._scaled(self._own_mean(), scales)
+        threshold = self._training_threshold
         (weight,) = self._training_pass(
-            lambda *inputs: (sum(self._mean_and_deviation(*inputs)),),
-            self._noise(),
+            functools.partial(_sample, threshold=threshold), self._noise()
         )
         return self._scaled(weight, scales)
 
@@ -310,8 +313,10 @@ class WeightPosterior(Posterior):
         if self.is_frozen:
             mean = self._own_mean()
             return self._scaled(mean, scales), ops.zeros_like(mean)
+        threshold = self._training_threshold
         mean, deviation = self._training_pass(
-            self._mean_and_deviation, self._noise()
+            functools.partial(_mean_and_deviation, threshold=threshold),
+            self._noise(),
         )
         return self._scaled(mean, scales), self._scaled(deviation, scales)
 
@@ -339,24 +344,20 @@ class WeightPosterior(Posterior):
         if is_whole or not 0 < usual_size(rows) < num_rows:
             return ops.take(self.draw(scales), rows, axis=0)
 
-        def mean_and_factors(moments: Moments) -> tuple[Any, ...]:
-            mean = moments.mean(self._training_threshold)
-            return (mean, *(ops.exp(0.5 * x) for x in moments.log_factors))
-
         def at_rows(tensor: Tensor) -> Tensor:
             is_same = tensor.shape[0] == 1 < num_rows
             return tensor if is_same else ops.take(tensor, rows, axis=0)
 
-        def add_noise(
-            tensors: Sequence[Any], noise: Tensor, mask: Tensor
-        ) -> Any:
-            mean, *factors = tensors
-            return (mean + math.prod(factors) * ops.where(mask, noise, 0.0),)
-
-        parts = self._training_pass(mean_and_factors)
+        parts = self._training_pass(
+            functools.partial(
+                _mean_and_factors,
+                threshold=self._training_threshold,
+                power=0.5,
+            )
+        )
         noise = rows_of_normals(rows, size, parts[0].dtype, self.seed_generator)
         mask = at_rows(ops.convert_to_tensor(self.keep_mask))
-        (drawn,) = recomputed(add_noise, [*map(at_rows, parts)], (noise, mask))
+        (drawn,) = recomputed(_add_noise, [*map(at_rows, parts)], (noise, mask))
         for name, group in self.binding.groups.items():
             scale = ops.cast(group.expand(scales[name]), drawn.dtype)
             drawn = drawn * at_rows(scale)
@@ -385,31 +386,50 @@ class WeightPosterior(Posterior):
         if not self._is_kl_due():
             return self._compute(function, *constants)
         *outputs, divergence = self._compute(
-            lambda moments, *constants: (
-                *function(moments, *constants),
-                moments.kl_divergence(self.prior),
-            ),
-            *constants,
+            function, *constants, has_divergence=True
         )
         self._add_kl_loss(divergence)
         return tuple(outputs)
 
     def _compute(
-        self, function: Callable[..., tuple[Any, ...]], *constants: Any
+        self,
+        function: Callable[..., tuple[Any, ...]],
+        *constants: Any,
+        has_divergence: bool = False,
     ) -> tuple[Any, ...]:
         """Compute a function of the moments, in few passes over memory.
 
-        The arguments are those of `_training_pass`, which also adds the KL.
+        Args:
+            function: Of the moments and the constants; returns a tuple.
+            *constants: Tensors that no gradient is wanted for.
+            has_divergence: Whether to append the KL.
         """
         variables, keep_mask = self._read_variables()
         form = fast_moments(type(self)._log_variances, variables, Moments)
-        return recomputed(
-            lambda variables, keep_mask, *constants: function(
-                self._moments(variables, keep_mask, form), *constants
-            ),
-            variables,
-            (keep_mask, *constants),
-        )
+
+        def compute(
+            variables: Sequence[Any], keep_mask: Tensor, *constants: Any
+        ) -> tuple[Any, ...]:
+            moments = self._moments(variables, keep_mask, form)
+            outputs = function(moments, *constants)
+            if has_divergence:
+                return *outputs, moments.kl_divergence(self.prior)
+            return outputs
+
+        parts = (self._recipe, key_of(function))
+        key = None if None in parts else (*parts, form, has_divergence)
+        return recomputed(compute, variables, (keep_mask, *constants), key)
+
+    @property
+    def _recipe(self) -> Any:
+        """What is equal for posteriors that compute the same.
+
+        None for classes of others, whose configs may not tell all.
+        """
+        for part in (self, self.prior):
+            if not type(part).__module__.startswith("keras_vd."):
+                return None
+        return type(self), json.dumps(self.get_config(), sort_keys=True)
 
     def _read_variables(self) -> tuple[tuple[Any, ...], Any]:
         """Read theta and the noise parameters in one type, and `keep_mask`."""
@@ -439,11 +459,6 @@ class WeightPosterior(Posterior):
             return standard_normal(
                 self.weight.shape, dtype, self.seed_generator
             )
-
-    def _mean_and_deviation(
-        self, moments: Moments, noise: Tensor
-    ) -> tuple[Any, Any]:
-        return moments.mean(self._training_threshold), moments.stddev() * noise
 
     @property
     def _call_dtype(self) -> str:
@@ -534,15 +549,14 @@ class WeightPosterior(Posterior):
             Tensor of the weight's shape.
         """
         moments, noise = self._current_moments(), self._noise()
+        (weight,) = _sample(moments, noise, self._training_threshold)
         return self._scaled(
-            sum(self._mean_and_deviation(moments, noise)),
+            weight,
             {k: x.posterior.sample() for k, x in self.binding.groups.items()},
         )
 
     def kl_divergence(self) -> Tensor:
-        (divergence,) = self._compute(
-            lambda moments: (moments.kl_divergence(self.prior),)
-        )
+        (divergence,) = self._compute(_nothing, has_divergence=True)
         return divergence
 
     def prune(self, threshold: float | None = None) -> None:
@@ -585,3 +599,52 @@ class WeightPosterior(Posterior):
     def get_group_config(self) -> dict[str, Any]:
         """Return `get_config` for group variables, which share no noise."""
         return {**self.get_config(), "share": "weight"}
+
+
+# What a training pass computes of the moments. Functions of their arguments
+# alone, so that layers may share what a compiler makes of them.
+
+
+def _mean_and_variance(
+    moments: Moments, threshold: float | None, types: tuple[Any, Any]
+) -> tuple[Any, ...]:
+    mean, sigma2 = moments.mean(threshold), moments.sigma2()
+    return tuple(
+        tensor if dtype is None else ops.cast(tensor, dtype)
+        for tensor, dtype in zip((mean, sigma2), types, strict=True)
+    )
+
+
+def _mean_and_factors(
+    moments: Moments,
+    threshold: float | None,
+    types: tuple[Any, Any] = (None, None),
+    power: float = 1.0,
+) -> tuple[Any, ...]:
+    mean = moments.mean(threshold)
+    if types[0] is not None:
+        mean = ops.cast(mean, types[0])
+    return (mean, *(ops.exp(power * x) for x in moments.log_factors))
+
+
+def _mean_and_deviation(
+    moments: Moments, noise: Tensor, threshold: float | None
+) -> tuple[Any, ...]:
+    return moments.mean(threshold), moments.stddev() * noise
+
+
+def _sample(
+    moments: Moments, noise: Tensor, threshold: float | None
+) -> tuple[Any, ...]:
+    return (sum(_mean_and_deviation(moments, noise, threshold)),)
+
+
+def _nothing(moments: Moments) -> tuple[Any, ...]:
+    return ()
+
+
+def _add_noise(
+    tensors: Sequence[Any], noise: Tensor, mask: Tensor
+) -> tuple[Any, ...]:
+    mean, *factors = tensors
+    return (mean + math.prod(factors) * ops.where(mask, noise, 0.0),)
