@@ -109,7 +109,7 @@ def compare(make, monkeypatch, tolerance):
     kernels = []
     kernel = fusing._kernel
     monkeypatch.setattr(
-        fusing, "_kernel", lambda f: kernels.append(f) or kernel(f)
+        fusing, "_kernel", lambda *x: kernels.append(x) or kernel(*x)
     )
     monkeypatch.setattr(fusing, "MIN_SIZE", NEVER)
     expected = two_steps(make)
@@ -120,6 +120,64 @@ def compare(make, monkeypatch, tolerance):
     for ours, theirs in zip(compiled, expected, strict=True):
         for one, other in zip(ours, theirs, strict=True):
             np.testing.assert_allclose(one, other, tolerance, tolerance)
+
+
+class Doubled(posteriors.SparseVD):
+    """One whose config does not tell all."""
+
+    factor = 1.0
+
+    def _log_variances(self, theta, *parameters):
+        log_sigma2, _ = super()._log_variances(theta, *parameters)
+        return log_sigma2 + self.factor, None
+
+
+class Sharing:
+    """Layers of one shape, of which few compute the same."""
+
+    def __init__(self):
+        self.found = [
+            posteriors.SparseVD(),
+            posteriors.SparseVD(),
+            posteriors.SparseVD(threshold=0.0),
+            posteriors.ARD(),
+            posteriors.SparseVD(prior="ard"),
+            posteriors.SparseVD(share="unit"),
+            posteriors.SparseVD(share="input"),
+            posteriors.SparseVD(estimator="weight"),
+            Doubled(),
+            Doubled(),
+        ]
+
+    def __call__(self):
+        made = [
+            layers.VDDense(6, posterior=posterior, kl_weight=0.01)
+            for posterior in self.found
+        ]
+        made[-1].kernel_posterior.factor = 2.0
+        made[1].kernel_posterior.train_clip = False
+        return keras.Sequential(made)
+
+
+def test_layers_that_differ_share_no_kernel(monkeypatch):
+    """Oracle: what TensorFlow computes without compiled kernels."""
+    compare(Sharing(), monkeypatch, 1e-3)
+
+
+def test_equal_layers_share_kernels(monkeypatch):
+    """As many functions for four layers as for one."""
+    monkeypatch.setattr(fusing, "MIN_SIZE", 1)
+
+    def count(num_layers):
+        fusing._KERNELS.clear()
+        two_steps(
+            lambda: keras.Sequential(
+                [layers.VDDense(6, kl_weight=0.01) for _ in range(num_layers)]
+            )
+        )
+        return sum(map(len, fusing._KERNELS.values()))
+
+    assert count(4) == count(1) > 0
 
 
 @pytest.mark.integration
