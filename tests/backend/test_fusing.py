@@ -210,7 +210,7 @@ def test_sizes():
         (2, None): 0,
     }.items():
         spec = tf.TensorSpec(shape)
-        assert fusing._size(spec) == size
+        assert fusing.usual_size(spec) == size
 
 
 def test_not_outside_graphs():
