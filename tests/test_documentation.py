@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import keras_vd
+from tests.helpers.deployment import measure_quickly
 from tools import layer_table
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -48,6 +49,7 @@ def test_the_first_example_of_the_readme(tmp_path, monkeypatch, capsys):
 )
 @pytest.mark.filterwarnings("ignore")  # of the converters
 def test_the_other_examples_of_the_readme(tmp_path, monkeypatch):
+    measure_quickly(monkeypatch)
     monkeypatch.chdir(tmp_path)
     plain = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     names = {"keras": keras, "keras_vd": keras_vd, "plain": plain, "np": np}

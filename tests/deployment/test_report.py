@@ -8,9 +8,15 @@ import numpy as np
 import pytest
 
 from keras_vd import deployment
-from keras_vd.deployment import comparison, measuring
+from keras_vd.deployment import comparison
 from tests.helpers.arrays import random_inputs
-from tests.helpers.deployment import BACKEND, ON_TENSORFLOW, dense_model, size
+from tests.helpers.deployment import (
+    BACKEND,
+    ON_TENSORFLOW,
+    dense_model,
+    measure_quickly,
+    size,
+)
 from tests.helpers.models import mlp
 
 pytestmark = pytest.mark.integration
@@ -18,8 +24,7 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(measuring, "BLOCKS", 2)
-    monkeypatch.setattr(measuring, "SECONDS", 0.001)
+    measure_quickly(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +32,7 @@ def reported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     reference = keras.models.clone_model(model := dense_model())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measuring, "BLOCKS", 2)
-        patch.setattr(measuring, "SECONDS", 0.001)
+        measure_quickly(patch)
         patch.setitem(sys.modules, "onnxruntime", None)
         report = deployment.deployment_report(
             model, random_inputs(3, 32), reference, folder, (1, 4), verbose=0

@@ -1,6 +1,7 @@
 """The comparison of methods, shrunk to seconds."""
 
 import json
+import subprocess
 
 import keras
 import numpy as np
@@ -35,13 +36,19 @@ def small_network():
 
 
 @pytest.mark.integration
-@pytest.mark.integration
-def test_one_command_makes_the_table(tmp_path, capsys):
+def test_one_command_makes_the_table(tmp_path, capsys, monkeypatch):
+    start = subprocess.run
+    quick = ("--blocks", "2", "--seconds", "0.001")
+    monkeypatch.setattr(
+        subprocess,
+        "run",
+        lambda command, **options: start([*command, *quick], **options),
+    )
     methods = ["none", "sparse_vd", "log_normal", "magnitude"]
     compare_methods.main(
         compare_methods.parse_arguments(
             [
-                *("--dataset", "digits", "--limit", "150", "--epochs", "1"),
+                *("--dataset", "digits", "--limit", "64", "--epochs", "1"),
                 *("--out", str(tmp_path), "--methods", *methods),
             ]
         )
@@ -110,7 +117,6 @@ def test_sensitivity_is_the_mean_of_weight_times_gradient(images):
         assert scores[1][index] == pytest.approx(expected, rel=2e-2)
 
 
-@pytest.mark.integration
 @pytest.mark.integration
 @pytest.mark.parametrize("method", pruning_baselines.SCORES)
 def test_gradual_pruning_ends_with_as_many_weights_as_told(method, images):

@@ -16,10 +16,24 @@ QUICK = ("--dataset", "digits", "--limit", "150", "--epochs", "2")
 def test_one_command_makes_the_table(tmp_path, capsys):
     options = (
         *(*QUICK, "--finetune-epochs", "1", "--out", str(tmp_path)),
-        *("--shares", "unit", "layer", "--kl-weights", "0.5"),
+        *("--kl-weights", "0.5", "--shares"),
     )
-    compare_shares.main(options)
+    compare_shares.main([*options, "layer"])
+    file = tmp_path / "layer-kl0.5-seed0" / "results.json"
+    run = json.loads(file.read_text())
+    assert run["recipe"]["share"] == "layer"
+    assert run["recipe"]["kl_weight"] == 0.5
+    found = compare_shares.figures(run)
+    assert np.isfinite(found).all()
+    # What is there already is read.
+    other = tmp_path / "unit-kl0.5-seed0"
+    other.mkdir()
+    run["cpu_seconds"] = 12345.0
+    (other / "results.json").write_text(json.dumps(run))
+    capsys.readouterr()
+    compare_shares.main([*options, "unit", "layer"])
     printed = capsys.readouterr().out
+    assert "12,345" in printed
     table = (tmp_path / "table.md").read_text()
     assert table in printed
     rows = [
@@ -32,18 +46,7 @@ def test_one_command_makes_the_table(tmp_path, capsys):
         ["layer", "0.5"],
     ]
     assert (tmp_path / "frontier.png").stat().st_size > 1000
-    file = tmp_path / "layer-kl0.5-seed0" / "results.json"
-    run = json.loads(file.read_text())
-    assert run["recipe"]["share"] == "layer"
-    assert run["recipe"]["kl_weight"] == 0.5
-    found = compare_shares.figures(run)
-    assert np.isfinite(found).all()
     assert float(rows[3][5]) == pytest.approx(found[2], abs=0.06)
-    # What is there already is read.
-    run["cpu_seconds"] = 12345.0
-    file.write_text(json.dumps(run))
-    compare_shares.main(options)
-    assert "12,345" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from experiments import deploy
 from experiments.mnist import data as mnist_data
 from experiments.mnist import models as mnist_models
 from experiments.mnist import recipes as mnist_recipes
+from tests.helpers.deployment import measure_quickly
 
 
 def run(*arguments):
@@ -17,13 +18,13 @@ def run(*arguments):
 
 
 @pytest.mark.integration
-@pytest.mark.integration
 @pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="writes all formats"
 )
 @pytest.mark.filterwarnings("ignore")  # of the converters
-def test_every_file_is_used(tmp_path, capsys):
+def test_every_file_is_used(tmp_path, capsys, monkeypatch):
     """Oracle: Keras' own accuracy of the same network."""
+    measure_quickly(monkeypatch)
     keras.utils.set_random_seed(0)
     images = mnist_data.load("digits", None)
     network = mnist_models.build(

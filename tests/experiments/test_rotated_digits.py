@@ -16,7 +16,6 @@ def run(*arguments):
 
 
 @pytest.mark.integration
-@pytest.mark.integration
 @pytest.mark.core
 def test_it_runs_and_writes_what_it_says(tmp_path, capsys):
     results = run(

@@ -7,6 +7,7 @@ import pytest
 import keras_vd
 from keras_vd import layers
 from tests.helpers.arrays import to_numpy
+from tests.helpers.models import compile_quickly
 
 pytestmark = [
     pytest.mark.core,
@@ -99,7 +100,7 @@ def check(name, **options):
     hidden = layer(inputs, inputs) if name == "attention" else layer(inputs)
     hidden = keras.layers.Flatten(**options)(hidden)
     model = keras.Model(inputs, keras.layers.Dense(1, **options)(hidden))
-    model.compile("adam", "mse", jit_compile=False)
+    compile_quickly(model, optimizer="adam", loss="mse", jit_compile=False)
     history = model.fit(x, np.ones((8, 1)), epochs=2, batch_size=4, verbose=0)
     assert np.isfinite(history.history["loss"]).all()
     for posterior in keras_vd.variational_weights(layer):

@@ -13,6 +13,7 @@ from keras_vd.posteriors.sharing import SharedVariance, outer_product
 from tests.helpers.arrays import random_inputs, to_float64, to_numpy
 from tests.helpers.contract import assert_close, assert_moments, randomize
 from tests.helpers.gradients import gradient
+from tests.helpers.models import compile_quickly
 
 SHARES = ("weight", "unit", "input", "rank1", "layer")
 
@@ -97,7 +98,7 @@ def test_recurrent_layers_and_embeddings():
                 layers.VDDense(2, posterior=posteriors.ARD(share=share)),
             ]
         )
-        model.compile(keras.optimizers.Adam(0.1), "mse")
+        compile_quickly(model, optimizer=keras.optimizers.Adam(0.1), loss="mse")
         parameters = [v for v in model.weights if "log_sigma2" in v.name]
         before = [to_float64(variable) for variable in parameters]
         history = model.fit(
