@@ -28,12 +28,19 @@ def is_all_true(mask: Tensor) -> Any:
     if keras.backend.backend() != "torch":
         # On a CPU, XLA compares bytes faster than truth values.
         return ops.equal(ops.min(ops.cast(mask, "uint8")), 1)
+    import torch
+
+    # A compiled step leaves its graph here: what it finds may change later.
+    return torch.compiler.disable(_look)(mask)
+
+
+def _look(mask: Tensor) -> bool:
     looks = _looks()
     version, found = looks.get(mask, (None, None))
     if version != mask._version:
         found = bool(mask.all())
         looks[mask] = mask._version, found
-    return found
+    return bool(found)
 
 
 @functools.cache

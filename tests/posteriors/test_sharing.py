@@ -255,3 +255,20 @@ def test_either(chosen):
     np.testing.assert_allclose(to_numpy(call(*tensors)), value, rtol=1e-6)
     for found, expected in zip(gradient(call, x, y), slopes, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.core
+@pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="Others always compile steps."
+)
+def test_a_compiled_step_sees_what_has_been_pruned():
+    """Identity: no noise but the floor's where all weights are pruned."""
+    import torch
+
+    layer = build("unit", log_sigma2_init=0.0)
+    step = torch.compile(lambda x: layer(x, training=True), backend="eager")
+    inputs = np.ones((5, 4), "float32")
+    for is_kept in (True, False, True):
+        layer.kernel_posterior.keep_mask.assign(np.full((4, 3), is_kept))
+        difference = np.abs(to_numpy(step(inputs)) - to_numpy(step(inputs)))
+        assert np.all(difference > 1e-3 if is_kept else difference < 1e-3)
