@@ -258,6 +258,8 @@ def test_either(chosen):
 
 
 @pytest.mark.core
+# Of the compiler itself.
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.skipif(
     keras.backend.backend() != "torch", reason="Others always compile steps."
 )
