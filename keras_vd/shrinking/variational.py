@@ -1,0 +1,328 @@
+"""Shrink a variational model in place, so that it can be trained on."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_vd._backend.keras_internals import (
+    adopt_sizes,
+    forget_functions,
+    functional_part,
+    graph_calls,
+    is_used_elsewhere,
+    known_to_optimizer,
+    optimizer_slots,
+    own_variables,
+    refresh_shapes,
+    resize_variable,
+)
+from keras_vd.conversion.deterministic import to_deterministic
+from keras_vd.layers.base import VariationalLayer
+from keras_vd.layers.structured import StructuredGate
+from keras_vd.rules.embedding import EmbeddingRule
+from keras_vd.rules.graph import read_graph
+from keras_vd.rules.recurrent import GATES, RecurrentRule
+from keras_vd.rules.rule import Rule
+from keras_vd.shrinking.analysis import Plan, make_plan
+from keras_vd.shrinking.rebuild import any_shape
+
+# What runs along the axes of weights, counted from the last axis; None is what
+# never shrinks. "gates" are the units, once for each gate.
+Axes = dict[str, tuple[str | None, ...]]
+_CONV: Axes = {"kernel": ("input", "output"), "bias": ("output",)}
+_TRANSPOSED: Axes = {"kernel": ("output", "input"), "bias": ("output",)}
+_DEPTHWISE: Axes = {"kernel": ("input", None), "bias": ("output",)}
+_SEPARABLE: Axes = {
+    "depthwise_kernel": ("input", None),
+    "pointwise_kernel": ("products", "output"),
+    "bias": ("output",),
+}
+_RECURRENT: Axes = {
+    "kernel": ("input", "gates"),
+    "recurrent_kernel": ("output", "gates"),
+    "bias": ("gates",),
+}
+_NORMALIZATION: Axes = {
+    name: ("input",)
+    for name in ("gamma", "beta", "moving_mean", "moving_variance")
+}
+_WEIGHTS: dict[type, Axes] = {
+    keras.layers.Dense: _CONV,
+    keras.layers.Conv1D: _CONV,
+    keras.layers.Conv2D: _CONV,
+    keras.layers.Conv3D: _CONV,
+    keras.layers.Conv1DTranspose: _TRANSPOSED,
+    keras.layers.Conv2DTranspose: _TRANSPOSED,
+    keras.layers.Conv3DTranspose: _TRANSPOSED,
+    keras.layers.DepthwiseConv1D: _DEPTHWISE,
+    keras.layers.DepthwiseConv2D: _DEPTHWISE,
+    keras.layers.SeparableConv1D: _SEPARABLE,
+    keras.layers.SeparableConv2D: _SEPARABLE,
+    keras.layers.Embedding: {"embeddings": (None, "output")},
+    keras.layers.BatchNormalization: _NORMALIZATION,
+    **dict.fromkeys(GATES, _RECURRENT),
+}
+# Indices that are taken of a variable, by axes.
+Taken = dict[int, np.ndarray]
+# What group variables run over, where it has another name.
+_GROUPS = {"units": "output", "features": "output", "vocabulary": None}
+# Arguments that are the number of outputs.
+_OUTPUTS = ("units", "filters", "output_dim")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Resize:
+    """What is to become of one layer.
+
+    Attributes:
+        layer: The layer.
+        rule: The rule of its plain counterpart.
+        indices: What stays, by what it is called in the table of axes.
+        bias_shift: What constant inputs that go add to the bias, of the new
+            bias's shape; None if there are none.
+    """
+
+    layer: Any
+    rule: Rule
+    indices: dict[str, np.ndarray]
+    bias_shift: np.ndarray | None
+
+
+def shrink_in_place(model: keras.Model) -> bool:
+    """Remove from a variational model what its predictions do not depend on.
+
+    Layers, their order and the model itself stay the same objects. Layers that
+    `shrink` would leave out keep one unit. What the optimizer keeps for the
+    weights that stay is kept.
+
+    Args:
+        model: A compiled Sequential or Functional model.
+
+    Returns:
+        Whether something was removed; nothing at all is changed otherwise.
+
+    Raises:
+        TypeError: if `model` is no Keras model.
+        ValueError: see `to_deterministic`; if the optimizer keeps more than
+            numbers for each weight.
+    """
+    resizes = _find_resizes(model)
+    if not resizes:
+        return False
+    slots = optimizer_slots(model.optimizer)
+    with known_to_optimizer(model.optimizer):
+        for resize in resizes:
+            _apply(resize, slots)
+    refresh_shapes(functional_part(model))
+    forget_functions(model)
+    return True
+
+
+def _find_resizes(model: keras.Model) -> list[Resize]:
+    plain = functional_part(to_deterministic(model))
+    calls = graph_calls(functional_part(model))
+    layers = {call.operation.name: call.operation for call in calls}
+    kept_whole = _unsupported(plain, layers)
+    makers = {id(x): call.operation for call in calls for x in call.outputs}
+    for call in calls:
+        # No rule knows what a gate is folded into.
+        if isinstance(call.operation, StructuredGate):
+            maker = makers[id(call.args[0])]
+            for one in graph_calls(plain):
+                if one.operation.name == maker.name:
+                    kept_whole[id(one.operation)] = "a gate reads it"
+    while True:
+        graph = read_graph(plain)
+        plan = make_plan(graph, False, kept_whole, keeps_layers=True)
+        failed = _failed(plan)
+        if not failed:
+            break
+        kept_whole |= failed
+    return [
+        _resize(layers[rule.layer.name], rule)
+        for rule in plan.rules.values()
+        if rule.layer.name in layers
+        and _shrinks(rule)
+        and isinstance(rule.layer, keras.layers.Layer)
+        and rule.layer.weights
+    ]
+
+
+def _unsupported(plain: keras.Model, layers: dict[str, Any]) -> dict[int, str]:
+    """Return why layers of the plain model are kept whole, by their `id`."""
+    reasons = {}
+    for node in read_graph(plain).nodes:
+        layer = node.operation
+        original = layers.get(layer.name)
+        if node.path or original is None:
+            reasons[id(layer)] = "it is in a nested model"
+        elif isinstance(layer, keras.layers.Layer) and layer.weights:
+            if type(layer) not in _WEIGHTS or not _is_known(original):
+                reasons[id(layer)] = "its weights cannot shrink in training"
+        if original is not None and is_used_elsewhere(
+            original, layers.values()
+        ):
+            reasons[id(layer)] = "another model reads it"
+    return reasons
+
+
+def _is_known(layer: Any) -> bool:
+    if type(layer).__module__.split(".")[0] not in ("keras", "keras_vd"):
+        return False
+    weights = _WEIGHTS.get(_plain_class(layer))
+    if weights is None or not isinstance(layer, VariationalLayer):
+        return weights is not None
+    # A posterior of one's own may have variables of any shape.
+    for name, weight in layer._posteriors():
+        rank = len(getattr(_owner(layer), weight).shape)
+        posterior = getattr(layer, name)
+        ranks = {len(x.shape) for x in own_variables(posterior)}
+        if not ranks <= {0, rank}:
+            return False
+    return True
+
+
+def _plain_class(layer: Any) -> Any:
+    return next((x for x in type(layer).__mro__ if x in _WEIGHTS), None)
+
+
+def _owner(layer: Any) -> Any:
+    """Return what has the weights of a layer: itself, or its cell."""
+    return getattr(layer, "cell", layer)
+
+
+def _shrinks(rule: Rule) -> bool:
+    tensors = [x for node in rule.uses for x in (*node.inputs, *node.outputs)]
+    return not all(tensor.keep.all() for tensor in tensors)
+
+
+def _failed(plan: Plan) -> dict[int, str]:
+    """Return why planned changes are not possible, by the `id` of layers."""
+    failed = {}
+    for key, rule in plan.rules.items():
+        layer = rule.layer
+        if not isinstance(layer, keras.layers.Layer) or not _shrinks(rule):
+            continue
+        if isinstance(rule, EmbeddingRule):
+            continue
+        config, weights = rule.shrunk() or (rule.config, [])
+        if not layer.weights and config != rule.config:
+            failed[key] = "it has a fixed size"
+        elif layer.weights and len(weights) != len(layer.weights):
+            failed[key] = "it would need a bias"
+    return failed
+
+
+def _resize(layer: Any, rule: Rule) -> Resize:
+    inputs = np.flatnonzero(rule.input.keep)
+    outputs = np.flatnonzero(rule.output.keep)
+    indices: dict[str, np.ndarray] = {
+        "input": inputs,
+        "output": outputs,
+    }
+    weights = _WEIGHTS[_plain_class(layer)]
+    if isinstance(rule, RecurrentRule):
+        outputs = np.flatnonzero(rule.units.keep)
+        gates, _ = GATES[_plain_class(layer)]
+        starts = rule.units.keep.size * np.arange(gates)[:, None]
+        indices |= {"output": outputs, "gates": (starts + outputs).ravel()}
+    if weights is _SEPARABLE:
+        multiplier = rule.layer.depthwise_kernel.shape[-1]
+        starts = multiplier * inputs[:, None]
+        indices["products"] = (starts + np.arange(multiplier)).ravel()
+    shift = None
+    bias = getattr(_owner(rule.layer), "bias", None)
+    if bias is not None:
+        _, arrays = rule.shrunk() or ({}, [])
+        before = ops.convert_to_numpy(bias)
+        shift = arrays[-1] - np.take(before, indices[weights["bias"][0]], -1)
+        shift = shift if shift.any() else None
+    return Resize(layer, rule, indices, shift)
+
+
+def _apply(resize: Resize, slots: dict[int, list[keras.Variable]]) -> None:
+    for variable, along in _taken(resize):
+        for one in (variable, *slots.get(id(variable), ())):
+            _take(one, along)
+    if resize.bias_shift is not None:
+        bias = _owner(resize.layer).bias
+        bias.assign(ops.convert_to_numpy(bias) + resize.bias_shift)
+    _adopt(resize)
+
+
+def _taken(resize: Resize) -> list[tuple[keras.Variable, Taken]]:
+    """List the variables of a layer with what is taken of each."""
+    layer, owner = resize.layer, _owner(resize.layer)
+    taken: list[tuple[keras.Variable, Taken]] = []
+    posteriors = {}
+    if isinstance(layer, VariationalLayer):
+        posteriors = {weight: name for name, weight in layer._posteriors()}
+        for group in layer.group_names:
+            name = _GROUPS.get(group, group)
+            if name is not None:
+                variables = own_variables(getattr(layer, f"{group}_group"))
+                size = variables[0].shape
+                along = {0: resize.indices[name]}
+                taken += [(x, _not_shared(x, along, size)) for x in variables]
+    for name, axes in _WEIGHTS[_plain_class(layer)].items():
+        weight = getattr(owner, name, None)
+        if weight is None:
+            continue
+        first = len(weight.shape) - len(axes)
+        along = {
+            first + i: resize.indices[axis]
+            for i, axis in enumerate(axes)
+            if axis is not None
+        }
+        taken.append((weight, along))
+        if name in posteriors:
+            variables = own_variables(getattr(layer, posteriors[name]))
+            taken += [
+                (x, _not_shared(x, along, weight.shape)) for x in variables
+            ]
+    return taken
+
+
+def _not_shared(variable: keras.Variable, along: Taken, sizes: Any) -> Taken:
+    """Return the axes along which a variable of a posterior has entries.
+
+    Args:
+        variable: The variable; a scalar, or of the weight's rank.
+        along: What is taken of the weight.
+        sizes: Shape of the weight.
+    """
+    return {
+        axis: indices
+        for axis, indices in along.items()
+        if len(variable.shape) and variable.shape[axis] == sizes[axis]
+    }
+
+
+def _take(variable: keras.Variable, along: Taken) -> None:
+    value = ops.convert_to_numpy(variable)
+    for axis, indices in along.items():
+        value = np.take(value, indices, axis)
+    if value.shape != tuple(variable.shape):
+        resize_variable(variable, value)
+
+
+def _adopt(resize: Resize) -> None:
+    """Let a layer know the sizes that its variables have now."""
+    layer, rule = resize.layer, resize.rule
+    config = any_shape(layer.get_config())
+    for name in _OUTPUTS:
+        if name in config:
+            config[name] = len(resize.indices["output"])
+    twin = type(layer).from_config(config)
+    shape = rule.input.shape
+    if not isinstance(rule, EmbeddingRule):
+        shape = (*shape[:-1], len(resize.indices["input"]))
+    twin.build(shape)
+    adopt_sizes(layer, twin)
+    if isinstance(layer, VariationalLayer):
+        layer.rebind_groups()
