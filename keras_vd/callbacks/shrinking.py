@@ -34,8 +34,8 @@ class ShrinkWhileTraining(keras.callbacks.Callback):
 
     No layer is removed: a dead one keeps one unit. Layers of these kinds get
     smaller, variational ones too: dense, convolutions, embeddings (their
-    vectors), recurrent layers and `BatchNormalization`. Others, those in nested
-    models, and what a gate such as `LogNormalDropout` reads stay whole;
+    vectors), recurrent layers, `BatchNormalization`, and gates that do not
+    depend on the inputs. Others, and those in nested models, stay whole;
     `keras_vd.shrink` can do more when training is done.
 
     Each change has the training step compiled anew. Models that share layers

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
+from collections.abc import Container
 from typing import Any
 
 import keras
@@ -10,6 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_vd._backend.keras_internals import (
+    Call,
     adopt_sizes,
     forget_functions,
     functional_part,
@@ -24,6 +27,7 @@ from keras_vd._backend.keras_internals import (
 from keras_vd.conversion.deterministic import to_deterministic
 from keras_vd.layers.base import VariationalLayer
 from keras_vd.layers.structured import StructuredGate
+from keras_vd.posteriors.clipping import Clipped
 from keras_vd.rules.embedding import EmbeddingRule
 from keras_vd.rules.graph import read_graph
 from keras_vd.rules.recurrent import GATES, RecurrentRule
@@ -127,30 +131,67 @@ def _find_resizes(model: keras.Model) -> list[Resize]:
     plain = functional_part(to_deterministic(model))
     calls = graph_calls(functional_part(model))
     layers = {call.operation.name: call.operation for call in calls}
+    counterparts = {x.operation.name: x.operation for x in graph_calls(plain)}
     kept_whole = _unsupported(plain, layers)
-    makers = {id(x): call.operation for call in calls for x in call.outputs}
-    for call in calls:
-        # No rule knows what a gate is folded into.
-        if isinstance(call.operation, StructuredGate):
-            maker = makers[id(call.args[0])]
-            for one in graph_calls(plain):
-                if one.operation.name == maker.name:
-                    kept_whole[id(one.operation)] = "a gate reads it"
+    gates = _read_by_gates(calls, counterparts)
+    for gate, (maker, _) in gates.items():
+        if not _can_shrink(gate, calls, layers[maker]):
+            kept_whole[id(counterparts[maker])] = "a gate reads it"
     while True:
-        graph = read_graph(plain)
-        plan = make_plan(graph, False, kept_whole, keeps_layers=True)
-        failed = _failed(plan)
+        plan = make_plan(read_graph(plain), False, kept_whole, True)
+        failed = _failed(plan, {gate.name for gate in gates})
         if not failed:
             break
         kept_whole |= failed
-    return [
+    resizes = [
         _resize(layers[rule.layer.name], rule)
         for rule in plan.rules.values()
-        if rule.layer.name in layers
-        and _shrinks(rule)
-        and isinstance(rule.layer, keras.layers.Layer)
-        and rule.layer.weights
+        if _shrinks(rule) and getattr(rule.layer, "weights", None)
     ]
+    for gate, (maker, position) in gates.items():
+        rule = plan.rules.get(id(counterparts[maker]))
+        if rule is not None and _shrinks(rule):
+            keep = rule.uses[0].outputs[position].keep
+            if keep.size == gate.units and not keep.all():
+                indices = {"output": np.flatnonzero(keep)}
+                resizes.append(Resize(gate, rule, indices, None))
+    return resizes
+
+
+def _read_by_gates(
+    calls: list[Call], counterparts: Container[str]
+) -> dict[StructuredGate, tuple[str, int]]:
+    """Find what each gate reads: the name of its maker, and which output.
+
+    Args:
+        calls: Those of the variational model.
+        counterparts: Names in the plain model, where gates that were folded
+            into other layers are missing.
+    """
+    makers = {
+        id(tensor): (call, position)
+        for call in calls
+        for position, tensor in enumerate(call.outputs)
+    }
+    found = {}
+    for call in calls:
+        if isinstance(call.operation, StructuredGate):
+            maker, position = makers[id(call.args[0])]
+            while maker.operation.name not in counterparts:
+                maker, position = makers[id(maker.args[0])]
+            found[call.operation] = maker.operation.name, position
+    return found
+
+
+def _can_shrink(gate: StructuredGate, calls: list[Call], maker: Any) -> bool:
+    uses = Counter(id(call.operation) for call in calls)
+    shapes = {tuple(variable.shape) for variable in own_variables(gate)}
+    return (
+        uses[id(gate)] == uses[id(maker)] == 1
+        and gate.is_along_channels
+        and shapes <= {(), (gate.units,)}
+        and type(gate).__module__.split(".")[0] == "keras_vd"
+    )
 
 
 def _unsupported(plain: keras.Model, layers: dict[str, Any]) -> dict[int, str]:
@@ -175,8 +216,10 @@ def _is_known(layer: Any) -> bool:
     if type(layer).__module__.split(".")[0] not in ("keras", "keras_vd"):
         return False
     weights = _WEIGHTS.get(_plain_class(layer))
-    if weights is None or not isinstance(layer, VariationalLayer):
-        return weights is not None
+    if weights is None or not all(map(_fits_any_shape, layer.variables)):
+        return False
+    if not isinstance(layer, VariationalLayer):
+        return True
     # A posterior of one's own may have variables of any shape.
     for name, weight in layer._posteriors():
         rank = len(getattr(_owner(layer), weight).shape)
@@ -185,6 +228,18 @@ def _is_known(layer: Any) -> bool:
         if not ranks <= {0, rank}:
             return False
     return True
+
+
+def _fits_any_shape(variable: keras.Variable) -> bool:
+    """Tell whether nothing that acts on a variable may hold an array."""
+    actors = (variable.constraint, variable.regularizer)
+    return all(
+        x is None or isinstance(x, Clipped) or _is_of_keras(x) for x in actors
+    )
+
+
+def _is_of_keras(item: Any) -> bool:
+    return type(item).__module__.split(".")[0] == "keras"
 
 
 def _plain_class(layer: Any) -> Any:
@@ -201,14 +256,19 @@ def _shrinks(rule: Rule) -> bool:
     return not all(tensor.keep.all() for tensor in tensors)
 
 
-def _failed(plan: Plan) -> dict[int, str]:
-    """Return why planned changes are not possible, by the `id` of layers."""
+def _failed(plan: Plan, gates: Container[str]) -> dict[int, str]:
+    """Return why planned changes are not possible, by the `id` of layers.
+
+    Args:
+        plan: The plan.
+        gates: Names of layers whose counterparts are gates.
+    """
     failed = {}
     for key, rule in plan.rules.items():
         layer = rule.layer
         if not isinstance(layer, keras.layers.Layer) or not _shrinks(rule):
             continue
-        if isinstance(rule, EmbeddingRule):
+        if isinstance(rule, EmbeddingRule) or layer.name in gates:
             continue
         config, weights = rule.shrunk() or (rule.config, [])
         if not layer.weights and config != rule.config:
@@ -236,11 +296,12 @@ def _resize(layer: Any, rule: Rule) -> Resize:
         starts = multiplier * inputs[:, None]
         indices["products"] = (starts + np.arange(multiplier)).ravel()
     shift = None
+    along_bias = "gates" if "gates" in indices else "output"
     bias = getattr(_owner(rule.layer), "bias", None)
     if bias is not None:
         _, arrays = rule.shrunk() or ({}, [])
         before = ops.convert_to_numpy(bias)
-        shift = arrays[-1] - np.take(before, indices[weights["bias"][0]], -1)
+        shift = arrays[-1] - np.take(before, indices[along_bias], -1)
         shift = shift if shift.any() else None
     return Resize(layer, rule, indices, shift)
 
@@ -252,13 +313,20 @@ def _apply(resize: Resize, slots: dict[int, list[keras.Variable]]) -> None:
     if resize.bias_shift is not None:
         bias = _owner(resize.layer).bias
         bias.assign(ops.convert_to_numpy(bias) + resize.bias_shift)
-    _adopt(resize)
+    if isinstance(resize.layer, StructuredGate):
+        resize.layer.set_units(len(resize.indices["output"]))
+    else:
+        _adopt(resize)
 
 
 def _taken(resize: Resize) -> list[tuple[keras.Variable, Taken]]:
     """List the variables of a layer with what is taken of each."""
     layer, owner = resize.layer, _owner(resize.layer)
     taken: list[tuple[keras.Variable, Taken]] = []
+    if isinstance(layer, StructuredGate):
+        along = {0: resize.indices["output"]}
+        variables = own_variables(layer)
+        return [(x, along) for x in variables if len(x.shape)]
     posteriors = {}
     if isinstance(layer, VariationalLayer):
         posteriors = {weight: name for name, weight in layer._posteriors()}

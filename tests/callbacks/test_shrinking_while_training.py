@@ -12,6 +12,7 @@ from keras_vd.callbacks import (
 from keras_vd.layers import (
     VDGRU,
     VDLSTM,
+    DependentBetaBernoulliDropout,
     LogNormalDropout,
     VDConv1D,
     VDConv2D,
@@ -19,7 +20,7 @@ from keras_vd.layers import (
     VDEmbedding,
     VDSeparableConv2D,
 )
-from keras_vd.posteriors import VD, SparseVD
+from keras_vd.posteriors import VD, Gaussian, SparseVD
 from keras_vd.shrinking.variational import shrink_in_place
 
 pytestmark = pytest.mark.core
@@ -148,6 +149,25 @@ def groups():
     return model
 
 
+def gates():
+    inputs = keras.Input((6,))
+    x = VDDense(8, "relu", name="a", kl_weight=1.0)(inputs)
+    # One gate goes into the next layer, the other one becomes a Rescaling.
+    x = LogNormalDropout(name="folded", kl_weight=1.0)(x)
+    x = VDDense(6, "relu", name="b", kl_weight=1.0)(x)
+    x = L.Activation("tanh")(LogNormalDropout(name="kept", kl_weight=1.0)(x))
+    outputs = VDDense(3, name="c", kl_weight=1.0)(x)
+    model = keras.Model(inputs, outputs)
+    randomize(model)
+    for name, dead in (("folded", [1, 2]), ("kept", [5])):
+        gate = model.get_layer(name)
+        mask = np.ones(gate.units, bool)
+        mask[dead] = False
+        gate.keep_mask.assign(mask)
+    kill_inputs(model.get_layer("c"), [0])
+    return model
+
+
 # Sizes of outputs after the change, by the name of the layer.
 ZOO = {
     mlp: {"a": 5, "n": 5, "d": 5, "b": 7, "c": 3},
@@ -155,6 +175,7 @@ ZOO = {
     residual: {"a": 5, "b": 5, "w": 10, "s": 4, "f": 4, "c": 3},
     branches: {"a": 1, "b": 3, "j": 4, "c": 2},
     recurrent: {"e": 5, "l": 3, "g": 3, "c": 3},
+    gates: {"a": 6, "folded": 6, "b": 4, "kept": 4, "c": 3},
     groups: {"a": 4, "b": 4, "c": 3},
 }
 
@@ -261,7 +282,7 @@ def test_training_goes_on_as_without():
     # are dead on both sides do not move.
     options = {
         "kl_weight": 0.0,
-        "posterior": keras_vd.posteriors.Gaussian(log_sigma2_init=-45.0),
+        "posterior": Gaussian(log_sigma2_init=-45.0, estimator="weight"),
     }
 
     def make():
@@ -342,12 +363,12 @@ def test_nothing_happens_where_nothing_is_dead(capsys):
     assert all(a is b for a, b in zip(before, after, strict=True))
 
 
-def test_what_a_gate_reads_stays_whole():
+def test_gates_that_depend_on_inputs_stay_whole():
     model = keras.Sequential(
         [
             keras.Input((6,)),
             VDDense(8, "relu", name="a", kl_weight=1.0),
-            LogNormalDropout(kl_weight=1.0),
+            DependentBetaBernoulliDropout(kl_weight=1.0),
             VDDense(7, "relu", name="b", kl_weight=1.0),
             VDDense(2, name="c", kl_weight=1.0),
         ]
@@ -360,6 +381,16 @@ def test_what_a_gate_reads_stays_whole():
     assert shrink_in_place(model)
     assert [model.get_layer(n).units for n in "abc"] == [8, 6, 2]
     np.testing.assert_allclose(model.predict(x, verbose=0), expected, 1e-5)
+
+
+def test_frozen_zeros_stay_whole():
+    # A constraint that holds a mask of the old shape would not fit.
+    model = keras.Sequential(
+        [keras.Input((6,)), L.Dense(8), VDDense(2, kl_weight=1.0)]
+    )
+    kill_inputs(model.layers[1], [1, 2])
+    keras_vd.freeze_zeros(model)
+    assert not shrink_in_place(compiled(model))
 
 
 def test_layers_that_need_a_new_bias_stay_whole():
