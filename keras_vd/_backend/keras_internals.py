@@ -764,7 +764,8 @@ def optimizer_slots(
     """Find what a built optimizer keeps for each entry of a variable.
 
     Returns:
-        Variables of the shape of a trained variable, by the `id` of that one.
+        Variables of the shape of a trained variable, by the `id` of that one;
+        nothing for one without any.
 
     Raises:
         ValueError: if the optimizer keeps something of another shape.

@@ -8,6 +8,7 @@ from keras_vd.callbacks import (
     BackupAndRestore,
     KLAnnealing,
     ShrinkWhileTraining,
+    shrinking,
 )
 from keras_vd.layers import (
     VDGRU,
@@ -389,6 +390,8 @@ def test_frozen_zeros_stay_whole():
         [keras.Input((6,)), L.Dense(8), VDDense(2, kl_weight=1.0)]
     )
     kill_inputs(model.layers[1], [1, 2])
+    kernel = np.eye(6, 8)
+    model.layers[0].kernel.assign(kernel)
     keras_vd.freeze_zeros(model)
     assert not shrink_in_place(compiled(model))
 
@@ -432,7 +435,7 @@ def refused(model, *others, match):
         model.fit(x, y, verbose=0, callbacks=[ShrinkWhileTraining(), *others])
 
 
-def test_refuses_what_cannot_work(tmp_path):
+def test_refuses_what_cannot_work(tmp_path, monkeypatch):
     model = compiled(mlp())
     stopping = keras.callbacks.EarlyStopping("loss", restore_best_weights=True)
     refused(model, stopping, match="restore_best_weights")
@@ -448,6 +451,8 @@ def test_refuses_what_cannot_work(tmp_path):
     callback.set_model(mlp())
     with pytest.raises(ValueError, match="compiled"):
         callback.on_train_begin()
+    monkeypatch.setattr(shrinking, "is_distributed", lambda model: True)
+    refused(model, match="single device")
 
 
 @pytest.mark.parametrize("options", [{"every": 0}, {"start_epoch": -1}])
