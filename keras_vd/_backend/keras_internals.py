@@ -675,23 +675,22 @@ def resize_variable(variable: keras.Variable, value: Any) -> None:
     """Give a variable a value of another shape.
 
     It stays the same object, so that layers and optimizers that refer to it
-    need not be told. Compiled functions do: see `forget_functions`.
+    need not be told. What holds its tensor does: see `known_to_optimizer`,
+    `forget_functions` and `register_variables`.
 
     Args:
         variable: An initialized variable; not in a stateless scope.
         value: NumPy array of its dtype.
     """
     variable._shape = tuple(value.shape)
+    variable._initialize(backend.convert_to_tensor(value, dtype=variable.dtype))
+
+
+def register_variables(layer: keras.layers.Layer) -> None:
+    """Tell torch which tensors the variables in and below a layer have now."""
     if backend.backend() == "torch":
-        tensor = backend.convert_to_tensor(value, dtype=variable.dtype)
-        # The parameter stays in the lists of torch; its data are replaced.
-        variable._value.data = tensor.new_empty(tensor.shape)
-        variable._value.grad = None
-        variable.assign(tensor)
-    else:
-        variable._initialize(
-            backend.convert_to_tensor(value, dtype=variable.dtype)
-        )
+        for below in flatten_layers(layer):
+            below._track_variables()
 
 
 # What a layer remembers of its sizes.

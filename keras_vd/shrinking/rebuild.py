@@ -178,7 +178,7 @@ class _Builder:
             if isinstance(value, Inner)
         }
         kind = computing_class(type(old))
-        config = any_shape({**config, **inner})
+        config = _any_shape({**config, **inner})
         return self.cloner.make(kind, config, old, name)
 
     def copy_values(self) -> None:
@@ -190,17 +190,17 @@ class _Builder:
                     self.cloner.copy_values(rule.layer)
 
 
-def any_shape(config: dict[str, Any]) -> dict[str, Any]:
+def _any_shape(config: dict[str, Any]) -> dict[str, Any]:
     """Replace initializers that only fit the old shape, in a config."""
     return {
         key: keras.initializers.Zeros()
-        if key.endswith("_initializer") and not _fitsany_shape(value)
+        if key.endswith("_initializer") and not _fits_any_shape(value)
         else value
         for key, value in config.items()
     }
 
 
-def _fitsany_shape(initializer: Any) -> bool:
+def _fits_any_shape(initializer: Any) -> bool:
     if not isinstance(initializer, dict):
         return True
     values = initializer["config"].get("value", 0.0)

@@ -22,6 +22,7 @@ from keras_vd._backend.keras_internals import (
     optimizer_slots,
     own_variables,
     refresh_shapes,
+    register_variables,
     resize_variable,
 )
 from keras_vd.conversion.deterministic import to_deterministic
@@ -33,7 +34,6 @@ from keras_vd.rules.graph import read_graph
 from keras_vd.rules.recurrent import GATES, RecurrentRule
 from keras_vd.rules.rule import Rule
 from keras_vd.shrinking.analysis import Plan, make_plan
-from keras_vd.shrinking.rebuild import any_shape
 
 # What runs along the axes of weights, counted from the last axis; None is what
 # never shrinks. "gates" are the units, once for each gate.
@@ -122,6 +122,7 @@ def shrink_in_place(model: keras.Model) -> bool:
     with known_to_optimizer(model.optimizer):
         for resize in resizes:
             _apply(resize, slots)
+    register_variables(model)
     refresh_shapes(functional_part(model))
     forget_functions(model)
     return True
@@ -382,7 +383,11 @@ def _take(variable: keras.Variable, along: Taken) -> None:
 def _adopt(resize: Resize) -> None:
     """Let a layer know the sizes that its variables have now."""
     layer, rule = resize.layer, resize.rule
-    config = any_shape(layer.get_config())
+    config = layer.get_config()
+    # Its values are not used, and this kind takes no time.
+    for name in config:
+        if name.endswith("_initializer"):
+            config[name] = "zeros"
     for name in _OUTPUTS:
         if name in config:
             config[name] = len(resize.indices["output"])

@@ -736,6 +736,10 @@ def test_resize_variable():
     assert_equal(kernel, value)
     kernel.assign(value + 1.0)
     assert_equal(kernel, value + 1.0)
+    internals.register_variables(layer)
+    if keras.backend.backend() == "torch":
+        shapes = {tuple(x.shape) for x in layer.parameters()}
+        assert shapes == {(2, 1), (3,)}
     mask = keras.Variable(np.ones(3, bool), dtype="bool", trainable=False)
     internals.resize_variable(mask, np.array([True, False]))
     assert_equal(mask, [True, False])

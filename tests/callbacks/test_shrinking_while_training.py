@@ -468,3 +468,13 @@ def test_masks_shrink_with_their_weights():
         shape = tuple(posterior.weight.shape)
         assert tuple(posterior.keep_mask.shape) == shape
         assert tuple(posterior.log_sigma2.shape) == shape
+
+
+def test_outputs_from_before_do_not_matter():
+    # PyTorch remembers the shape of a weight as long as such outputs exist.
+    model = compiled(mlp())
+    x, y = data(model)
+    outputs = model(x, training=True)
+    assert shrink_in_place(model)
+    model.fit(x, y, verbose=0)
+    assert outputs.shape == (16, 3)
