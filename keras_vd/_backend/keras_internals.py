@@ -366,12 +366,17 @@ def exclude_from_weight_decay(
     that is resumed. For `LossScaleOptimizer` and `MultiOptimizer` it changes
     the optimizers inside.
     """
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    keys = {optimizer._var_key(variable) for variable in variables}
-    for inner in getattr(optimizer, "optimizers", [optimizer]):
+    for inner in _parts_of(optimizer):
+        keys = {inner._var_key(variable) for variable in variables}
         excluded: set[Any] = getattr(inner, "_exclude_from_weight_decay", set())
         inner._exclude_from_weight_decay = excluded | keys
         inner._exclude_from_weight_decay_cache = {}
+
+
+def _parts_of(optimizer: Any) -> list[Any]:
+    """List the optimizers in a `LossScaleOptimizer` or `MultiOptimizer`."""
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    return list(getattr(optimizer, "optimizers", [optimizer]))
 
 
 def start_at_epoch(model: keras.Model, epoch: int) -> None:
@@ -456,7 +461,7 @@ def counted_examples(model: keras.Model) -> float | None:
     """
     tracker = getattr(model, "_loss_tracker", None)
     is_keras = type(model).train_step is keras.Model.train_step
-    if tracker is None or not is_keras or _is_distributed(model):
+    if tracker is None or not is_keras or is_distributed(model):
         return None
     return float(backend.convert_to_numpy(tracker.count))
 
@@ -482,7 +487,8 @@ def labels_per_example(model: keras.Model) -> int | None:
     return None if None in positions else math.prod(positions)
 
 
-def _is_distributed(model: keras.Model) -> bool:
+def is_distributed(model: keras.Model) -> bool:
+    """Tell whether a model is trained on several devices."""
     if keras.distribution.distribution() is not None:
         return True
     if backend.backend() == "tensorflow":
@@ -663,3 +669,154 @@ def input_batches(x: Any, batch_size: int | None, steps: int | None) -> Any:
             return None
         raise
     return Batches(adapter, steps)
+
+
+def resize_variable(variable: keras.Variable, value: Any) -> None:
+    """Give a variable a value of another shape.
+
+    It stays the same object, so that layers and optimizers that refer to it
+    need not be told. What holds its tensor does: see `known_to_optimizer`,
+    `forget_functions` and `register_variables`.
+
+    Args:
+        variable: An initialized variable; not in a stateless scope.
+        value: NumPy array of its dtype.
+    """
+    variable._shape = tuple(value.shape)
+    variable._initialize(backend.convert_to_tensor(value, dtype=variable.dtype))
+
+
+def register_variables(layer: keras.layers.Layer) -> None:
+    """Tell torch which tensors the variables in and below a layer have now."""
+    if backend.backend() == "torch":
+        for below in flatten_layers(layer):
+            below._track_variables()
+
+
+# What a layer remembers of its sizes.
+_SIZES = (
+    *("units", "filters", "output_dim", "state_size", "output_size"),
+    "_build_shapes_dict",
+)
+
+
+def adopt_sizes(layer: keras.layers.Layer, other: keras.layers.Layer) -> None:
+    """Let a layer, and those inside it, remember the sizes of another one.
+
+    Args:
+        layer: A built layer.
+        other: A built layer of the same class and other sizes.
+    """
+    pairs = zip(flatten_layers(layer), flatten_layers(other), strict=True)
+    for old, new in pairs:
+        old.input_spec = new.input_spec
+        for name in _SIZES:
+            if name in vars(new):
+                setattr(old, name, vars(new)[name])
+
+
+def refresh_shapes(functional: keras.Model) -> None:
+    """Compute the shapes of the symbolic tensors of a model once more.
+
+    This is for a model whose layers have other sizes than when they were
+    called.
+    """
+    for call in graph_calls(functional):
+        # A Sequential model to which layers were added one by one has called
+        # them several times.
+        for node in call.operation._inbound_nodes:
+            _refresh_node(node)
+
+
+def _refresh_node(node: Any) -> None:
+    if node.is_input:
+        return
+    operation, arguments = node.operation, node.arguments
+    made = operation.compute_output_spec(*arguments.args, **arguments.kwargs)
+    for tensor, new in zip(node.outputs, keras.tree.flatten(made), strict=True):
+        tensor._shape = tuple(new.shape)
+    shapes = getattr(operation, "_build_shapes_dict", None)
+    if shapes and len(shapes) == 1 and arguments.args:
+        (name,) = shapes
+        operation._build_shapes_dict = {
+            name: keras.tree.map_structure(
+                lambda x: tuple(x.shape), arguments.args[0]
+            )
+        }
+
+
+def is_used_elsewhere(operation: Any, operations: Iterable[Any]) -> bool:
+    """Tell whether the outputs of an operation are read by any but some."""
+    known = {id(x) for x in operations}
+    return any(id(x.operation) not in known for x in operation._outbound_nodes)
+
+
+def forget_functions(model: keras.Model) -> None:
+    """Make a compiled model trace its functions anew, also within `fit`."""
+    model.test_function = model.predict_function = None
+    model.make_train_function(force=True)
+
+
+def optimizer_slots(
+    optimizer: keras.optimizers.Optimizer,
+) -> dict[int, list[keras.Variable]]:
+    """Find what a built optimizer keeps for each entry of a variable.
+
+    Returns:
+        Variables of the shape of a trained variable, by the `id` of that one;
+        nothing for one without any.
+
+    Raises:
+        ValueError: if the optimizer keeps something of another shape.
+    """
+    slots: dict[int, list[keras.Variable]] = {}
+    for inner in _parts_of(optimizer):
+        trained = inner._trainable_variables
+        found = set()
+        for name, entries in vars(inner).items():
+            is_list = isinstance(entries, list) and len(entries) == len(trained)
+            if not is_list or name in ("_variables", "_trainable_variables"):
+                continue
+            for variable, slot in zip(trained, entries, strict=True):
+                if isinstance(slot, keras.Variable) and (
+                    tuple(slot.shape) == tuple(variable.shape)
+                ):
+                    slots.setdefault(id(variable), []).append(slot)
+                    found.add(id(slot))
+        for variable in inner.variables:
+            if len(variable.shape) and id(variable) not in found:
+                raise ValueError(
+                    f"The optimizer {type(inner).__name__} keeps "
+                    f"'{variable.path}', of shape {tuple(variable.shape)}, "
+                    "which does not belong to single weights and so cannot "
+                    "shrink with them. Use one such as Adam or SGD."
+                )
+    return slots
+
+
+@contextlib.contextmanager
+def known_to_optimizer(
+    optimizer: keras.optimizers.Optimizer,
+) -> Iterator[None]:
+    """Let a built optimizer know its variables after a change of their shapes.
+
+    On TensorFlow it finds them by a key that changes with `resize_variable`.
+    """
+    outer = getattr(optimizer, "inner_optimizer", optimizer)
+    parts = {id(x): x for x in (outer, *_parts_of(optimizer))}.values()
+    before = [
+        [(variable, part._var_key(variable)) for variable in trained]
+        for part in parts
+        for trained in [part._trainable_variables]
+    ]
+    yield
+    for part, pairs in zip(parts, before, strict=True):
+        keys = {key: part._var_key(variable) for variable, key in pairs}
+        for name in ("_trainable_variables_indices", "_var_to_optimizer_idx"):
+            if name in vars(part):
+                found = vars(part)[name]
+                known = {keys[key]: index for key, index in found.items()}
+                setattr(part, name, known)
+        excluded: set[Any] = getattr(part, "_exclude_from_weight_decay", set())
+        part._exclude_from_weight_decay = {keys.get(x, x) for x in excluded}
+        part._exclude_from_weight_decay_cache = {}

@@ -1,8 +1,9 @@
-"""Callbacks for `fit`: annealing of the KL divergence, and backups."""
+"""Callbacks for `fit`: annealing, backups, and removal of what is dead."""
 
 from __future__ import annotations
 
 from keras_vd.callbacks.annealing import KLAnnealing
 from keras_vd.callbacks.backup import BackupAndRestore
+from keras_vd.callbacks.shrinking import ShrinkWhileTraining
 
-__all__ = ["BackupAndRestore", "KLAnnealing"]
+__all__ = ["BackupAndRestore", "KLAnnealing", "ShrinkWhileTraining"]

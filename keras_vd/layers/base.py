@@ -154,6 +154,13 @@ class VariationalLayer(_Mixin):
                 )
             )
 
+    def rebind_groups(self) -> None:
+        """Spread group variables over weights whose sizes have changed."""
+        for name, weight in self._posteriors():
+            for group, (_, expand) in self._expansions(weight).items():
+                variables = getattr(self, f"{group}_group")
+                getattr(self, name).multiply_by(group, Group(variables, expand))
+
     @classmethod
     def _posteriors(cls) -> list[tuple[str, str]]:
         """List the attribute names of each posterior and of its weight."""

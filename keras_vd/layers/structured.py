@@ -72,13 +72,22 @@ class StructuredGate(Posterior):
                 "known size that is not the batch. Received: "
                 f"axis={self.axis} for inputs of shape {tuple(input_shape)}."
             )
-        self.units = units
         # Shape of gates that broadcasts to the inputs.
         self._broadcast_shape = [-1] + [1] * (rank - 1)
-        self._broadcast_shape[axis] = self.units
         self._unit_axis = axis
+        self.set_units(units)
         self.label = self.name
         self._add_state((self.units,))
+
+    def set_units(self, units: int) -> None:
+        """Set the number of units; the variables are another matter."""
+        self.units = units
+        self._broadcast_shape[self._unit_axis] = units
+
+    @property
+    def is_along_channels(self) -> bool:
+        """Whether there is a gate for each index along the last axis."""
+        return self._unit_axis == len(self._broadcast_shape) - 1
 
     def _add_parameter(self, name: str, value: float, **options: Any) -> Any:
         """Add a variable of shape `(units,)`, in float32 under any policy."""

@@ -7,6 +7,7 @@ outputs is found going backwards.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import keras
 import numpy as np
@@ -27,11 +28,14 @@ class Plan:
         gathered: Tensors from which the kept channels are picked out by their
             positions: inputs of the model, with the value None, and outputs of
             a Flatten, with the tensor that it flattens as the value.
+        keeps_layers: Whether something of every tensor stays, so that no layer
+            goes.
     """
 
     graph: Graph
     rules: dict[int, Rule]
     gathered: dict[GraphTensor, GraphTensor | None]
+    keeps_layers: bool = False
 
     def rule_of(self, node: Node) -> Rule:
         """Return the rule of the layer that a node calls."""
@@ -50,22 +54,29 @@ class Plan:
         return not any(rule.is_reduced for rule in self.rules.values())
 
 
-def make_plan(graph: Graph, gather_inputs: bool | None) -> Plan:
+def make_plan(
+    graph: Graph,
+    gather_inputs: bool | None,
+    kept_whole: Mapping[int, str] | None = None,
+    keeps_layers: bool = False,
+) -> Plan:
     """Find what a model can do without.
 
     Args:
         graph: The model; `constant` and `keep` of its tensors are set.
         gather_inputs: As in `shrink`.
+        kept_whole: Reasons by the `id` of layers that are to be kept whole.
+        keeps_layers: Whether all layers stay, with one unit at least.
     """
     uses: dict[int, list[Node]] = {}
     for node in graph.nodes:
         uses.setdefault(id(node.operation), []).append(node)
-    shared = _sharing(uses)
+    reasons = {**_sharing(uses), **(kept_whole or {})}
     rules = {
-        key: find_rule(nodes[0].operation, nodes, shared.get(key))
+        key: find_rule(nodes[0].operation, nodes, reasons.get(key))
         for key, nodes in uses.items()
     }
-    plan = Plan(graph, rules, {})
+    plan = Plan(graph, rules, {}, keeps_layers)
     if gather_inputs is not False:
         plan.gathered = _gatherable_inputs(graph) | _gatherable_flat(plan)
     _find_constants(plan)
@@ -164,6 +175,9 @@ def _settle(plan: Plan) -> None:
 
 def _emptied(plan: Plan) -> GraphTensor | None:
     """Return the last tensor with nothing left that some layer still needs."""
+    if plan.keeps_layers:
+        tensors = reversed(plan.graph.tensors)
+        return next((x for x in tensors if not x.keep.any()), None)
     needed: set[GraphTensor] = set()
     for node in plan.graph.nodes:
         rule = plan.rule_of(node)

@@ -721,3 +721,113 @@ def test_rematerialization():
         pair = [keras.layers.Dense(2, name=name) for name in "ab"]
     assert list(map(internals.may_be_rematerialized, pair)) == [True, False]
     assert not internals.may_be_rematerialized(keras.layers.Dense(2))
+
+
+@pytest.mark.core
+def test_resize_variable():
+    """Oracle: values by hand; the variable trains in its new shape."""
+    layer = keras.layers.Dense(3)
+    layer.build((None, 2))
+    kernel = layer.kernel
+    value = np.arange(2.0, dtype="float32").reshape(2, 1)
+    internals.resize_variable(kernel, value)
+    assert layer.kernel is kernel is layer.trainable_variables[0]
+    assert tuple(kernel.shape) == (2, 1)
+    assert_equal(kernel, value)
+    kernel.assign(value + 1.0)
+    assert_equal(kernel, value + 1.0)
+    internals.register_variables(layer)
+    if keras.backend.backend() == "torch":
+        shapes = {tuple(x.shape) for x in layer.parameters()}
+        assert shapes == {(2, 1), (3,)}
+    mask = keras.Variable(np.ones(3, bool), dtype="bool", trainable=False)
+    internals.resize_variable(mask, np.array([True, False]))
+    assert_equal(mask, [True, False])
+
+
+def _resized_model(optimizer="adam"):
+    """Return a compiled model and the same with one unit less, in place."""
+    layers = [keras.layers.Dense(3, name="a"), keras.layers.Dense(2, name="b")]
+    model = keras.Sequential()
+    for layer in (keras.Input((4,)), *layers):
+        model.add(layer)
+    model.compile(optimizer, "mse")
+    model.fit(np.ones((4, 4)), np.ones((4, 2)), verbose=0)
+    slots = internals.optimizer_slots(model.optimizer)
+    with internals.known_to_optimizer(model.optimizer):
+        for variable, keep in (
+            (layers[0].kernel, np.s_[:, :2]),
+            (layers[0].bias, np.s_[:2]),
+            (layers[1].kernel, np.s_[:2]),
+        ):
+            for one in (variable, *slots.get(id(variable), ())):
+                internals.resize_variable(one, to_numpy(one)[keep])
+    twin = keras.layers.Dense(2)
+    twin.build((None, 4))
+    internals.adopt_sizes(layers[0], twin)
+    twin = keras.layers.Dense(2)
+    twin.build((None, 2))
+    internals.adopt_sizes(layers[1], twin)
+    return model
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_models_of_another_size(optimizer):
+    """Oracle: shapes by hand; without the functions `fit` would fail."""
+    model = _resized_model(optimizer)
+    internals.refresh_shapes(internals.functional_part(model))
+    old = model.train_function
+    internals.forget_functions(model)
+    assert model.train_function is not old
+    first, second = model.layers
+    assert first.output.shape == second.input.shape == (None, 2)
+    assert {x.output_tensors[0].shape for x in first._inbound_nodes} == {
+        (None, 2)
+    }
+    assert second.get_build_config()["input_shape"] == (None, 2)
+    assert first.units == 2
+    model.fit(np.ones((4, 4)), np.ones((4, 2)), epochs=2, verbose=0)
+    assert model.predict(np.ones((1, 4)), verbose=0).shape == (1, 2)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("is_scaled", [False, True])
+def test_known_to_optimizer(is_scaled):
+    """Oracle: a variable stays out of weight decay in its new shape."""
+    optimizer = keras.optimizers.AdamW(0.0, weight_decay=0.5)
+    if is_scaled:
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    kept, decayed = (keras.Variable(np.ones(3, "float32")) for _ in range(2))
+    optimizer.build([kept, decayed])
+    internals.exclude_from_weight_decay(optimizer, [kept])
+    slots = internals.optimizer_slots(optimizer)
+    assert {len(x) for x in slots.values()} == {2}
+    with internals.known_to_optimizer(optimizer):
+        for variable in (kept, decayed):
+            for one in (variable, *slots[id(variable)]):
+                internals.resize_variable(one, to_numpy(one)[:2])
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    assert inner._get_variable_index(decayed) == 1
+    assert not inner._use_weight_decay(kept)
+    assert inner._use_weight_decay(decayed)
+
+
+@pytest.mark.core
+def test_optimizer_slots_of_other_shapes():
+    optimizer = keras.optimizers.Adafactor()
+    optimizer.build([keras.Variable(np.ones((3, 2), "float32"))])
+    with pytest.raises(ValueError, match="Adafactor"):
+        internals.optimizer_slots(optimizer)
+
+
+@pytest.mark.core
+def test_is_used_elsewhere():
+    inputs = keras.Input((2,))
+    one, other = keras.layers.Dense(3), keras.layers.Dense(4)
+    hidden = one(inputs)
+    model = keras.Model(inputs, other(hidden))
+    assert not internals.is_used_elsewhere(one, model.layers)
+    keras.layers.Dense(5)(hidden)
+    assert internals.is_used_elsewhere(one, model.layers)
+    assert not internals.is_used_elsewhere(other, model.layers)
