@@ -9,8 +9,9 @@ import keras
 import numpy as np
 
 from keras_vd._backend.keras_internals import BINARY_OPERATIONS, computing_class
+from keras_vd._backend.names import Names
 from keras_vd.rules.graph import GraphTensor, Node
-from keras_vd.rules.rule import Names, Rule, join, rule_for
+from keras_vd.rules.rule import Rule, join, rule_for
 
 
 class MergeRule(Rule):
