@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-import itertools
 from collections.abc import Iterator
 from typing import Literal, overload
 
@@ -19,7 +18,7 @@ from keras_vd._backend.keras_internals import (
 )
 from keras_vd._backend.validation import check_built, check_model
 from keras_vd.conversion.comparing import predict_the_same
-from keras_vd.conversion.inputs import flat_shapes
+from keras_vd.conversion.inputs import Types, possible_types
 from keras_vd.conversion.report import FunctionalReport
 from keras_vd.conversion.writing import Again, Writing
 
@@ -133,26 +132,25 @@ def written_out(model: keras.Model) -> Iterator[Written]:
     After the context the layers are as they were before. A subclassed model
     with a training step of its own stays, as it would lose that.
     """
+    nothing = FunctionalReport(())
     if not model.built:
-        written = Written(
-            model, FunctionalReport(()), {}, contextlib.ExitStack()
-        )
-    else:
-        written = _write(model)
+        yield Written(model, nothing, {}, contextlib.ExitStack())
+        return
+    written = _write(model)
     with written.undo:
-        lost = _left_behind(model)
-        if written.model is not model and functional_part(model) is None:
-            if lost:
-                names = ", ".join(f"`{name}`" for name in lost)
-                reasons = {
-                    id(model): f"its class overrides {names}, which a "
-                    "Functional model does not have: where that does not "
-                    "matter, pass `keras_vd.to_functional(model)`"
-                }
-                written = dataclasses.replace(
-                    written, model=model, reasons=reasons
-                )
-        yield written
+        lost = _left_behind(model) if functional_part(model) is None else []
+        if lost and id(model) not in written.reasons:
+            names = ", ".join(f"`{name}`" for name in lost)
+            reason = (
+                f"its class overrides {names}, which a Functional model would "
+                "not have: if that does not matter, pass "
+                "`keras_vd.to_functional(model)`"
+            )
+            yield Written(model, nothing, {id(model): reason}, written.undo)
+        elif written.report.written_out:
+            yield written
+        else:
+            yield dataclasses.replace(written, model=model)
 
 
 def _left_behind(model: keras.Model) -> list[str]:
@@ -212,12 +210,7 @@ def _written_with_types(model: keras.Model, reasons: dict[int, str]) -> Writing:
     """Write a model out, and find out the types of its inputs."""
     if functional_part(model) is not None:
         return _settled(model, reasons, ())
-    number = len(flat_shapes(model))
-    types = keras.backend.floatx(), "int32"
-    # All floats, all integers, then the rest.
-    choices = [(types[0],) * number, (types[1],) * number]
-    if 1 < number < 4:
-        choices += list(itertools.product(types, repeat=number))[1:-1]
+    choices = possible_types(model)
     for dtypes in choices:
         writing = _settled(model, reasons, dtypes)
         if id(model) not in writing.reasons:
@@ -232,7 +225,7 @@ def _written_with_types(model: keras.Model, reasons: dict[int, str]) -> Writing:
 
 
 def _settled(
-    model: keras.Model, reasons: dict[int, str], dtypes: tuple[str, ...]
+    model: keras.Model, reasons: dict[int, str], dtypes: Types
 ) -> Writing:
     """Write a model out, again and again until no more has to stay whole."""
     reasons, inlined = dict(reasons), set[int]()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from typing import Any
 
 import keras
@@ -11,17 +12,30 @@ from keras_vd._backend.keras_internals import flatten_layers
 from keras_vd._backend.names import Names
 from keras_vd.conversion.tracing import Untraceable
 
-
-def flat_shapes(model: keras.Model) -> list[Any]:
-    """List the shapes that a model has been called with, if they are known."""
-    shapes: list[Any] = []
-    keras.tree.map_shape_structure(
-        shapes.append, (model.get_build_config() or {}).get("input_shape", ())
-    )
-    return shapes
+# The types of inputs, in the order of `keras.tree`.
+Types = tuple[str, ...]
 
 
-def symbolic_inputs(model: keras.Model, dtypes: tuple[str, ...]) -> Any:
+def possible_types(model: keras.Model) -> list[Types]:
+    """List the types that the inputs of a subclassed model may have.
+
+    Keras remembers shapes only. A model with a graph as well, beside a `call`
+    of its own, knows them.
+    """
+    known = getattr(model, "inputs", None)
+    if known:
+        return [tuple(keras.backend.standardize_dtype(x.dtype) for x in known)]
+    found: list[Any] = []
+    keras.tree.map_shape_structure(found.append, _shapes(model))
+    number, (real, whole) = len(found), (keras.backend.floatx(), "int32")
+    if 1 < number < 4:
+        mixed = list(itertools.product((real, whole), repeat=number))[1:-1]
+    else:
+        mixed = []
+    return [(real,) * number, (whole,) * number, *mixed]
+
+
+def symbolic_inputs(model: keras.Model, dtypes: Types) -> Any:
     """Make the inputs of a subclassed model, as it has been called.
 
     Raises:
@@ -45,17 +59,21 @@ def symbolic_inputs(model: keras.Model, dtypes: tuple[str, ...]) -> Any:
             f"its `call` takes several arguments, `{first.name}` and {needed}: "
             "take one list or dictionary of them"
         )
-    config: Any = model.get_build_config()
-    shapes = config["input_shape"]
-    if isinstance(shapes, dict):
+    if getattr(model, "inputs", None):
+        return keras.tree.map_structure(
+            lambda x: keras.Input(
+                batch_shape=x.shape, dtype=x.dtype, name=x.name
+            ),
+            model.input,
+        )
+    shapes = _shapes(model)
+    if isinstance(shapes, dict) and len(shapes) == len(dtypes):
         # The inputs of a Functional model are named as in the dictionary.
         names = sorted(shapes)
-    elif len(dtypes) == 1:
-        names = [first.name]
     else:
-        names = [f"{first.name}_{i}" for i in range(len(dtypes))]
-    if not isinstance(shapes, dict):
         taken = Names(x.name for x in flatten_layers(model))
+        names = [f"{first.name}_{i}" for i in range(len(dtypes))]
+        names = names if len(names) > 1 else [first.name]
         names = [taken.unique(name) for name in names]
     described = zip(names, dtypes, strict=True)
 
@@ -65,3 +83,8 @@ def symbolic_inputs(model: keras.Model, dtypes: tuple[str, ...]) -> Any:
         return keras.Input(batch_shape=open_shape, dtype=dtype, name=name)
 
     return keras.tree.map_shape_structure(make, shapes)
+
+
+def _shapes(model: keras.Model) -> Any:
+    config: Any = model.get_build_config() or {}
+    return config.get("input_shape") or ()

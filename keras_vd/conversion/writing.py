@@ -27,7 +27,7 @@ from keras_vd._backend.keras_internals import (
 )
 from keras_vd._backend.names import Names
 from keras_vd.conversion.cloning import model_like
-from keras_vd.conversion.inputs import symbolic_inputs
+from keras_vd.conversion.inputs import Types, symbolic_inputs
 from keras_vd.conversion.report import CompositeRow
 from keras_vd.conversion.tracing import (
     Untraceable,
@@ -75,7 +75,7 @@ class Writing:
         # knows of no masks, will not hand on, by their `id`.
         self.unmasked: dict[int, keras.KerasTensor] = {}
 
-    def run(self, dtypes: tuple[str, ...]) -> None:
+    def run(self, dtypes: Types) -> None:
         model = self.model
         part = functional_part(model)
         if part is None:
@@ -380,7 +380,7 @@ class Writing:
         self.undo.callback(setattr, layer, "name", layer.name)
         layer.name = name
 
-    def types_read(self, dtypes: tuple[str, ...]) -> tuple[str, ...]:
+    def types_read(self, dtypes: Types) -> Types:
         """Return types of the inputs: integers where embeddings read them."""
         found = list(dtypes)
         inputs = [id(x) for x in self.functional.inputs]

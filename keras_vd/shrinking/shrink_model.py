@@ -10,6 +10,7 @@ from keras_vd._backend.keras_internals import functional_part
 from keras_vd._backend.validation import NOT_BUILT, check_plain_model
 from keras_vd.conversion.cloning import copy_model
 from keras_vd.conversion.fine_tuning import refreeze_zeros
+from keras_vd.conversion.functional import Written, written_out
 from keras_vd.rules.costs import count_macs
 from keras_vd.rules.graph import read_graph
 from keras_vd.shrinking.analysis import Plan, make_plan
@@ -54,8 +55,9 @@ def shrink(
     gets smaller, as the Keras layer that it extends.
 
     Args:
-        model: A built Sequential or Functional model of plain Keras layers;
-            not changed.
+        model: A built model of plain Keras layers; not changed. Subclassed
+            models and layers made of layers are written out, see
+            `to_functional`.
         gather_inputs: Whether to leave out dead input features, and dead
             entries of what a Flatten makes, at the cost of picking out the
             others. None: where at least half of them are dead.
@@ -68,35 +70,37 @@ def shrink(
 
     Raises:
         TypeError: if `model` is no Keras model.
-        ValueError: if it is not built, is a subclassed model, or has layers of
+        ValueError: if it is not built, cannot be written out, or has layers of
             `keras_vd` or weights that are not finite.
     """
-    functional = _checked(model)
-    plan = make_plan(read_graph(functional), gather_inputs)
-    if plan.is_unchanged:
-        smaller, layers = copy_model(model), None
-    else:
-        smaller, layers = rebuild(plan, model)
-        refreeze_zeros(smaller)
-    report = _report(plan, model, smaller, layers)
+    check_plain_model(model)
+    with written_out(model) as written:
+        functional = _graph_of(written)
+        plan = make_plan(read_graph(functional), gather_inputs)
+        if plan.is_unchanged:
+            smaller, layers = copy_model(written.model), None
+        else:
+            smaller, layers = rebuild(plan, written.model)
+            refreeze_zeros(smaller)
+        report = _report(plan, written.model, smaller, layers)
     if verbose:
         print(str(report))
     return (smaller, report) if return_report else smaller
 
 
-def _checked(model: Any) -> keras.Model:
+def _graph_of(written: Written) -> keras.Model:
     """Return the Functional model to read, or raise an error with advice."""
-    check_plain_model(model)
+    model = written.model
     functional = functional_part(model)
     if functional is not None:
         return functional
     if not model.built or isinstance(model, keras.Sequential):
         raise ValueError(NOT_BUILT.format(name=model.name))
     raise ValueError(
-        "Argument `model` must be a Sequential or Functional model, whose "
-        f"layers and connections are known. '{model.name}' computes in a "
-        f"`call` of its own, that of {type(model).__name__}: build it with "
-        "the functional API, or shrink the Functional models inside it."
+        "Argument `model` must be a model whose layers and connections are "
+        f"known. '{model.name}' computes in a `call` of its own, that of "
+        f"{type(model).__name__}, which cannot be written out: "
+        f"{written.reasons[id(model)]}."
     )
 
 
