@@ -44,6 +44,7 @@ class Recipe:
         kl_scales: Factor of each gate's KL; empty for 1 each.
         a_init: Initial `a_unconstrained` of Beta-Bernoulli gates.
         sigma_init: Initial `sigma_unconstrained` of dependent ones.
+        shrink_every: Epochs between removals of what is dead; 0 is never.
         prune_steps: Number of times that weights are removed by their score.
         first: How to train the Beta-Bernoulli network that a dependent one
             starts from.
@@ -70,6 +71,7 @@ class Recipe:
     kl_scales: tuple[float, ...] = ()
     a_init: float = 2.0
     sigma_init: float = -3.0
+    shrink_every: int = 0
     prune_steps: int = 10
     first: Recipe | None = None
 
