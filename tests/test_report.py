@@ -275,7 +275,7 @@ def test_what_is_left_of_an_earlier_report():
     for model in (large, small):
         randomize(model)
     whole = keras_vd.sparsity_report(large)
-    kept = lay_out_zeros(keras_vd.variational_weights(small)[0])
+    lay_out_zeros(keras_vd.variational_weights(small)[0])
     now = keras_vd.sparsity_report(small)
     left = now.relative_to(whole)
     for row, before, after in zip(left.rows, whole.rows, now.rows, strict=True):
@@ -284,7 +284,6 @@ def test_what_is_left_of_an_earlier_report():
         assert row.nonzero == after.nonzero
         assert row.active_inputs == after.active_inputs
         assert row.active_outputs == after.active_outputs
-    assert left.rows[0].nonzero == kept.sum()
     assert left.nonzero_ratio == whole.weights / now.nonzero
     active = now.groups[0].active
     assert [(x.groups, x.active) for x in left.groups] == [(5, active)]
