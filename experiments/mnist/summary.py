@@ -59,9 +59,15 @@ def final_error(run: dict[str, Any]) -> float:
 
 
 def describe(run: dict[str, Any]) -> str:
-    """The method, and whether images were shifted."""
+    """The method, who shares a variance, and whether images were shifted."""
+    parts = [run["method"]]
+    share = run["recipe"].get("share", "weight")
+    if share != "weight":
+        parts.append(f"one variance per {share}")
     shift = run["recipe"].get("shift")
-    return run["method"] + (f", shifts of {shift} pixel" if shift else "")
+    if shift:
+        parts.append(f"shifts of {shift} pixel")
+    return ", ".join(parts)
 
 
 def row(runs: list[dict[str, Any]]) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import math
 import sys
@@ -197,6 +198,22 @@ def functional_part(model: Any) -> keras.Model | None:
     if isinstance(model, Functional) and type(model).call is Functional.call:
         return model
     return None
+
+
+@functools.cache
+def refuses_unread_inputs() -> bool:
+    """Tell whether each input of a Functional model has to be read, by trying.
+
+    Keras 3.10 neither makes nor loads other models; newer releases do.
+    """
+    # Names are given so that those that Keras makes up stay what they are.
+    one, other = (keras.Input((1,), name=name) for name in ("one", "other"))
+    outputs = keras.layers.Identity(name="outputs")(one)
+    try:
+        keras.Model([one, other], outputs, name="model")
+    except ValueError:
+        return True
+    return False
 
 
 def graph_calls(functional: keras.Model) -> list[Call]:

@@ -19,6 +19,7 @@ import keras
 from keras import ops
 
 from keras_vd._backend.branching import either, is_all_true
+from keras_vd._backend.fusing import key_of
 from keras_vd._backend.types import Tensor
 from keras_vd.posteriors.binding import Axes
 
@@ -100,12 +101,14 @@ class SharedVariance:
             return ops.cast(outputs, dtype)
 
         tensors = (squares, self.inputs, self.units)
+        ops_key = key_of(linear_op), key_of(self.shared_op)
         return either(
             is_all_true(self.keep_mask),
             lambda *tensors: self.shared_op(*tensors[:3]),
             product,
             [ops.cast(tensor, dtype) for tensor in tensors],
             [self.keep_mask],
+            None if None in ops_key else (*ops_key, product_dtype),
         )
 
 

@@ -52,7 +52,8 @@ def shrink(
     Nested models are written out: their layers become layers of the result.
     A Sequential model that uses a layer twice comes back as a Functional one.
     A layer of a subclass that only adapts a constructor comes back, where it
-    gets smaller, as the Keras layer that it extends.
+    gets smaller, as the Keras layer that it extends. Keras 3.10 refuses inputs
+    that nothing reads: there, a channel of each stays.
 
     Args:
         model: A built model of plain Keras layers; not changed. Subclassed
