@@ -61,7 +61,7 @@ def either(
     second: Callable[..., Tensor],
     tensors: Sequence[Any],
     constants: Sequence[Any] = (),
-    key: Any = None,
+    find_key: Callable[[], Any] = lambda: None,
 ) -> Tensor:
     """Call `first` where `predicate` holds, else `second`.
 
@@ -75,13 +75,13 @@ def either(
         second: Likewise, of the same shape and dtype.
         tensors: Float tensors that gradients are wanted for.
         constants: Other tensors. The functions depend on nothing else.
-        key: Hashable, equal for functions that do the same, which TensorFlow
-            then traces once; None if not known.
+        find_key: Returns a hashable that is equal for functions that do the
+            same, which TensorFlow then traces once; None if not known.
     """
     backend = keras.backend.backend()
     if backend == "tensorflow":
         return _either_on_tensorflow(
-            predicate, first, second, tensors, constants, key
+            predicate, first, second, tensors, constants, find_key()
         )
     if backend == "jax" and is_traced(predicate):
         return _either_on_jax(predicate, first, second, tensors, constants)

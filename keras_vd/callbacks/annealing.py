@@ -244,7 +244,6 @@ class KLAnnealing(keras.callbacks.Callback):
             for variable in posterior.trainable_variables
         ]
         exclude_from_weight_decay(self.model.optimizer, noise_parameters)
-        self._whole = sparsity_report(self.model)
         if "reduction" not in self._told:
             if advice.warn_about_reduction(self.model):
                 self._told.add("reduction")
@@ -285,6 +284,7 @@ class KLAnnealing(keras.callbacks.Callback):
     def _begin_run(self, first: int) -> None:
         """Settle the schedule of a run, and warn about what does not fit it."""
         self._first_epoch = first
+        self._whole = sparsity_report(self.model)
         epochs = (self.params or {}).get("epochs")
         if not epochs:
             return

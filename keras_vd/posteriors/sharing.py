@@ -101,14 +101,18 @@ class SharedVariance:
             return ops.cast(outputs, dtype)
 
         tensors = (squares, self.inputs, self.units)
-        ops_key = key_of(linear_op), key_of(self.shared_op)
+
+        def find_key() -> Any:
+            keys = key_of(linear_op), key_of(self.shared_op)
+            return None if None in keys else (*keys, product_dtype)
+
         return either(
             is_all_true(self.keep_mask),
             lambda *tensors: self.shared_op(*tensors[:3]),
             product,
             [ops.cast(tensor, dtype) for tensor in tensors],
             [self.keep_mask],
-            None if None in ops_key else (*ops_key, product_dtype),
+            find_key,
         )
 
 
