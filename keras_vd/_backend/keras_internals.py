@@ -44,10 +44,13 @@ UNARY_OPERATIONS: dict[str, type] = {
 SOFTMAX_OPERATIONS: dict[str, type] = {
     name: getattr(nn_operations, name) for name in ("Softmax", "LogSoftmax")
 }
+# What `keras.ops.reshape` is in a graph; its `newshape` may hold None where the
+# code that called it has read such a size.
+RESHAPE: Any = numpy_operations.Reshape
 # Operations that cast or rearrange values without computing new ones.
 RESHAPING_OPERATIONS: tuple[type, ...] = (
     core_operations.Cast,
-    numpy_operations.Reshape,
+    RESHAPE,
     numpy_operations.Squeeze,
 )
 

@@ -12,7 +12,7 @@ from keras import ops
 from keras_vd._backend.keras_internals import flatten_layers, mask_of
 
 # Sizes of open axes with which a model is tried, in this order.
-_SIZES = (7, 16, 3, 1)
+_SIZES = (7, 16, 3, 64, 1)
 
 
 def predict_the_same(model: keras.Model, functional: keras.Model) -> bool:
@@ -20,21 +20,51 @@ def predict_the_same(model: keras.Model, functional: keras.Model) -> bool:
 
     True if no inputs are found that the model takes.
     """
+    inputs, expected = _try(model, functional)
+    if inputs is None:
+        return True
+    try:
+        found = _call(functional, inputs)
+    # Each backend raises its own type of error.
+    except Exception:
+        return False
+    return _equal_outputs(found, expected)
+
+
+def trains_otherwise(functional: keras.Model) -> bool:
+    """Tell whether outputs for random inputs are others in training."""
+    inputs, expected = _try(functional, functional)
+    if inputs is None:
+        return False
+    try:
+        found = _call(functional, inputs, training=True)
+    # Variational layers refuse to train before they know how much the KL
+    # divergence weighs.
+    except ValueError:
+        return True
+    return not _equal_outputs(found, expected)
+
+
+def _try(model: keras.Model, functional: keras.Model) -> tuple[Any, Any]:
+    """Find inputs that a model takes, and what it returns for them.
+
+    None and None if there are none.
+    """
     for size, is_id in itertools.product(_SIZES, _kinds(functional)):
-        drawn = _draw(functional, size, is_id)
-        if drawn is None:
-            return True
+        inputs = _draw(functional, size, is_id)
+        if inputs is None:
+            break
         try:
-            expected = model(drawn, training=False)
-        # Each backend raises its own type of error.
+            return inputs, _call(model, inputs)
         except Exception:
             continue
-        try:
-            found = functional(drawn, training=False)
-        except Exception:
-            return False
-        return _equal_outputs(found, expected)
-    return True
+    return None, None
+
+
+def _call(model: keras.Model, inputs: Any, training: bool = False) -> Any:
+    """Call a model without changing the states of recurrent layers, say."""
+    with keras.StatelessScope():
+        return model(inputs, training=training)
 
 
 def _kinds(model: keras.Model) -> tuple[bool, ...]:

@@ -15,9 +15,10 @@ from keras_vd._backend.keras_internals import (
     flatten_layers,
     functional_part,
     overridden,
+    own_variables,
 )
 from keras_vd._backend.validation import check_built, check_model
-from keras_vd.conversion.comparing import predict_the_same
+from keras_vd.conversion.comparing import predict_the_same, trains_otherwise
 from keras_vd.conversion.inputs import Types, possible_types
 from keras_vd.conversion.report import FunctionalReport
 from keras_vd.conversion.writing import Again, Writing
@@ -164,20 +165,33 @@ def _write(model: keras.Model) -> Written:
     """Write a model out; what computes something else then stays whole."""
     writing = _written_with_types(model, {})
     if not _is_equal(model, writing):
-        reason = (
-            "its parts, called one by one, compute something else: it depends "
-            "on values, or on sizes that are None"
-        )
-        parts = [x for x in writing.dissolved.values() if x is not model]
-        for kept in (*([x] for x in parts), parts, [*parts, model]):
-            writing.undo.close()
-            reasons = {id(x): reason for x in kept}
-            writing = _written_with_types(model, reasons)
-            if _is_equal(model, writing):
-                break
+        writing = _written_as_far_as_equal(model, writing)
     rows = tuple(writing.rows.values())
     report = FunctionalReport(rows, _differences(model, writing))
     return Written(writing.functional, report, writing.reasons, writing.undo)
+
+
+def _written_as_far_as_equal(model: keras.Model, writing: Writing) -> Writing:
+    """Write out composites of those classes only that this does not change.
+
+    Args:
+        model: The model.
+        writing: What is not equal to it.
+    """
+    found = writing.dissolved
+    reason = (
+        "its parts, called one by one, compute something else: it depends on "
+        "values, or on sizes that are None"
+    )
+    reasons = dict.fromkeys(found, reason)
+    for kind in dict.fromkeys(map(type, found.values())):
+        tried = {k: v for k, v in reasons.items() if type(found[k]) is not kind}
+        writing.undo.close()
+        writing = _written_with_types(model, tried)
+        if _is_equal(model, writing):
+            reasons = tried
+    writing.undo.close()
+    return _written_with_types(model, reasons)
 
 
 def _is_equal(model: keras.Model, writing: Writing) -> bool:
@@ -190,20 +204,21 @@ def _differences(model: keras.Model, writing: Writing) -> tuple[str, ...]:
         return ()
     kind = type(model).__name__
     found = [f"`{x}` of {kind} is left behind." for x in _left_behind(model)]
-    layers = flatten_layers(writing.functional)
-    trained = [x.name for x in layers if _can_train(x)]
-    if trained and not _can_train(model):
+    used = {id(x) for x in writing.functional.variables}
+    unused = [
+        x.name
+        for x in flatten_layers(model)
+        if any(id(variable) not in used for variable in own_variables(x))
+    ]
+    if unused:
+        found.append(f"Layers that `call` does not use are gone: {unused}.")
+    is_told = "training" in inspect.signature(model.call).parameters
+    if not is_told and trains_otherwise(writing.functional):
         found.append(
-            f"In `fit`, layers such as '{trained[0]}' are told that they "
-            f"train; the `call` of {kind}, without `training`, told them not."
+            f"In `fit`, layers are told that they train. The `call` of {kind} "
+            "has no argument `training`, so there they were told not."
         )
     return tuple(found)
-
-
-def _can_train(layer: keras.layers.Layer) -> bool:
-    if functional_part(layer) is not None:
-        return False
-    return "training" in inspect.signature(layer.call).parameters
 
 
 def _written_with_types(model: keras.Model, reasons: dict[int, str]) -> Writing:

@@ -87,4 +87,13 @@ def symbolic_inputs(model: keras.Model, dtypes: Types) -> Any:
 
 def _shapes(model: keras.Model) -> Any:
     config: Any = model.get_build_config() or {}
-    return config.get("input_shape") or ()
+    return _unwrapped(config.get("input_shape") or ())
+
+
+def _unwrapped(structure: Any) -> Any:
+    """Return a structure without what Keras wraps it in to notice changes."""
+    if isinstance(structure, dict):
+        return {key: _unwrapped(value) for key, value in structure.items()}
+    if isinstance(structure, list):
+        return [_unwrapped(value) for value in structure]
+    return structure

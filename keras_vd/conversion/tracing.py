@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -41,6 +42,10 @@ from keras_vd.posteriors.posterior import Posterior
 _WHOLE = (VariationalLayer, StructuredGate, Posterior)
 # What Keras' random functions keep, in layers and globally.
 _SEED = "seed_generator_state"
+_RANDOM = (
+    "it draws random numbers: use layers such as `keras.layers.Dropout` for "
+    "that"
+)
 
 
 class Untraceable(Exception):
@@ -170,6 +175,7 @@ class _Recorder:
     def record(self, args: Any, kwargs: dict[str, Any]) -> _Recording:
         numbers = [count_calls(x) for x in self.below]
         weights = len(self.layer.variables)
+        states = _random_states()
         forget = forget_calls_from_now([self.layer, *self.below])
         try:
             with self._patched(), self.scope, no_outer_call():
@@ -187,18 +193,20 @@ class _Recorder:
         self._check_calls(calls, made)
         if len(self.layer.variables) != weights:
             raise Untraceable("its `call` makes layers: make them in `build`")
+        if not _equal(states, _random_states()):
+            raise Untraceable(_RANDOM)
         return self.constants, calls, outputs, masks
 
     def _outputs(self, args: Any, kwargs: dict[str, Any]) -> Any:
         try:
-            outputs = recorded_call(self.layer, args, kwargs)
+            with _plain_errors():
+                outputs = recorded_call(self.layer, args, kwargs)
         except Untraceable:
             raise
         # A user's code may raise anything.
         except Exception as error:
             self._check_variables()
-            lines = [x for x in str(error).splitlines() if x.strip()]
-            text = lines[0].strip() if lines else ""
+            text, *_ = str(error).strip().splitlines() or [""]
             raise Untraceable(
                 "its `call` does not work on symbolic tensors "
                 f"({type(error).__name__}: {text}): use `keras.ops` only, "
@@ -270,12 +278,6 @@ class _Recorder:
 
     def _check_calls(self, calls: list[Call], made: list[int]) -> None:
         known = {id(x) for x in self.below}
-        for layer, number in zip(self.below, made, strict=True):
-            used = sum(call.operation is layer for call in calls)
-            if used < number:
-                raise Untraceable(
-                    f"it calls '{layer.name}' without using what that returns"
-                )
         for call in calls:
             operation = call.operation
             if isinstance(operation, keras.layers.Layer):
@@ -296,7 +298,32 @@ class _Recorder:
                     f"it passes a function to '{operation.name}', which hides "
                     "what that calls: write it without such operations"
                 )
+        for layer, number in zip(self.below, made, strict=True):
+            used = sum(call.operation is layer for call in calls)
+            if used < number:
+                raise Untraceable(
+                    f"it calls '{layer.name}' without using what that returns"
+                )
         _check_default(self.layer)
+
+
+def _random_states() -> Any:
+    """Return the states of the random numbers that Python and NumPy share."""
+    # Users' code may draw from this generator.
+    return random.getstate(), np.random.get_state()  # noqa: NPY002
+
+
+@contextlib.contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Have Keras hand on the errors of a `call` as they are."""
+    if not keras.config.is_traceback_filtering_enabled():
+        yield
+        return
+    keras.config.disable_traceback_filtering()
+    try:
+        yield
+    finally:
+        keras.config.enable_traceback_filtering()
 
 
 def _refuse_loss(loss: Any) -> None:
@@ -320,10 +347,7 @@ def _check_variables(layer: keras.layers.Layer, variables: list[Any]) -> None:
     }
     for variable in variables:
         if variable.name == _SEED:
-            raise Untraceable(
-                "it draws random numbers: use layers such as "
-                "`keras.layers.Dropout` for that"
-            )
+            raise Untraceable(_RANDOM)
         if id(variable) in owners:
             raise Untraceable(
                 f"it reads '{variable.name}' of '{owners[id(variable)]}' "
@@ -346,8 +370,9 @@ def _calls_in_both(one: _Recording, other: _Recording) -> list[Call]:
         Untraceable: if they differ in anything else.
     """
     differs = Untraceable(
-        "it calls other things in training than at inference: let layers "
-        "such as `keras.layers.Dropout` make the difference"
+        "it does other things in training than at inference, or in one call "
+        "than in the next: let layers such as `keras.layers.Dropout` make the "
+        "difference"
     )
     if len(one[1]) != len(other[1]):
         raise differs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -14,6 +15,8 @@ import numpy as np
 from keras import ops
 
 from keras_vd._backend.keras_internals import (
+    RESHAPE,
+    Call,
     calls_to,
     copied_operation,
     flatten_layers,
@@ -199,7 +202,7 @@ class Writing:
         for call in found.calls:
             operation = call.operation
             if not isinstance(operation, keras.layers.Layer):
-                operation = copied_operation(operation, operation.name)
+                operation = _copied(call)
             self.places.setdefault(id(operation), inner)
             args, kwargs = _mapped(tensors, (call.args, call.kwargs))
             outputs = self._call(operation, args, kwargs, inner)
@@ -401,6 +404,22 @@ def _operations(model: keras.Model) -> list[Any]:
             calls = graph_calls(part)
             found |= {id(x.operation): x.operation for x in calls}
     return list(found.values())
+
+
+def _copied(call: Call) -> Any:
+    """Copy an operation; where it splits a size that is None, so that it runs.
+
+    As in `ops.reshape(x, (ops.shape(x)[0], -1, 4))`.
+    """
+    operation = call.operation
+    (read, *_) = keras.tree.flatten((call.args, call.kwargs))
+    is_split = isinstance(operation, RESHAPE) and None in operation.newshape
+    if not is_split or list(read.shape).count(None) != 1:
+        return copied_operation(operation, operation.name)
+    known = [x for x in operation.newshape if x not in (None, -1)]
+    whole = math.prod(x for x in read.shape if x is not None)
+    sizes = {None: -1, -1: whole // math.prod(known)}
+    return RESHAPE(tuple(sizes.get(x, x) for x in operation.newshape))
 
 
 def _row(
