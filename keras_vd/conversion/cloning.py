@@ -308,7 +308,7 @@ def model_like(model: Any, inputs: Any, outputs: Any, name: str) -> keras.Model:
     if not is_made_from_graph(model):
         return keras.Model(inputs, outputs, name=name)
     config = {}
-    if type(model).get_config is not keras.Model.get_config:
+    if not _is_of_keras(type(model).get_config):
         config = model.get_config()
     added = {k: v for k, v in config.items() if k not in _OF_THE_GRAPH}
     made: keras.Model = type(model)(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import warnings
 from collections.abc import Iterator
 from typing import Literal, overload
 
@@ -163,11 +164,14 @@ def _left_behind(model: keras.Model) -> list[str]:
 
 def _write(model: keras.Model) -> Written:
     """Write a model out; what computes something else then stays whole."""
-    writing = _written_with_types(model, {})
-    if not _is_equal(model, writing):
-        writing = _written_as_far_as_equal(model, writing)
-    rows = tuple(writing.rows.values())
-    report = FunctionalReport(rows, _differences(model, writing))
+    with warnings.catch_warnings():
+        # Keras gives this warning whenever the model is called.
+        warnings.filterwarnings("ignore", ".*input with a mask attach")
+        writing = _written_with_types(model, {})
+        if not _is_equal(model, writing):
+            writing = _written_as_far_as_equal(model, writing)
+        differences = _differences(model, writing)
+    report = FunctionalReport(tuple(writing.rows.values()), differences)
     return Written(writing.functional, report, writing.reasons, writing.undo)
 
 

@@ -413,8 +413,11 @@ def _copied(call: Call) -> Any:
     """
     operation = call.operation
     (read, *_) = keras.tree.flatten((call.args, call.kwargs))
-    is_split = isinstance(operation, RESHAPE) and None in operation.newshape
-    if not is_split or list(read.shape).count(None) != 1:
+    is_split = isinstance(operation, RESHAPE) and all(
+        list(shape).count(None) == 1
+        for shape in (read.shape, operation.newshape)
+    )
+    if not is_split:
         return copied_operation(operation, operation.name)
     known = [x for x in operation.newshape if x not in (None, -1)]
     whole = math.prod(x for x in read.shape if x is not None)

@@ -282,3 +282,115 @@ MODELS = {
     "vision": vision,
     "in a nested model": in_a_nested_model,
 }
+
+
+class Chain(K.Layer):
+    """Parts one after the other, made in the constructor or in `build`."""
+
+    def __init__(self, make, is_lazy=False, **kwargs):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+        self.make = make
+        self.parts = [] if is_lazy else make()
+
+    def build(self, shape):
+        self.parts = self.parts or self.make()
+        super().build(shape)
+
+    def call(self, x):
+        for part in self.parts:
+            x = part(x)
+        return x
+
+
+class Branches(Chain):
+    """The sum of parts that are in a dictionary."""
+
+    def __init__(self, make, **kwargs):
+        super().__init__(lambda: [], **kwargs)
+        self.branches = {str(i): part for i, part in enumerate(make())}
+
+    def call(self, x):
+        return sum(part(x) for part in self.branches.values())
+
+
+class Gated(Chain):
+    def call(self, x, training=None):
+        gate = x
+        for part in self.parts:
+            gate = part(gate, training=training)
+        return x + x * ops.sigmoid(gate)
+
+
+class Twice(Chain):
+    def call(self, x):
+        return super().call(ops.tanh(super().call(x)))
+
+
+class SelfAttention(Chain):
+    def __init__(self, **kwargs):
+        super().__init__(lambda: [K.MultiHeadAttention(2, 3)], **kwargs)
+
+    def call(self, x):
+        return self.parts[0](x, x)
+
+
+class Plain(keras.Model):
+    """A subclassed model around one layer."""
+
+    def __init__(self, layer, **kwargs):
+        super().__init__(**kwargs)
+        self.layer = layer
+
+    def call(self, inputs, training=None):
+        return self.layer(inputs, training=training)
+
+
+def random_layer(generator, depth):
+    """Draw a layer from (batch, 5, 6) to the same shape, in random depth."""
+
+    def parts():
+        number = generator.integers(1, 4)
+        return [random_layer(generator, depth - 1) for _ in range(number)]
+
+    leaves = (
+        lambda: K.Dense(6, "relu"),
+        lambda: K.LayerNormalization(),
+        lambda: K.BatchNormalization(),
+        lambda: K.Conv1D(6, 3, padding="same"),
+        lambda: K.LSTM(6, return_sequences=True),
+        lambda: K.Bidirectional(K.GRU(3, return_sequences=True)),
+        lambda: K.Dropout(0.0),
+        lambda: K.ReLU(),
+        lambda: keras.Sequential([K.Dense(4, "relu"), K.Dense(6)]),
+        lambda: SelfAttention(),
+    )
+    composites = (
+        lambda: Chain(parts),
+        lambda: Chain(parts, is_lazy=True),
+        lambda: Branches(parts),
+        lambda: Gated(parts),
+        lambda: Twice(parts),
+    )
+    choices = composites if depth else leaves
+    return choices[generator.integers(len(choices))]()
+
+
+def random_model(seed):
+    """Draw a Sequential, Functional or subclassed model of random layers."""
+    generator = np.random.default_rng(seed)
+    layers = [random_layer(generator, depth) for depth in (2, 1, 0, 1)]
+    start, inputs = keras.Input((5, 6)), random_inputs(3, 5, 6)
+    if generator.integers(2):
+        has_mask = bool(generator.integers(2))
+        layers.insert(0, K.Embedding(9, 6, mask_zero=has_mask))
+        start, inputs = keras.Input((5,), dtype="int32"), words(3, 5, size=4)
+    kind = generator.integers(3)
+    if kind == 0:
+        return called(Plain(Chain(lambda: layers)), inputs)
+    if kind == 1:
+        return keras.Sequential([start, *layers]), inputs
+    x = start
+    for layer in layers:
+        x = layer(x)
+    return keras.Model(start, [x, layers[-1](x)]), inputs
