@@ -185,7 +185,8 @@ def _written_as_far_as_equal(model: keras.Model, writing: Writing) -> Writing:
     found = writing.dissolved
     reason = (
         "its parts, called one by one, compute something else: it depends on "
-        "values, or on sizes that are None"
+        "values, on sizes that are None, or on masks that a nested model or "
+        "attention changes"
     )
     reasons = dict.fromkeys(found, reason)
     for kind in dict.fromkeys(map(type, found.values())):

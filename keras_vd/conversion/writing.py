@@ -258,20 +258,18 @@ class Writing:
         read = keras.tree.flatten((args, kwargs))
         if not any(id(x) in self.unmasked for x in read):
             return operation(*args, **kwargs)
-        is_masked = False
         if isinstance(operation, keras.layers.Layer):
-            if not type(operation).call.__module__.startswith("keras."):
-                # The code of others may look for masks on its inputs.
+            if _looks_for_masks(operation):
                 args, kwargs = keras.tree.map_structure(
                     self._carried, (args, kwargs)
                 )
                 return operation(*args, **kwargs)
-            masks = _masks_of_arguments(operation, args, kwargs)
-            kwargs = {**kwargs, **masks}
-            is_masked = kwargs.get("mask") is not None
+            kwargs = {**kwargs, **_masks_of_arguments(operation, args, kwargs)}
+            if isinstance(operation, keras.layers.MultiHeadAttention):
+                kwargs = _with_mask_of_queries(kwargs)
         outputs = operation(*args, **kwargs)
         for tensor in keras.tree.flatten(outputs):
-            if not is_masked and mask_of(tensor) is not None:
+            if kwargs.get("mask") is None and mask_of(tensor) is not None:
                 self.unmasked[id(tensor)] = tensor
         return outputs
 
@@ -482,6 +480,27 @@ def _masks_of_arguments(
         if is_open and any(x is not None for x in keras.tree.flatten(mask)):
             found[key] = mask
     return found
+
+
+def _looks_for_masks(layer: keras.layers.Layer) -> bool:
+    """Tell whether a layer may look for masks on its inputs by itself."""
+    package = type(layer).call.__module__.split(".")[0]
+    merges = keras.layers.Multiply, keras.layers.Maximum, keras.layers.Minimum
+    return package not in ("keras", "keras_vd") or isinstance(layer, merges)
+
+
+def _with_mask_of_queries(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Pass the mask of queries in another way.
+
+    Attention looks for it on the queries, whatever is passed.
+    """
+    mask, other = kwargs.get("query_mask"), kwargs.get("attention_mask")
+    if mask is None:
+        return kwargs
+    mask = ops.expand_dims(mask, -1)
+    if other is not None:
+        mask = ops.logical_and(other, mask)
+    return {**kwargs, "attention_mask": mask}
 
 
 def _kind(operation: Any) -> str:

@@ -55,11 +55,11 @@ class TokenAndPositionEmbedding(K.Layer):
         return x + positions
 
 
-def guide(steps=10, vocabulary=20, width=8, rate=0.1):
+def guide(steps=10, vocabulary=20, width=8, units=8, rate=0.1):
     """The model of the guide, smaller."""
     inputs = keras.Input((steps,))
     x = TokenAndPositionEmbedding(steps, vocabulary, width)(inputs)
-    x = TransformerBlock(width, 2, 8, rate)(x)
+    x = TransformerBlock(width, 2, units, rate)(x)
     x = K.GlobalAveragePooling1D()(x)
     x = K.Dropout(rate)(x)
     x = K.Dense(20, activation="relu")(x)
