@@ -394,9 +394,9 @@ def test_training_steps_of_ones_own_are_not_lost_in_silence():
     model, _ = called(Logging(name="mine"), random_inputs(2, 6))
     _, report = write(model)
     assert report.differences == ("`train_step` of Logging is left behind.",)
-    with pytest.raises(ValueError, match="`train_step`.*to_functional"):
+    with pytest.raises(ValueError, match=r"`train_step`.*to_functional"):
         keras_vd.to_variational(model)
-    with pytest.raises(ValueError, match="`train_step`.*to_functional"):
+    with pytest.raises(ValueError, match=r"`train_step`.*to_functional"):
         keras_vd.shrink(model)
 
 
@@ -489,7 +489,7 @@ def test_shrinking_the_guide():
     model, inputs = guide(units=16)
     randomize(model)
     (block,) = (x for x in model.layers if isinstance(x, TransformerBlock))
-    hidden, out = block.ffn.layers
+    _, out = block.ffn.layers
     kernel = to_numpy(out.kernel).copy()
     kernel[::2] = 0.0
     out.kernel.assign(kernel)
@@ -505,9 +505,7 @@ def test_shrinking_the_guide():
 def test_the_guide_from_training_to_a_file(tmp_path):
     """At least 90% of the parameters of kernels become variational."""
     model, inputs = guide(steps=10, vocabulary=20, width=8)
-    variational, report = keras_vd.to_variational(
-        model, return_report=True, verbose=0
-    )
+    variational = keras_vd.to_variational(model, verbose=0)
     assert_same(model, variational, inputs)
     kernels = sum(w.size for w in map(to_numpy, model.weights) if w.ndim > 1)
     converted = sum(
