@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import inspect
 import itertools
 import math
 import sys
@@ -504,6 +505,18 @@ def extended(cls: type, package: str) -> type:
     )
 
 
+def own_methods(cls: type) -> list[str]:
+    """List the public methods and properties that Keras' class has not."""
+    base = extended(cls, "keras")
+    added = {
+        name
+        for one in cls.__mro__[: cls.__mro__.index(base)]
+        for name in vars(one)
+        if not hasattr(base, name) and not name.startswith("_")
+    }
+    return sorted(added | {x for x in overridden(cls, base) if x[0] != "_"})
+
+
 def computing_class(cls: type) -> type:
     """Return the class whose code computes what a class computes.
 
@@ -842,6 +855,31 @@ def resize_variable(variable: keras.Variable, value: Any) -> None:
     """
     variable._shape = tuple(value.shape)
     variable._initialize(backend.convert_to_tensor(value, dtype=variable.dtype))
+
+
+@contextlib.contextmanager
+def change_class(layer: keras.layers.Layer, cls: type) -> Iterator[None]:
+    """Make a built layer one of another class, in place.
+
+    Within the context it may get new weights and layers.
+
+    Args:
+        layer: The layer, with the attributes that `cls` needs.
+        cls: A class that takes the same calls.
+    """
+    layer.__class__ = cls
+    # What the constructor of a Keras layer derives from its class.
+    signature = inspect.signature(layer.call)
+    layer._call_signature = signature
+    layer.call_signature_parameters = list(signature.parameters)
+    for name in layer._call_context_args:
+        layer._call_has_context_arg[name] = name in signature.parameters
+    layer._call_has_training_arg = "training" in signature.parameters
+    layer._tracker.unlock()
+    try:
+        yield
+    finally:
+        layer._tracker.lock()
 
 
 def register_variables(layer: keras.layers.Layer) -> None:

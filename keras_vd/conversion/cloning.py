@@ -33,7 +33,8 @@ from keras_vd.posteriors import WeightPosterior
 
 Config = dict[str, Any]
 # What replaces a layer: the class and config of a new one, or a layer itself.
-Replacement: TypeAlias = tuple[type, Config] | keras.layers.Layer
+# Without a config it is what the class says of the layer that is replaced.
+Replacement: TypeAlias = tuple[type, Config | None] | keras.layers.Layer
 
 _OBJECTS = (
     keras.initializers.Initializer,
@@ -66,6 +67,7 @@ class Cloner:
         replace: Callable[[Any], Replacement | None] = lambda layer: None,
         left_out: Container[Any] = (),
         names: Mapping[int, str] | None = None,
+        keeps_class: Callable[[Any], bool] = lambda model: False,
     ) -> None:
         """Prepare to clone a model or parts of it.
 
@@ -75,10 +77,13 @@ class Cloner:
             left_out: Layers that the clones do without: what reads such a
                 layer reads the input of that layer instead.
             names: New names by the `id` of layers and operations.
+            keeps_class: Whether a model with a graph is made from its config,
+                with its class, in place of its graph.
         """
         self.replace = replace
         self.left_out = left_out
         self.names = names or {}
+        self.keeps_class = keeps_class
         self.clones: dict[int, Any] = {}
         self.counterparts: dict[int, keras.layers.Layer] = {}
         # Posteriors are not cloned by identity: a layer serializes one of them
@@ -113,12 +118,13 @@ class Cloner:
         name = self.names.get(id(operation), operation.name)
         if not isinstance(operation, keras.layers.Layer):
             return copied_operation(operation, name)
-        if _is_chain(operation):
-            self._written_out.add(id(operation))
-            return self._clone_chain(operation, name)
-        if is_made_from_graph(operation) or functional_part(operation):
-            self._written_out.add(id(operation))
-            return self._clone_graph(operation, operation, name)
+        if not self.keeps_class(operation):
+            if _is_chain(operation):
+                self._written_out.add(id(operation))
+                return self._clone_chain(operation, name)
+            if is_made_from_graph(operation) or functional_part(operation):
+                self._written_out.add(id(operation))
+                return self._clone_graph(operation, operation, name)
         replacement = self.replace(operation)
         if isinstance(replacement, keras.layers.Layer):
             return replacement
@@ -130,6 +136,23 @@ class Cloner:
             made.built = True
         return made
 
+    def owner_of(self, layer: Any) -> Any:
+        """Return the clone whose config makes the clone of a layer with it.
+
+        None if there is no such clone: what a graph holds is cloned by itself.
+        """
+        owners = [
+            x
+            for key, x in self._originals.items()
+            if key in self.clones
+            and key not in self._written_out
+            and any(below is layer for below in flatten_layers(x))
+        ]
+        if not owners:
+            return None
+        innermost = min(owners, key=lambda x: len(flatten_layers(x)))
+        return self.clones[id(innermost)]
+
     def make(
         self, cls: type, config: Config | None, source: Any, name: str
     ) -> Any:
@@ -138,7 +161,7 @@ class Cloner:
         Args:
             cls: Class of the layer.
             config: Its config, which may hold layers in place of their
-                configs; None for the config of `source`.
+                configs; None for what `cls` says of `source`.
             source: The layer that it is made from.
             name: Its name.
         """
@@ -147,7 +170,7 @@ class Cloner:
         with objects_by_identity(self._is_known, self._find), scope:
             try:
                 if config is None:
-                    config = _config(source)
+                    config = _config(cls, source)
                 config = {k: self._object(v) for k, v in config.items()}
                 config |= self._objects_of(source, config)
                 if "name" in config:
@@ -330,13 +353,13 @@ def _is_chain(operation: Any) -> bool:
     return is_sequential and type(operation).call is keras.Sequential.call
 
 
-def _config(layer: Any) -> Config:
-    if type(layer) is keras.layers.Lambda:
+def _config(cls: Any, layer: Any) -> Config:
+    if cls is keras.layers.Lambda:
         # Keras would store the function as bytecode, which loses the globals
         # that the function refers to.
         base = keras.layers.Layer.get_config(layer)
         return {**base, **arguments_of_lambda(layer)}
-    return dict(layer.get_config())
+    return dict(cls.get_config(layer))
 
 
 def _from_config(cls: Any, config: Config) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 from keras import ops
 
 from keras_vd._backend.keras_internals import flatten_layers, mask_of
+from keras_vd.conversion.inputs import possible_types, symbolic_inputs
+from keras_vd.conversion.tracing import Untraceable
 
 # Sizes of open axes with which a model is tried, in this order.
 _SIZES = (7, 16, 3, 64, 1)
@@ -20,7 +23,7 @@ def predict_the_same(model: keras.Model, functional: keras.Model) -> bool:
 
     True if no inputs are found that the model takes.
     """
-    inputs, expected = _try(model, functional)
+    inputs, expected = _try(model, functional.input)
     if inputs is None:
         return True
     try:
@@ -31,9 +34,27 @@ def predict_the_same(model: keras.Model, functional: keras.Model) -> bool:
     return _equal_outputs(found, expected)
 
 
+def predict_alike(model: keras.Model, other: keras.Model) -> bool:
+    """Compare predictions for random inputs, up to rounding.
+
+    True if no inputs are found that `model` takes.
+    """
+    for dtypes in possible_types(model):
+        try:
+            structure = symbolic_inputs(model, dtypes)
+        except Untraceable:
+            return True
+        inputs, expected = _try(model, structure)
+        if inputs is not None:
+            found = _call(other, inputs)
+            pairs = map(keras.tree.flatten, (found, expected))
+            return all(map(_alike, *pairs))
+    return True
+
+
 def trains_otherwise(functional: keras.Model) -> bool:
     """Tell whether outputs for random inputs are others in training."""
-    inputs, expected = _try(functional, functional)
+    inputs, expected = _try(functional, functional.input)
     if inputs is None:
         return False
     try:
@@ -45,13 +66,17 @@ def trains_otherwise(functional: keras.Model) -> bool:
     return not _equal_outputs(found, expected)
 
 
-def _try(model: keras.Model, functional: keras.Model) -> tuple[Any, Any]:
+def _try(model: keras.Model, structure: Any) -> tuple[Any, Any]:
     """Find inputs that a model takes, and what it returns for them.
 
     None and None if there are none.
+
+    Args:
+        model: The model.
+        structure: Symbolic tensors, in the structure of its inputs.
     """
-    for size, is_id in itertools.product(_SIZES, _kinds(functional)):
-        inputs = _draw(functional, size, is_id)
+    for size, is_id in itertools.product(_SIZES, _kinds(model)):
+        inputs = _draw(structure, size, is_id)
         if inputs is None:
             break
         try:
@@ -64,7 +89,9 @@ def _try(model: keras.Model, functional: keras.Model) -> tuple[Any, Any]:
 def _call(model: keras.Model, inputs: Any, training: bool = False) -> Any:
     """Call a model without changing the states of recurrent layers, say."""
     with keras.StatelessScope():
-        return model(inputs, training=training)
+        if "training" in inspect.signature(model.call).parameters:
+            return model(inputs, training=training)
+        return model(inputs)
 
 
 def _kinds(model: keras.Model) -> tuple[bool, ...]:
@@ -75,7 +102,7 @@ def _kinds(model: keras.Model) -> tuple[bool, ...]:
     return (True, False) if looks_up else (False, True)
 
 
-def _draw(model: keras.Model, size: int, is_id: bool) -> Any:
+def _draw(structure: Any, size: int, is_id: bool) -> Any:
     """Draw inputs; None if the model reads text."""
     generator = np.random.default_rng(0)
 
@@ -92,9 +119,9 @@ def _draw(model: keras.Model, size: int, is_id: bool) -> Any:
         )
         return ops.convert_to_tensor(drawn, dtype=dtype)
 
-    if any(x.dtype == "string" for x in model.inputs):
+    if any(x.dtype == "string" for x in keras.tree.flatten(structure)):
         return None
-    return keras.tree.map_structure(draw, model.input)
+    return keras.tree.map_structure(draw, structure)
 
 
 def _equal_outputs(found: Any, expected: Any) -> bool:
@@ -111,6 +138,14 @@ def _equal_outputs(found: Any, expected: Any) -> bool:
         elif not _equal_arrays(*masks):
             return False
     return True
+
+
+def _alike(one: Any, other: Any) -> bool:
+    one, other = (
+        ops.convert_to_numpy(ops.cast(x, "float32")) for x in (one, other)
+    )
+    size = np.abs(other).max(initial=1e-6)
+    return bool(np.allclose(one, other, rtol=0.0, atol=1e-4 * size))
 
 
 def _equal_arrays(one: Any, other: Any) -> bool:

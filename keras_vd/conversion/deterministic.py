@@ -16,6 +16,7 @@ from keras_vd._backend.validation import check_finite_model, check_model
 from keras_vd.conversion.cloning import Cloner, Replacement
 from keras_vd.conversion.folding import absorb, find_folds
 from keras_vd.conversion.functional import written_out
+from keras_vd.conversion.in_place import PartlyVariational, keeps_class
 from keras_vd.layers.base import (
     COUNTERPARTS,
     VariationalLayer,
@@ -58,6 +59,8 @@ def to_deterministic(model: keras.Model) -> keras.Model:
     check_finite_model(model)
     for layer in flatten_layers(model):
         _check_code(layer)
+    if _is_from_config(model):
+        return _to_deterministic(model, {})
     with written_out(model) as written:
         return _to_deterministic(written.model, written.reasons)
 
@@ -66,7 +69,8 @@ def _to_deterministic(
     model: keras.Model, reasons: dict[int, str]
 ) -> keras.Model:
     folds = find_folds(model)
-    cloner = Cloner(model, _plain, left_out=folds)
+    keeps = keeps_class if _is_from_config(model) else lambda x: False
+    cloner = Cloner(model, _plain, left_out=folds, keeps_class=keeps)
     plain: keras.Model = cloner.clone(model)
     remaining = [
         layer.name for layer in flatten_layers(plain) if _is_ours(layer)
@@ -89,6 +93,14 @@ def _to_deterministic(
         for layer, factors in targets:
             absorb(cloner.counterparts[id(layer)], factors)
     return plain
+
+
+def _is_from_config(model: keras.Model) -> bool:
+    """Tell whether a model becomes what it was by its config, not its graph."""
+    return any(
+        isinstance(x, PartlyVariational) and keeps_class(x)
+        for x in flatten_layers(model)
+    )
 
 
 def _is_ours(layer: Any) -> bool:
@@ -125,6 +137,8 @@ def _plain(layer: Any) -> Replacement | None:
         gate: keras.layers.Layer
         gate = layer.plain_layer(layer.get_build_config()["input_shape"])
         return gate
+    if isinstance(layer, PartlyVariational):
+        return layer.plain_class, None
     if not isinstance(layer, VariationalLayer):
         return None
     cls: Any = _known_class(type(layer))

@@ -8,7 +8,10 @@ from typing import Any
 
 import keras
 
-from keras_vd._backend.keras_internals import flatten_layers
+from keras_vd._backend.keras_internals import (
+    flatten_layers,
+    functional_part,
+)
 from keras_vd._backend.names import Names
 from keras_vd.conversion.tracing import Untraceable
 
@@ -64,7 +67,7 @@ def symbolic_inputs(model: keras.Model, dtypes: Types) -> Any:
             lambda x: keras.Input(
                 batch_shape=x.shape, dtype=x.dtype, name=x.name
             ),
-            model.input,
+            (functional_part(model) or model).input,
         )
     shapes = _shapes(model)
     if isinstance(shapes, dict) and len(shapes) == len(dtypes):

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, Literal, overload
 
 import keras
+import numpy as np
+from keras import ops
 
 from keras_vd import posteriors
 from keras_vd._backend.keras_internals import (
     computing_class,
     flatten_layers,
+    functional_part,
     overridden,
     own_variables,
     sublayers,
@@ -21,8 +26,20 @@ from keras_vd._backend.validation import (
     reason_to_keep_weights,
 )
 from keras_vd.conversion.cloning import Cloner, Config
+from keras_vd.conversion.comparing import predict_alike
+from keras_vd.conversion.deterministic import to_deterministic
 from keras_vd.conversion.functional import Written, written_out
-from keras_vd.conversion.report import ConversionReport, ConversionRow
+from keras_vd.conversion.in_place import (
+    exchange_parts,
+    exchangeable,
+    keeps_class,
+    part_places,
+)
+from keras_vd.conversion.report import (
+    ConversionReport,
+    ConversionRow,
+    FunctionalReport,
+)
 from keras_vd.conversion.selection import Path, Selectors, select
 from keras_vd.layers.base import COUNTERPARTS, VariationalLayer
 from keras_vd.layers.structured import StructuredGate
@@ -68,8 +85,11 @@ def to_variational(
 
     Args:
         model: A built model; not changed. Subclassed models and layers made
-            of layers are written out, see `to_functional`. One that cannot be
-            is converted if its `get_config` returns its layers.
+            of layers are written out, see `to_functional`. Where that cannot
+            be, or would lose methods that the class of a Functional model has,
+            layers become variational inside a copy that is rebuilt from its
+            config, and stay plain where the code does more with their weights
+            than to call the layers: that is tried.
         posterior: `"sparse_vd"`, `"vd"`, `"ard"`, `"gaussian"`, an object
             from `keras_vd.posteriors`, or a function that returns one of these
             for a layer of `model`.
@@ -103,7 +123,7 @@ def to_variational(
     check_model(model)
     check_built(model)
     check_finite_model(model)
-    with written_out(model) as written:
+    with _opened(model) as written:
         places = _places(written.model)
         tied = _tied(written.model)
         reasons = {
@@ -117,6 +137,16 @@ def to_variational(
     if verbose:
         print(str(report))
     return (result, report) if return_report else result
+
+
+@contextlib.contextmanager
+def _opened(model: keras.Model) -> Iterator[Written]:
+    """Write a model out, unless that would take methods of its own from it."""
+    if keeps_class(model):
+        yield Written(model, FunctionalReport(()), {}, contextlib.ExitStack())
+        return
+    with written_out(model) as written:
+        yield written
 
 
 def _convert(
@@ -150,22 +180,90 @@ def _convert(
         return COUNTERPARTS[kind], config
 
     model = written.model
-    cloner = Cloner(model, replace)
+    cloner = Cloner(
+        model,
+        replace,
+        keeps_class=keeps_class if keeps_class(model) else lambda x: False,
+    )
     result: keras.Model = cloner.clone(model)
-    out_of_reach = added.keys() - cloner.clones.keys()
-    for key in out_of_reach:
+    cloner.copy_values(model)
+    by_code = {
+        id(x): x
+        for x in places.values()
+        if id(x) in added and id(x) not in cloner.clones
+    }
+    left = _exchange(cloner, by_code, added)
+    for key in left:
         reasons[key] = _reason_out_of_reach(written, key)
-    if len(out_of_reach) == len(added):
+    reason = _not_only_called(result) if len(left) < len(by_code) else None
+    if reason is not None:
+        reasons |= dict.fromkeys(by_code, reason)
+        return _convert(written, places, reasons, posterior, kl_weight)
+    if all(reasons[key] for key in added):
         raise ValueError(
             "Argument `model` must have a layer that can be converted. "
             f"'{model.name}' has none: {_report(places, reasons).skipped}."
         )
-    cloner.copy_values(model)
     copied = set(map(id, cloner.counterparts.values()))
     for weight in variational_weights(result):
         if id(weight) not in copied:
             weight.start_from_weight()
     return result
+
+
+def _exchange(
+    cloner: Cloner,
+    layers: dict[int, keras.layers.Layer],
+    added: dict[int, Config],
+) -> list[int]:
+    """Make layers variational that the code of what is around them makes.
+
+    Args:
+        cloner: Of the model, with all values copied; its clones change.
+        layers: The layers of the plain model, by their `id`.
+        added: What variational layers get beyond their configs.
+
+    Returns:
+        The `id`s of those that stay plain.
+    """
+    owners: dict[int, Any] = {}
+    places: dict[int, dict[int, Config]] = {}
+    left: list[int] = []
+    for key, layer in layers.items():
+        owner = cloner.owner_of(layer)
+        parts = exchangeable(layer)
+        clones = [cloner.counterparts.get(id(x)) for x in parts]
+        if owner is None or not parts or None in clones:
+            left.append(key)
+            continue
+        owners[id(owner)] = owner
+        at = part_places(owner)
+        found = places.setdefault(id(owner), {})
+        found |= {at[id(x)]: added[key] for x in clones}
+    for key, owner in owners.items():
+        exchange_parts(owner, places[key])
+    return left
+
+
+def _not_only_called(model: keras.Model) -> str | None:
+    """Return what a model's code does with its variational parts but call them.
+
+    It is tried: what is dropped at random has to be gone in the plain model.
+    """
+    generator = np.random.default_rng(0)
+    masks = [x.keep_mask for x in variational_weights(model)]
+    before = [ops.convert_to_numpy(mask) for mask in masks]
+    for mask in masks:
+        mask.assign(generator.integers(0, 2, tuple(mask.shape)) > 0)
+    try:
+        if predict_alike(model, to_deterministic(model)):
+            return None
+        return "the code around it reads its weights, and not only calls it"
+    except ValueError as error:
+        return f"the code around it has no config to rebuild it from: {error}"
+    finally:
+        for mask, value in zip(masks, before, strict=True):
+            mask.assign(value)
 
 
 def _reason_out_of_reach(written: Written, key: int) -> str:
@@ -226,7 +324,9 @@ def _tied(model: keras.layers.Layer) -> dict[int, str]:
         key: f"'{owner.name}' has it too, and may read its weights"
         for key, sharing in owners.items()
         for owner in sharing
-        if len(sharing) > 1 and not type(owner).__module__.startswith("keras.")
+        if len(sharing) > 1
+        and not type(owner).__module__.startswith("keras.")
+        and functional_part(owner) is not owner
     }
 
 

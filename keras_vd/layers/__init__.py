@@ -28,6 +28,7 @@ from keras_vd.layers.embedding import VDEmbedding
 from keras_vd.layers.hard_concrete import HardConcreteDropout
 from keras_vd.layers.log_normal import LogNormalDropout
 from keras_vd.layers.recurrent import VDGRU, VDLSTM, VDSimpleRNN
+from keras_vd.layers.reversible_embedding import VDReversibleEmbedding
 
 __all__ = [
     "VDGRU",
@@ -49,6 +50,7 @@ __all__ = [
     "VDEmbedding",
     "VDGroupQueryAttention",
     "VDMultiHeadAttention",
+    "VDReversibleEmbedding",
     "VDSeparableConv1D",
     "VDSeparableConv2D",
     "VDSimpleRNN",

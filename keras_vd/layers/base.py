@@ -66,6 +66,24 @@ class VariationalLayer(_Mixin):
         if isinstance(groups, int) and "groups" in keras_arguments:
             kwargs["groups"], groups = groups, ()
         super().__init__(*args, **kwargs)
+        self._add_posteriors(posterior, kl_weight, groups)
+
+    def become_variational(
+        self, posterior: Any, kl_weight: float | None
+    ) -> None:
+        """Do what the constructor and `build` do beyond those of Keras.
+
+        This is for a built layer of Keras whose class has just changed.
+        """
+        self._add_posteriors(posterior, kl_weight, ())
+        self._bind_posteriors(self)
+
+    def _add_posteriors(
+        self,
+        posterior: Any,
+        kl_weight: float | None,
+        groups: Sequence[str] | int,
+    ) -> None:
         self._check_supported()
         self.group_names = check_choices(
             "groups", groups, self._available_groups
@@ -144,7 +162,7 @@ class VariationalLayer(_Mixin):
                 if not variables.built:
                     variables.bind_group(size, f"{self.name}/{group}")
                 groups[group] = Group(variables, expand)
-            is_only_one = len(self._variational_weights) == 1
+            is_only_one = len(self._posteriors()) == 1
             getattr(self, name).bind(
                 Binding(
                     getattr(owner, weight),
@@ -161,11 +179,10 @@ class VariationalLayer(_Mixin):
                 variables = getattr(self, f"{group}_group")
                 getattr(self, name).multiply_by(group, Group(variables, expand))
 
-    @classmethod
-    def _posteriors(cls) -> list[tuple[str, str]]:
+    def _posteriors(self) -> list[tuple[str, str]]:
         """List the attribute names of each posterior and of its weight."""
         return [
-            (f"{name}_posterior", name) for name in cls._variational_weights
+            (f"{name}_posterior", name) for name in self._variational_weights
         ]
 
     def _kernel_axes(self, weight: str) -> Axes:

@@ -61,12 +61,15 @@ class VDEmbedding(VariationalLayer, keras.layers.Embedding):
 
     def __init__(self, *args: Any, weights: Any = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._refuse_input_noise()
         # Keras would build the layer at once, before its posterior exists.
         if weights is not None:
             self.build()
             is_listed = isinstance(weights, list) and len(weights) == 1
             self.embeddings.assign(weights[0] if is_listed else weights)
+
+    def _add_posteriors(self, *arguments: Any) -> None:
+        super()._add_posteriors(*arguments)
+        self._refuse_input_noise()
 
     def build(self, input_shape: Any = None) -> None:
         if not self.built:

@@ -105,8 +105,15 @@ def test_predictions_and_weights_stay(name):
     variational = convert(plain, "ard")
     for one, other in zip(predict(variational, inputs), expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
-    kinds = [kind_of(layer) for layer in flatten_layers(variational)]
-    assert kinds == [kind_of(layer) for layer in flatten_layers(source)]
+    kinds, others = (
+        [kind_of(layer) for layer in flatten_layers(x)]
+        for x in (variational, source)
+    )
+    if name == "subclassed":
+        # It was written out: only its layers are what they were.
+        assert set(others) - set(kinds) == {Wrapping}
+    else:
+        assert kinds == others
     weights = keras_vd.variational_weights(variational)
     assert {type(weight) for weight in weights} == {posteriors.ARD}
     back = keras_vd.to_deterministic(variational)
@@ -278,7 +285,7 @@ class Linear(keras.layers.Dense):
 
 @keras.saving.register_keras_serializable("tests")
 class Owner(keras.layers.Layer):
-    """A user's layer with a `Dense` that its config does not describe."""
+    """A user's layer that reads a weight of a `Dense` by itself."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -288,7 +295,7 @@ class Owner(keras.layers.Layer):
         self.dense.build(input_shape)
 
     def call(self, inputs):
-        return self.dense(inputs)
+        return keras.ops.matmul(inputs, self.dense.kernel)
 
 
 @pytest.mark.integration
@@ -316,7 +323,7 @@ def test_what_stays_and_why():
     assert report.converted == ["good"]
     words = {
         "subclass": "a subclass of Dense that overrides `call`",
-        "owner/own": "made in the code",
+        "owner/own": "reads its weights, and not only calls it",
         "scale": "no variational form of Scale",
         "frozen": "frozen",
         "lora": "LoRA",
@@ -329,7 +336,7 @@ def test_what_stays_and_why():
         assert word in report.skipped[name], name
     assert json.loads(json.dumps(report.to_dict())) == report.to_dict()
     assert "Converted: 1 of 9 layers" in str(report)
-    assert "made in the code" in report._repr_html_()
+    assert "reads its weights" in report._repr_html_()
     inputs = random_inputs(3, 6)
     np.testing.assert_allclose(
         predict(variational, inputs)[0], predict(model, inputs)[0], rtol=1e-6
