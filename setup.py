@@ -37,6 +37,7 @@ RUNTIMES = [
     "onnxruntime>=1.31",
     "tf2onnx>=1.17",
 ]
+HUB = ["keras-hub>=0.25"]
 TENSORBOARD = ["tensorboard>=2.16"]
 TFP = ["tensorflow-probability[tf]>=0.25"]
 
@@ -83,6 +84,7 @@ setup(
         "runtimes": RUNTIMES,
         "benchmarks": BENCHMARKS,
         "peers": [*PEERS, *TFP],
+        "hub": HUB,
         "tensorboard": TENSORBOARD,
         "tfp": TFP,
         "test": [

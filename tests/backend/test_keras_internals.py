@@ -843,3 +843,45 @@ def test_is_used_elsewhere():
     keras.layers.Dense(5)(hidden)
     assert internals.is_used_elsewhere(one, model.layers)
     assert not internals.is_used_elsewhere(other, model.layers)
+
+
+class Speaking(keras.layers.Dense):
+    """A layer with a method of its own."""
+
+    def speak(self):
+        return "hello"
+
+    def _whisper(self):
+        return "..."
+
+
+@pytest.mark.core
+def test_own_methods():
+    assert internals.own_methods(Speaking) == ["speak"]
+    assert internals.own_methods(Probe) == ["build", "call"]
+    assert internals.own_methods(keras.layers.Dense) == []
+
+
+class Doubling(keras.layers.Dense):
+    """Takes an argument `training`, unlike `Dense`, and more weights."""
+
+    def call(self, inputs, training=None):
+        factor = 2.0 if training else 1.0
+        return factor * super().call(inputs) + self.shift
+
+
+@pytest.mark.core
+def test_change_class():
+    """Identity: the object stays, and with it its place in models."""
+    layer = keras.layers.Dense(3)
+    model = keras.Sequential([keras.Input((2,)), layer])
+    inputs = np.ones((1, 2), "float32")
+    before = to_numpy(model(inputs))
+    with internals.change_class(layer, Doubling):
+        layer.shift = layer.add_weight(shape=(), initializer="ones")
+    assert model.layers[0] is layer
+    assert_equal(model(inputs), before + 1.0)
+    assert_equal(model(inputs, training=True), 2.0 * before + 1.0)
+    assert len(model.weights) == 3
+    with pytest.raises(ValueError, match="cannot add new elements of state"):
+        layer.other = keras.layers.Dense(1)

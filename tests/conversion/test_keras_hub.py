@@ -1,0 +1,244 @@
+"""Models of KerasHub, with random weights: from plain to sparse and back.
+
+These need the package `keras-hub`, which the other tests do not.
+"""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+
+import keras_vd
+from tests.helpers.arrays import to_numpy
+
+keras_hub = pytest.importorskip("keras_hub", exc_type=ImportError)
+pytestmark = [
+    pytest.mark.integration,
+    # What KerasHub's own models give, without this library, too.
+    pytest.mark.filterwarnings("ignore:.*passed an input with a mask attached"),
+    pytest.mark.filterwarnings("ignore:`compile\\(\\)` was not called"),
+]
+
+LENGTH = 8
+WORDS = 200
+SIZES = {"vocabulary_size": WORDS, "num_layers": 2, "hidden_dim": 16}
+
+
+def texts(count=4, **more):
+    ids = np.random.default_rng(0).integers(1, WORDS, (count, LENGTH))
+    ones = np.ones((count, LENGTH), "int32")
+    return {"token_ids": ids.astype("int32"), "padding_mask": ones, **more}
+
+
+def bert():
+    backbone = keras_hub.models.BertBackbone(
+        num_heads=2, intermediate_dim=32, max_sequence_length=LENGTH, **SIZES
+    )
+    return backbone, texts(segment_ids=np.zeros((4, LENGTH), "int32"))
+
+
+def gpt2():
+    backbone = keras_hub.models.GPT2Backbone(
+        num_heads=2, intermediate_dim=32, max_sequence_length=LENGTH, **SIZES
+    )
+    return backbone, texts()
+
+
+def gemma():
+    backbone = keras_hub.models.GemmaBackbone(
+        num_query_heads=4,
+        num_key_value_heads=2,
+        head_dim=4,
+        intermediate_dim=32,
+        **SIZES,
+    )
+    return backbone, texts()
+
+
+def t5():
+    backbone = keras_hub.models.T5Backbone(
+        num_heads=2, intermediate_dim=32, **SIZES
+    )
+    found = texts()
+    inputs = {
+        f"{side}_{name}": value
+        for side in ("encoder", "decoder")
+        for name, value in found.items()
+    }
+    return backbone, inputs
+
+
+def images():
+    return np.random.default_rng(0).normal(size=(4, 16, 16, 3)).astype("f")
+
+
+def vit():
+    backbone = keras_hub.models.ViTBackbone(
+        image_shape=(16, 16, 3),
+        patch_size=4,
+        num_layers=2,
+        num_heads=2,
+        hidden_dim=16,
+        mlp_dim=32,
+    )
+    return backbone, images()
+
+
+def resnet():
+    backbone = keras_hub.models.ResNetBackbone(
+        input_conv_filters=[64],
+        input_conv_kernel_sizes=[3],
+        stackwise_num_filters=[64, 64],
+        stackwise_num_blocks=[1, 1],
+        stackwise_num_strides=[1, 2],
+        block_type="basic_block",
+        image_shape=(16, 16, 3),
+    )
+    return backbone, images()
+
+
+def mobilenet():
+    backbone = keras_hub.models.MobileNetBackbone(
+        stackwise_expansion=[[16, 24], [24]],
+        stackwise_num_blocks=[2, 1],
+        stackwise_num_filters=[[8, 8], [16]],
+        stackwise_kernel_size=[[3, 3], [3]],
+        stackwise_num_strides=[[2, 1], [2]],
+        stackwise_se_ratio=[[None, None], [0.25]],
+        stackwise_activation=[["relu6", "relu6"], ["hard_swish"]],
+        stackwise_padding=[[1, 1], [1]],
+        output_num_filters=24,
+        input_num_filters=8,
+        input_activation="hard_swish",
+        image_shape=(16, 16, 3),
+        depthwise_filters=8,
+        depthwise_stride=2,
+        depthwise_residual=False,
+        squeeze_and_excite=None,
+        last_layer_filter=24,
+    )
+    return backbone, images()
+
+
+def text_classifier():
+    backbone, inputs = bert()
+    return keras_hub.models.BertTextClassifier(backbone, 2, None), inputs
+
+
+def image_classifier():
+    backbone, inputs = resnet()
+    made = keras_hub.models.ResNetImageClassifier(backbone, 3, None)
+    return made, inputs
+
+
+def causal_lm():
+    backbone, inputs = gpt2()
+    return keras_hub.models.GPT2CausalLM(backbone, None), inputs
+
+
+MODELS = {
+    f.__name__: f
+    for f in (
+        *(bert, gpt2, gemma, t5, vit, resnet, mobilenet),
+        *(text_classifier, image_classifier, causal_lm),
+    )
+}
+
+
+def predictions(model, inputs):
+    outputs = keras.tree.flatten(model(inputs, training=False))
+    return [to_numpy(x).astype("float32") for x in outputs]
+
+
+def assert_alike(found, expected, tolerance=0.0):
+    for one, two in zip(found, expected, strict=True):
+        atol = tolerance * np.abs(two).max()
+        np.testing.assert_allclose(one, two, rtol=0.0, atol=atol)
+
+
+@keras.saving.register_keras_serializable("tests_keras_hub")
+def size(labels, outputs):
+    return keras.ops.mean(keras.ops.square(outputs))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_there_and_back(name, tmp_path):
+    """Identities: predictions, files, and the class of the model."""
+    model, inputs = MODELS[name]()
+    expected = predictions(model, inputs)
+    kernels = sum(to_numpy(w).size for w in model.weights if len(w.shape) > 1)
+    variational = keras_vd.to_variational(model, posterior="ard", verbose=0)
+    assert isinstance(variational, type(model))
+    assert_alike(predictions(variational, inputs), expected)
+    weights = keras_vd.variational_weights(variational)
+    sizes = sum(to_numpy(x.theta).size for x in weights)
+    assert sizes >= 0.9 * kernels
+
+    keras.Model.compile(
+        variational,
+        optimizer="sgd",
+        loss=size,
+        run_eagerly=True,
+    )
+    (first, *_) = expected
+    labels = np.zeros((len(first), 1))
+    if isinstance(variational.output, dict):
+        labels = {key: labels for key in variational.output}
+    annealing = keras_vd.callbacks.KLAnnealing(4, 0, 1, verbose=0)
+    logs = keras.Model.fit(
+        variational, inputs, labels, epochs=2, verbose=0, callbacks=[annealing]
+    ).history
+    assert logs["kl"][-1] > 0
+    assert np.isfinite(logs["loss"]).all()
+
+    for weight in weights:
+        cut = float(np.quantile(to_numpy(weight.log_alpha), 0.5))
+        weight.prune(np.clip(cut, -20.0, 20.0))
+    expected = predictions(variational, inputs)
+    variational.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert_alike(predictions(loaded, inputs), expected)
+    plain = keras_vd.to_deterministic(loaded)
+    assert type(plain) is type(model)
+    assert_alike(predictions(plain, inputs), expected, 1e-5)
+
+
+def test_a_language_model_still_writes():
+    """Oracle: what the plain model with the same weights writes."""
+    model, _ = causal_lm()
+    prompt = texts(2)
+    prompt["padding_mask"][:, 4:] = 0
+    prompt["token_ids"][:, 4:] = 0
+    model.compile(sampler="greedy", run_eagerly=True)
+    expected = model.generate(prompt, stop_token_ids=None)
+    variational = keras_vd.to_variational(model, verbose=0)
+    variational.compile(sampler="greedy", run_eagerly=True)
+    found = variational.generate(prompt, stop_token_ids=None)
+    assert (to_numpy(found["token_ids"])[:, 4:] > 0).any()
+    np.testing.assert_array_equal(found["token_ids"], expected["token_ids"])
+
+
+def test_hidden_units_and_heads_of_an_encoder_go():
+    """Oracle: parameters of the layers that are left, counted by hand."""
+    model, inputs = bert()
+    for layer in model.transformer_layers:
+        for dense, axis in (
+            (layer._feedforward_output_dense, 0),
+            (layer._self_attention_layer._output_dense, 0),
+        ):
+            kernel = to_numpy(dense.kernel).copy()
+            half = kernel.shape[axis] // 2
+            kernel[:half] = 0.0
+            dense.kernel.assign(kernel)
+    smaller = keras_vd.shrink(model, verbose=0)
+    # 16 hidden units of 33 + 16 weights, a head of 8 of 4 projections.
+    gone = 2 * (16 * (16 + 1 + 16) + 3 * (16 + 1) * 8 + 8 * 16)
+    assert smaller.count_params() == model.count_params() - gone
+    found, expected = (
+        keras.tree.flatten(x(inputs, training=False)) for x in (smaller, model)
+    )
+    for one, two in zip(found, expected, strict=True):
+        np.testing.assert_allclose(
+            to_numpy(one), to_numpy(two), rtol=1e-4, atol=1e-5
+        )
