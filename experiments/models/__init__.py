@@ -1,0 +1,1 @@
+"""Which models can be brought: converted, trained, shrunk and written."""
