@@ -3,7 +3,7 @@
 from keras_vd.calibration import CalibrationReport
 from keras_vd.conversion.report import ConversionReport, ConversionRow
 from keras_vd.deployment.report import ArtifactRow, DeploymentReport
-from keras_vd.shrinking.report import LayerRow, ShrinkReport
+from keras_vd.shrinking.report import LayerRow, ShrinkReport, ZeroedRow
 from keras_vd.sparsity import GateRow, GroupRow, SparsityReport, WeightRow
 from keras_vd.uncertainty import MonteCarloPrediction
 
@@ -20,4 +20,5 @@ __all__ = [
     "ShrinkReport",
     "SparsityReport",
     "WeightRow",
+    "ZeroedRow",
 ]

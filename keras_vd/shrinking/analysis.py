@@ -30,12 +30,17 @@ class Plan:
             a Flatten, with the tensor that it flattens as the value.
         keeps_layers: Whether something of every tensor stays, so that no layer
             goes.
+        round_to: What the widths of layers' outputs are rounded up to
+            multiples of.
+        filled: How many channels a tensor keeps only to that end.
     """
 
     graph: Graph
     rules: dict[int, Rule]
     gathered: dict[GraphTensor, GraphTensor | None]
     keeps_layers: bool = False
+    round_to: int = 1
+    filled: dict[GraphTensor, int] = dataclasses.field(default_factory=dict)
 
     def rule_of(self, node: Node) -> Rule:
         """Return the rule of the layer that a node calls."""
@@ -59,6 +64,7 @@ def make_plan(
     gather_inputs: bool | None,
     kept_whole: Mapping[int, str] | None = None,
     keeps_layers: bool = False,
+    round_to: int = 1,
 ) -> Plan:
     """Find what a model can do without.
 
@@ -67,6 +73,7 @@ def make_plan(
         gather_inputs: As in `shrink`.
         kept_whole: Reasons by the `id` of layers that are to be kept whole.
         keeps_layers: Whether all layers stay, with one unit at least.
+        round_to: As in `shrink`.
     """
     uses: dict[int, list[Node]] = {}
     for node in graph.nodes:
@@ -76,7 +83,7 @@ def make_plan(
         key: find_rule(nodes[0].operation, nodes, reasons.get(key))
         for key, nodes in uses.items()
     }
-    plan = Plan(graph, rules, {}, keeps_layers)
+    plan = Plan(graph, rules, {}, keeps_layers, round_to)
     if gather_inputs is not False:
         plan.gathered = _gatherable_inputs(graph) | _gatherable_flat(plan)
     _find_constants(plan)
@@ -88,6 +95,7 @@ def make_plan(
     if len(worth) < len(plan.gathered):
         plan.gathered = worth
         _settle(plan)
+    _round_up(plan)
     return plan
 
 
@@ -169,7 +177,7 @@ def _settle(plan: Plan) -> None:
         tensor.keep[:] = True
     _repeat(plan)
     while (emptied := _emptied(plan)) is not None:
-        emptied.keep[_cheapest(emptied)] = True
+        _add_channels(emptied, 1)
         _repeat(plan)
 
 
@@ -190,12 +198,37 @@ def _emptied(plan: Plan) -> GraphTensor | None:
     return next((x for x in reversed(plan.graph.tensors) if x in needed), None)
 
 
-def _cheapest(tensor: GraphTensor) -> int:
-    """Return the index of the channel whose keeping costs least.
+def _round_up(plan: Plan) -> None:
+    """Round widths up, and note by how much."""
+    needed = {tensor: _kept(tensor) for tensor in plan.graph.tensors}
+    while found := _uneven(plan):
+        _add_channels(*found)
+        _repeat(plan)
+    plan.filled = {x: _kept(x) - count for x, count in needed.items()}
 
-    This is a constant one, if there is any, as it needs no inputs.
+
+def _uneven(plan: Plan) -> tuple[GraphTensor, int] | None:
+    """Return a tensor to be rounded up, and how many channels that takes.
+
+    Only the layers that make channels of their own count: the others hand on
+    the numbers of these, or their sum.
     """
-    return int(np.argmax(~np.isnan(tensor.constant)))
+    for node in reversed(plan.graph.nodes):
+        tensor, rule = node.outputs[0], plan.rule_of(node)
+        missing = min(-_kept(tensor) % plan.round_to, int((~tensor.keep).sum()))
+        if missing and not rule.hands_on and not node.is_gone:
+            return tensor, missing
+    return None
+
+
+def _add_channels(tensor: GraphTensor, count: int) -> None:
+    """Keep some more channels of a tensor, those whose keeping costs least.
+
+    These are constant ones, if there are any, as they need no inputs.
+    """
+    gone = np.flatnonzero(~tensor.keep)
+    order = np.argsort(np.isnan(tensor.constant[gone]), kind="stable")
+    tensor.keep[gone[order[:count]]] = True
 
 
 def _repeat(plan: Plan) -> None:
@@ -235,4 +268,8 @@ def _tie(rule: Rule) -> None:
 
 
 def _count(plan: Plan) -> int:
-    return sum(int(np.count_nonzero(x.keep)) for x in plan.graph.tensors)
+    return sum(map(_kept, plan.graph.tensors))
+
+
+def _kept(tensor: GraphTensor) -> int:
+    return int(np.count_nonzero(tensor.keep))

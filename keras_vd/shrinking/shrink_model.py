@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Literal, overload
 
 import keras
 
 from keras_vd._backend.keras_internals import functional_part
-from keras_vd._backend.validation import NOT_BUILT, check_plain_model
+from keras_vd._backend.validation import (
+    NOT_BUILT,
+    check_integer,
+    check_number,
+    check_plain_model,
+)
 from keras_vd.conversion.cloning import copy_model
 from keras_vd.conversion.fine_tuning import refreeze_zeros
 from keras_vd.rules.costs import count_macs
@@ -15,7 +21,8 @@ from keras_vd.rules.graph import read_graph
 from keras_vd.shrinking.analysis import Plan, make_plan
 from keras_vd.shrinking.reasons import find_reasons, full_name
 from keras_vd.shrinking.rebuild import rebuild
-from keras_vd.shrinking.report import LayerRow, ShrinkReport
+from keras_vd.shrinking.report import LayerRow, ShrinkReport, ZeroedRow
+from keras_vd.shrinking.zeroing import difference_of, with_zeros
 
 
 @overload
@@ -24,6 +31,8 @@ def shrink(
     gather_inputs: bool | None = None,
     return_report: Literal[False] = False,
     verbose: int = 1,
+    tolerance: float = 0.0,
+    round_to: int = 1,
 ) -> keras.Model: ...
 @overload
 def shrink(
@@ -32,12 +41,16 @@ def shrink(
     *,
     return_report: Literal[True],
     verbose: int = 1,
+    tolerance: float = 0.0,
+    round_to: int = 1,
 ) -> tuple[keras.Model, ShrinkReport]: ...
 def shrink(
     model: keras.Model,
     gather_inputs: bool | None = None,
     return_report: bool = False,
     verbose: int = 1,
+    tolerance: float = 0.0,
+    round_to: int = 1,
 ) -> keras.Model | tuple[keras.Model, ShrinkReport]:
     """Remove from a plain model what its predictions do not depend on.
 
@@ -61,24 +74,44 @@ def shrink(
             others. None: where at least half of them are dead.
         return_report: Whether to return the report as well.
         verbose: 1 to print the report, 0 not to.
+        tolerance: Trained weights whose absolute value is at most this count
+            as zero, and are zero in the result. With a tolerance above 0
+            predictions change; the report tells which weights were not zero
+            before, and how far predictions move for some random inputs.
+        round_to: The number of outputs that a layer keeps is rounded up to a
+            multiple of this, for hardware that prefers such numbers, but never
+            above the number that it has. Dead outputs are kept to that end.
 
     Returns:
         A new model, not compiled, or with `return_report` the model and its
         `ShrinkReport`. A model with nothing to remove comes back as a copy.
 
     Raises:
-        TypeError: if `model` is no Keras model.
-        ValueError: if it is not built, is a subclassed model, or has layers of
-            `keras_vd` or weights that are not finite.
+        TypeError: if `model` is no Keras model, `tolerance` no number or
+            `round_to` no integer.
+        ValueError: if the model is not built, is a subclassed model, or has
+            layers of `keras_vd` or weights that are not finite; if `tolerance`
+            is negative or not finite, or `round_to` less than 1.
     """
-    functional = _checked(model)
-    plan = make_plan(read_graph(functional), gather_inputs)
+    tolerance = check_number("tolerance", tolerance, 0.0)
+    round_to = check_integer("round_to", round_to, 1)
+    functional, original = _checked(model), model
+    zeroed: tuple[ZeroedRow, ...] = ()
+    if tolerance:
+        model, zeroed = with_zeros(model, tolerance)
+        functional = _checked(model)
+    plan = make_plan(read_graph(functional), gather_inputs, round_to=round_to)
     if plan.is_unchanged:
         smaller, layers = copy_model(model), None
     else:
         smaller, layers = rebuild(plan, model)
         refreeze_zeros(smaller)
-    report = _report(plan, model, smaller, layers)
+    report = dataclasses.replace(
+        _report(plan, model, smaller, layers),
+        tolerance=tolerance,
+        zeroed=zeroed,
+        difference=difference_of(original, smaller) if zeroed else None,
+    )
     if verbose:
         print(str(report))
     return (smaller, report) if return_report else smaller
@@ -125,6 +158,7 @@ def _report(
                 kept_inputs=kept_inputs,
                 outputs=outputs,
                 kept_outputs=kept_outputs,
+                filled_outputs=plan.filled[rule.output],
                 parameters=old.count_params(),
                 kept_parameters=after,
             )
@@ -136,4 +170,5 @@ def _report(
         kept_parameters=smaller.count_params(),
         macs=count_macs(model),
         kept_macs=count_macs(smaller),
+        round_to=plan.round_to,
     )
