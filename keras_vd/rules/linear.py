@@ -7,16 +7,22 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
+from keras_vd._backend.keras_internals import rename_operation
 from keras_vd.rules.activations import evaluate_constants, is_elementwise
 from keras_vd.rules.factors import Values, along, of_channels, scaled
 from keras_vd.rules.graph import Node
-from keras_vd.rules.rule import Rule, finite, rule_for, to_numpy
+from keras_vd.rules.rule import Names, Rule, finite, rule_for, to_numpy
 from keras_vd.rules.sizes import macs_at, positions, product
 
 
 class LinearRule(Rule):
     """`activation(sum over inputs + bias)`, with one kernel.
+
+    What constant inputs add goes into the bias. Where they are not the same to
+    the layer at every position, one channel of ones takes their place, the
+    kernel of which is the sum of theirs, each times its constant.
 
     Attributes:
         reads: `(inputs, outputs)`: whether the kernel is not all zero there.
@@ -25,6 +31,7 @@ class LinearRule(Rule):
     """
 
     works_per_step = True
+    can_merge_constants = True
 
     def __init__(self, layer: Any, uses: list[Node]) -> None:
         super().__init__(layer, uses)
@@ -50,6 +57,12 @@ class LinearRule(Rule):
         known = ~np.isnan(constants)
         return known & (constants == 0.0) if self.sees_borders() else known
 
+    def _mergeable_inputs(self, node: Node) -> np.ndarray:
+        """Return which inputs a channel of ones can stand for, `(inputs,)`."""
+        constants = self.constants_of(node.inputs[0])
+        is_left = ~np.isnan(constants) & ~self._known_inputs(node)
+        return is_left & self.merges_constants
+
     def _share(self, node: Node, inputs: np.ndarray) -> np.ndarray:
         """Compute what constant inputs add to the sum, `(outputs,)`."""
         return node.inputs[0].constant[inputs] @ self.sums[inputs]
@@ -68,7 +81,8 @@ class LinearRule(Rule):
         if self.mixes_outputs and not node.is_gone:
             node.outputs[0].keep[:] = True
         read = self.reads[:, node.outputs[0].keep].any(axis=1)
-        node.inputs[0].keep |= read & ~self._known_inputs(node)
+        replaced = self._known_inputs(node) | self._mergeable_inputs(node)
+        node.inputs[0].keep |= read & ~replaced
 
     def _new_bias(self) -> np.ndarray:
         """Compute the kept outputs' bias, with what removed inputs add."""
@@ -85,9 +99,41 @@ class LinearRule(Rule):
             return config, weights
         return {**config, "use_bias": True}, [*weights, bias]
 
+    def _kernel_of_ones(self) -> np.ndarray | None:
+        """Compute the kernel that a channel of ones gets, `(..., 1, outputs)`.
+
+        None if no such channel is needed.
+        """
+        node = self.uses[0]
+        merged = self._mergeable_inputs(node) & ~self.input.keep
+        if not merged.any():
+            return None
+        kernel = self._kernel()[..., merged, :][..., self.output.keep]
+        kernel = kernel * node.inputs[0].constant[merged, None]
+        found = kernel.sum(axis=-2, keepdims=True)
+        return found if found.any() else None
+
     def _sliced(self) -> np.ndarray:
         kernel = self._kernel()[..., self.input.keep, :]
-        return kernel[..., self.output.keep]
+        kernel = kernel[..., self.output.keep]
+        ones = self._kernel_of_ones()
+        return kernel if ones is None else np.concatenate([kernel, ones], -2)
+
+    @property
+    def inputs_kept(self) -> tuple[int, int]:
+        kept, every = super().inputs_kept
+        return kept + (self._kernel_of_ones() is not None), every
+
+    def call(
+        self, layer: Any, args: tuple[Any, ...], kwargs: Any, names: Names
+    ) -> Any:
+        if self._kernel_of_ones() is not None:
+            inputs, *rest = args
+            sides = [(0, 0)] * (len(inputs.shape) - 1) + [(0, 1)]
+            inputs = ops.pad(inputs, sides, constant_values=1)
+            rename_operation(inputs, names.unique(f"{layer.name}_ones"))
+            args = (inputs, *rest)
+        return super().call(layer, args, kwargs, names)
 
 
 @rule_for(keras.layers.Dense)
@@ -250,6 +296,9 @@ class ConvTransposeRule(ConvRule):
 @rule_for(keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
 class SeparableConvRule(ConvRule):
     """A depthwise convolution, then one of size 1 over all channels."""
+
+    # The sum of such kernels is not one of their kind.
+    can_merge_constants = False
 
     @classmethod
     def macs(cls, layer: Any, node: Node) -> int | None:

@@ -92,6 +92,7 @@ class Rule:
         layer: The layer, or an operation of `keras.ops`.
         uses: The nodes that call it.
         reason: Why the layer is kept whole, if it is.
+        merges_constants: Whether `call` may append a channel to what it reads.
     """
 
     #: Why all outputs are kept, in a layer whose inputs need not be.
@@ -104,6 +105,8 @@ class Rule:
     works_per_step = False
     #: Whether the channels that it makes are those that it reads.
     hands_on = False
+    #: Whether a channel of ones can stand for the constants that it reads.
+    can_merge_constants = False
 
     def __init__(
         self, layer: Any, uses: list[Node], reason: str | None = None
@@ -111,6 +114,7 @@ class Rule:
         self.layer = layer
         self.uses = uses
         self.reason = reason
+        self.merges_constants = False
 
     @classmethod
     def refusal(cls, layer: Any, node: Node) -> str | None:

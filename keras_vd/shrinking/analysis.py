@@ -83,6 +83,8 @@ def make_plan(
         key: find_rule(nodes[0].operation, nodes, reasons.get(key))
         for key, nodes in uses.items()
     }
+    for rule in rules.values():
+        rule.merges_constants = rule.can_merge_constants and not keeps_layers
     plan = Plan(graph, rules, {}, keeps_layers, round_to)
     if gather_inputs is not False:
         plan.gathered = _gatherable_inputs(graph) | _gatherable_flat(plan)

@@ -18,7 +18,8 @@ class LayerRow:
         name: Name of the layer, after those of the models around it.
         layer: Name of its class.
         inputs: Number of input units, channels or words.
-        kept_inputs: Number of those that it still has.
+        kept_inputs: Number of those that it still has, including a channel of
+            ones that stands for several constant ones.
         outputs: Number of output units, channels or columns.
         kept_outputs: Number of those that it still has.
         filled_outputs: Number of dead ones among these, kept for `round_to`.

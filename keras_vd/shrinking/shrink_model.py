@@ -57,12 +57,14 @@ def shrink(
     These are input features, units, channels, hidden units and columns of an
     embedding that are zero, constant or not read by anything, and rows of an
     embedding that are the same for several words. Constants end up in the
-    biases of the layers that read them. Predictions stay as they are, to 1e-5,
+    biases of the layers that read them, or, in front of a padded convolution,
+    in the kernel of one channel of ones. Predictions stay as they are, to 1e-5,
     and so do inputs and outputs. A layer for which there is no rule is kept
     whole; the report says which, and why.
 
     Nested models are written out: their layers become layers of the result.
-    A Sequential model that uses a layer twice comes back as a Functional one.
+    A Sequential model that uses a layer twice, or gets a channel of ones,
+    comes back as a Functional one.
     A layer of a subclass that only adapts a constructor comes back, where it
     gets smaller, as the Keras layer that it extends.
 

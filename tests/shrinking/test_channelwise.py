@@ -91,7 +91,7 @@ def test_batch_normalization_by_hand():
 
     With padding, that is too much; a gamma of zero leaves beta alone.
     """
-    same = layers.Conv2D(2, 3, padding="same")
+    same = layers.SeparableConv2D(2, 3, padding="same")
     model = between(layers.BatchNormalization(name="norm"), reader=same)
     smaller, report = checked(model)
     assert report.rows[0].kept_outputs == 3
