@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vd._backend.keras_internals import UNARY_OPERATIONS
+from keras_vd._backend.keras_internals import UNARY_OPERATIONS, LayerScale
 from keras_vd.rules.activations import evaluate_constants, is_elementwise
 from keras_vd.rules.factors import Values, along, of_channels
 from keras_vd.rules.graph import Node
@@ -181,6 +181,10 @@ class ElementwiseRule(ChannelwiseRule):
     def refusal(cls, layer: Any, node: Node) -> str | None:
         if not is_elementwise(getattr(layer, "activation", None)):
             return "its activation mixes channels"
+        # The bounds of `keras.ops.clip`.
+        bounds = [getattr(layer, x, 0.0) for x in ("x_min", "x_max")]
+        if any(map(np.ndim, bounds)):
+            return "its numbers are not one for all channels"
         return super().refusal(layer, node)
 
     def _constants(self, constants: np.ndarray) -> np.ndarray:
@@ -254,7 +258,7 @@ class PReLURule(ChannelwiseRule):
 
 @rule_for(keras.layers.Rescaling)
 class RescalingRule(ChannelwiseRule):
-    """`scale * x + offset`, each a single number or one per channel."""
+    """`scale * x + offset`, each a number or an array of them."""
 
     def __init__(self, layer: Any, uses: list[Node]) -> None:
         super().__init__(layer, uses)
@@ -262,19 +266,13 @@ class RescalingRule(ChannelwiseRule):
 
     @classmethod
     def refusal(cls, layer: Any, node: Node) -> str | None:
-        width = node.inputs[0].width
-        for value in (layer.scale, layer.offset):
-            # Only numbers along the last axis belong to channels.
-            is_last = np.shape(value)[-1:] == (np.size(value),)
-            if np.size(value) != 1 and not (
-                is_last and np.size(value) == width
-            ):
-                return "its numbers are not one per channel"
+        if node.inputs[0].shape != node.outputs[0].shape:
+            return "its numbers change the shape"
         return super().refusal(layer, node)
 
     def _constants(self, constants: np.ndarray) -> np.ndarray:
         scale, offset = (
-            np.broadcast_to(np.ravel(value), constants.shape)
+            per_channel(np.asarray(value), constants.size)
             for value in (self.layer.scale, self.layer.offset)
         )
         constants = np.where(scale == 0.0, 0.0, constants)
@@ -285,8 +283,76 @@ class RescalingRule(ChannelwiseRule):
         for name in ("scale", "offset"):
             values = np.asarray(getattr(self.layer, name), np.float64)
             if values.size > 1:
-                config[name] = values[..., self.input.keep].tolist()
+                config[name] = columns(values, self.input.keep).tolist()
         return config, []
+
+
+def per_channel(array: np.ndarray, width: int) -> np.ndarray:
+    """Return the number that each channel has at all positions, or NaN.
+
+    Args:
+        array: Broadcasts to one example.
+        width: Number of channels.
+    """
+    rows = np.broadcast_to(array, (*np.shape(array)[:-1], width))
+    rows = rows.reshape(-1, width).astype(np.float64)
+    return np.where((rows == rows[0]).all(axis=0), rows[0], np.nan)
+
+
+def columns(array: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    """Return the numbers of the kept channels, or those of all channels."""
+    is_one = array.ndim == 0 or array.shape[-1] == 1
+    return array if is_one else array[..., keep]
+
+
+@rule_for(keras.layers.Normalization)
+class NormalizationRule(ChannelwiseRule):
+    """A mean and a variance for each channel, given or from data."""
+
+    ties_uses = True
+
+    @classmethod
+    def refusal(cls, layer: Any, node: Node) -> str | None:
+        last = len(node.inputs[0].shape) - 1
+        if [axis % (last + 1) for axis in layer.axis] != [last]:
+            return "its numbers are not one per channel"
+        return super().refusal(layer, node)
+
+    def _numbers(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return mean and deviation, `(width,)`."""
+        mean, variance = (
+            to_numpy(x).ravel() for x in (self.layer.mean, self.layer.variance)
+        )
+        least = keras.config.epsilon()
+        return mean, np.maximum(np.sqrt(variance), least)
+
+    def _constants(self, constants: np.ndarray) -> np.ndarray:
+        mean, deviation = self._numbers()
+        if self.layer.invert:
+            return finite(mean + constants * deviation)
+        return finite((constants - mean) / deviation)
+
+    def shrunk(self) -> tuple[dict[str, Any], list[np.ndarray]]:
+        config = self.config
+        for name in ("mean", "variance"):
+            values = to_numpy(getattr(self.layer, name)).ravel()
+            config[name] = values[self.input.keep].tolist()
+        return config, []
+
+
+@rule_for(LayerScale)
+class LayerScaleRule(ChannelwiseRule):
+    """A factor for each channel, as in ConvNeXt."""
+
+    ties_uses = True
+
+    def _constants(self, constants: np.ndarray) -> np.ndarray:
+        factors = to_numpy(self.layer.gamma)
+        return finite(np.where(factors == 0.0, 0.0, constants * factors))
+
+    def shrunk(self) -> tuple[dict[str, Any], list[np.ndarray]]:
+        factors = to_numpy(self.layer.gamma)[self.input.keep]
+        return {**self.config, "projection_dim": factors.size}, [factors]
 
 
 @rule_for(keras.layers.BatchNormalization)

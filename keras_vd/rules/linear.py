@@ -234,6 +234,11 @@ class ConvRule(LinearRule):
     """A convolution with a kernel `(size, ..., inputs, outputs)`."""
 
     @classmethod
+    def of(cls, layer: Any) -> type[Rule]:
+        is_grouped = cls is ConvRule and layer.groups > 1
+        return GroupedConvRule if is_grouped else cls
+
+    @classmethod
     def refusal(cls, layer: Any, node: Node) -> str | None:
         return conv_refusal(layer) or super().refusal(layer, node)
 
@@ -263,6 +268,56 @@ class ConvRule(LinearRule):
         kernel = self._sliced()
         config = {**self.config, "filters": kernel.shape[-1]}
         return self._with_bias(config, [kernel])
+
+
+class GroupedConvRule(ConvRule):
+    """Convolutions side by side, each with channels and filters of its own.
+
+    The kernel is `(size, ..., inputs of a group, filters)`, with the filters of
+    a group next to each other. Groups go as a whole.
+    """
+
+    can_merge_constants = False
+
+    @classmethod
+    def refusal(cls, layer: Any, node: Node) -> str | None:
+        if layer.data_format != "channels_last":
+            return "its channels come first"
+        if not is_elementwise(layer.activation):
+            return "its activation mixes channels"
+        return Rule.refusal(layer, node)
+
+    def find_constants(self, node: Node) -> None:
+        groups = self.layer.groups
+        # (groups, inputs of one, filters of one)
+        reads, sums = (
+            np.moveaxis(x.reshape(len(x), groups, -1), 1, 0)
+            for x in (self.reads, self.sums)
+        )
+        known = self._known_inputs(node).reshape(groups, -1, 1)
+        constants = node.inputs[0].constant.reshape(groups, -1, 1)
+        constants = np.where(known, constants, 0.0)
+        is_fixed = ~(reads & ~known).any(axis=1).ravel()
+        values = self.bias + (constants * sums).sum(axis=1).ravel()
+        values = evaluate_constants(
+            self.layer, self.layer.activation, finite(values)
+        )
+        node.outputs[0].constant = np.where(is_fixed, values, np.nan)
+
+    def require(self, node: Node) -> None:
+        tensors = (node.inputs[0], node.outputs[0])
+        rows = [x.keep.reshape(self.layer.groups, -1) for x in tensors]
+        keep = np.concatenate(rows, axis=1).any(axis=1)
+        for tensor, row in zip(tensors, rows, strict=True):
+            tensor.keep |= np.repeat(keep, row.shape[1])
+
+    def shrunk(self) -> tuple[dict[str, Any], list[np.ndarray]]:
+        keep = self.output.keep
+        kernel = self._kernel()[..., keep]
+        config = {**self.config, "filters": kernel.shape[-1]}
+        groups = int(np.count_nonzero(self.input.keep)) // kernel.shape[-2]
+        weights = [kernel, self.bias[keep]] if config["use_bias"] else [kernel]
+        return {**config, "groups": groups}, weights
 
 
 @rule_for(

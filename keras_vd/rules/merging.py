@@ -8,7 +8,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_vd._backend.keras_internals import BINARY_OPERATIONS, computing_class
+from keras_vd._backend.keras_internals import (
+    MOVING_OPERATIONS,
+    computing_class,
+)
 from keras_vd.rules.graph import GraphTensor, Node
 from keras_vd.rules.rule import Names, Rule, join, rule_for
 
@@ -70,10 +73,6 @@ FUNCTIONS: dict[type, Callable[[np.ndarray], np.ndarray]] = {
     keras.layers.Maximum: lambda x: x.max(axis=0),
     keras.layers.Minimum: lambda x: x.min(axis=0),
     keras.layers.Multiply: _product,
-}
-FUNCTIONS |= {
-    operation: FUNCTIONS[getattr(keras.layers, name)]
-    for name, operation in BINARY_OPERATIONS.items()
 }
 rule_for(*FUNCTIONS)(MergeRule)
 
@@ -141,7 +140,7 @@ def _keeps_mask(node: Node, rest: list[GraphTensor]) -> bool:
     return all(x.mask is node.inputs[0].mask for x in node.inputs)
 
 
-@rule_for(keras.layers.Concatenate)
+@rule_for(keras.layers.Concatenate, MOVING_OPERATIONS["Concatenate"])
 class ConcatenateRule(MergeRule):
     """Tensors side by side, along the channels or along another axis."""
 
@@ -149,6 +148,9 @@ class ConcatenateRule(MergeRule):
     def refusal(cls, layer: Any, node: Node) -> str | None:
         if not all(x.has_channels for x in (*node.inputs, *node.outputs)):
             return "the number of its channels is not known"
+        joined = keras.tree.flatten(node.args[0])
+        if not all(isinstance(x, GraphTensor) for x in joined):
+            return "it joins a tensor with numbers"
         return None
 
     def _joins_channels(self, node: Node) -> bool:
@@ -205,7 +207,7 @@ class ReshapeRule(Rule):
 
     def __init__(self, layer: Any, uses: list[Node]) -> None:
         super().__init__(layer, uses)
-        self.ties_uses = isinstance(layer, keras.layers.Reshape)
+        self.ties_uses = not isinstance(layer, keras.layers.Flatten)
 
     @classmethod
     def refusal(cls, layer: Any, node: Node) -> str | None:

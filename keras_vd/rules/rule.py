@@ -105,6 +105,10 @@ class Rule:
     works_per_step = False
     #: Whether the channels that it makes are those that it reads.
     hands_on = False
+    #: Whether kept outputs can be picked out behind it, while it stays whole.
+    can_gather_outputs = False
+    #: Whether `call` has to adapt what an operation is called with.
+    has_fixed_size = False
     #: Whether a channel of ones can stand for the constants that it reads.
     can_merge_constants = False
 
@@ -115,6 +119,11 @@ class Rule:
         self.uses = uses
         self.reason = reason
         self.merges_constants = False
+
+    @classmethod
+    def of(cls, layer: Any) -> type[Rule]:
+        """Return the rule of a layer of this rule's class: mostly this one."""
+        return cls
 
     @classmethod
     def refusal(cls, layer: Any, node: Node) -> str | None:
@@ -262,7 +271,8 @@ def config_of(layer: Any) -> dict[str, Any]:
 
 def known_rule(layer: Any) -> type[Rule] | None:
     """Return the class of the rule of a plain layer; None if it has none."""
-    return RULES.get(computing_class(type(layer)))
+    rule = RULES.get(computing_class(type(layer)))
+    return None if rule is None else rule.of(layer)
 
 
 def find_rule(layer: Any, uses: list[Node], reason: str | None = None) -> Rule:

@@ -26,8 +26,9 @@ class Plan:
         rules: The rule of each layer or operation, by its id, in the order of
             first use.
         gathered: Tensors from which the kept channels are picked out by their
-            positions: inputs of the model, with the value None, and outputs of
-            a Flatten, with the tensor that it flattens as the value.
+            positions: outputs of a Flatten, with the tensor that it flattens
+            as the value, and inputs of the model and outputs of layers that
+            stay whole, with the value None.
         keeps_layers: Whether something of every tensor stays, so that no layer
             goes.
         round_to: What the widths of layers' outputs are rounded up to
@@ -87,7 +88,7 @@ def make_plan(
         rule.merges_constants = rule.can_merge_constants and not keeps_layers
     plan = Plan(graph, rules, {}, keeps_layers, round_to)
     if gather_inputs is not False:
-        plan.gathered = _gatherable_inputs(graph) | _gatherable_flat(plan)
+        plan.gathered = _gatherable_inputs(graph) | _gatherable_outputs(plan)
     _find_constants(plan)
     _settle(plan)
     # Picking out channels costs more than it saves unless half of them go.
@@ -149,18 +150,21 @@ def _gatherable_inputs(graph: Graph) -> dict[GraphTensor, GraphTensor | None]:
     }
 
 
-def _gatherable_flat(plan: Plan) -> dict[GraphTensor, GraphTensor | None]:
-    """Find outputs of Flatten layers from which channels can be picked.
+def _gatherable_outputs(plan: Plan) -> dict[GraphTensor, GraphTensor | None]:
+    """Find outputs from which channels can be picked, as in `Plan.gathered`.
 
-    In such an output a channel may be read at some positions and not at others.
+    In that of a Flatten a channel may be read at some positions and not at
+    others.
     """
-    return {
-        node.outputs[0]: node.inputs[0]
-        for node in plan.graph.nodes
-        if isinstance(node.operation, keras.layers.Flatten)
-        and len(plan.rule_of(node).uses) == 1
-        and not plan.rule_of(node).reason
-    }
+    found: dict[GraphTensor, GraphTensor | None] = {}
+    for node in plan.graph.nodes:
+        rule = plan.rule_of(node)
+        if len(rule.uses) == 1 and not rule.reason:
+            if isinstance(node.operation, keras.layers.Flatten):
+                found[node.outputs[0]] = node.inputs[0]
+            elif rule.can_gather_outputs:
+                found[node.outputs[0]] = None
+    return found
 
 
 def _settle(plan: Plan) -> None:
@@ -252,8 +256,11 @@ def _require(plan: Plan) -> None:
     for node in reversed(plan.graph.nodes):
         (first, *_) = node.outputs
         flattened = plan.gathered.get(first)
-        if flattened is None:
+        if first not in plan.gathered:
             plan.rule_of(node).require(node)
+        elif flattened is None:
+            for tensor in node.inputs:
+                tensor.keep |= first.keep.any()
         else:
             # A channel of the flattened tensor can go if it is read at none
             # of its positions.

@@ -72,8 +72,9 @@ def shrink(
         model: A built Sequential or Functional model of plain Keras layers;
             not changed.
         gather_inputs: Whether to leave out dead input features, and dead
-            entries of what a Flatten makes, at the cost of picking out the
-            others. None: where at least half of them are dead.
+            entries of what a Flatten or LayerNormalization makes, at the cost
+            of picking out the others. None: where at least half of them are
+            dead.
         return_report: Whether to return the report as well.
         verbose: 1 to print the report, 0 not to.
         tolerance: Trained weights whose absolute value is at most this count

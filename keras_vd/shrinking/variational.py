@@ -216,6 +216,9 @@ def _unsupported(plain: keras.Model, layers: dict[str, Any]) -> dict[int, str]:
 def _is_known(layer: Any) -> bool:
     if type(layer).__module__.split(".")[0] not in ("keras", "keras_vd"):
         return False
+    # The inputs of a kernel would be those of a group.
+    if getattr(layer, "groups", 1) != 1 and hasattr(layer, "kernel_size"):
+        return False
     weights = _WEIGHTS.get(_plain_class(layer))
     if weights is None or not all(map(_fits_any_shape, layer.variables)):
         return False
@@ -267,7 +270,11 @@ def _failed(plan: Plan, gates: Container[str]) -> dict[int, str]:
     failed = {}
     for key, rule in plan.rules.items():
         layer = rule.layer
-        if not isinstance(layer, keras.layers.Layer) or not _shrinks(rule):
+        if not _shrinks(rule):
+            continue
+        if rule.has_fixed_size:
+            failed[key] = "it has a fixed size"
+        if not isinstance(layer, keras.layers.Layer):
             continue
         if isinstance(rule, EmbeddingRule) or layer.name in gates:
             continue

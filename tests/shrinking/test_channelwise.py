@@ -141,7 +141,9 @@ def test_numbers_of_prelu_are_sliced():
     [
         (lambda: layers.Softmax(), "unknown: Softmax"),
         (lambda: layers.Activation("softmax"), "mixes channels"),
-        (lambda: layers.LayerNormalization(), "unknown"),
+        (lambda: layers.LayerNormalization(), "all of its channels"),
+        (lambda: layers.UnitNormalization(), "unknown"),
+        (lambda: layers.Lambda(keras.ops.tanh), "a Lambda may compute any"),
         (lambda: layers.Permute((3, 1, 2)), "moves the axis"),
     ],
 )

@@ -357,14 +357,50 @@ def test_depthwise_convolution(padding):
     assert report.rows[0].kept_outputs == kept - 1
 
 
-def test_grouped_convolutions_are_kept_whole():
+@pytest.mark.core
+@pytest.mark.parametrize("groups", [2, 6])
+def test_groups_of_a_convolution_go_as_a_whole(groups):
+    """Oracle: by hand. Of the first group nothing is read, of the second half.
+
+    The third is constant, which the next bias takes up.
+    """
     model = sequential(
-        (5, 5, 4), layers.Conv2D(4, 3, groups=2), layers.Conv2D(2, 1)
+        (5, 5, 2),
+        layers.Conv2D(6, 1, name="before"),
+        layers.Conv2D(12, 3, groups=groups, activation="tanh", name="grouped"),
+        layers.Conv2D(2, 1, name="after"),
     )
-    change(model.layers[0].kernel, np.s_[..., 0])
-    _, report = checked(model)
-    assert report.is_unchanged
-    assert "groups" in report.kept_whole[model.layers[0].name]
+    size = 12 // groups
+    change(model.get_layer("after").kernel, np.s_[..., :size, :])
+    half = np.s_[..., size : size + size // 2, :]
+    change(model.get_layer("after").kernel, half)
+    gone = 1
+    if groups > 2:
+        third = np.s_[..., 2 * size : 3 * size]
+        change(model.get_layer("grouped").kernel, third)
+        gone = 2
+    smaller, report = checked(model)
+    rows = {row.name: row for row in report.rows}
+    kept = (groups - gone) * 6 // groups, (groups - gone) * size
+    assert rows["before"].kept_outputs == kept[0]
+    assert rows["grouped"].kept_outputs == kept[1]
+    assert smaller.get_layer("grouped").groups == groups - gone
+    assert smaller.get_layer("grouped").kernel.shape[-2] == 6 // groups
+
+
+def test_groups_see_borders():
+    """A constant is not the same behind a border, and zero is."""
+    model = sequential(
+        (5, 5, 2),
+        layers.Conv2D(4, 1, activation="relu", name="before"),
+        layers.Conv2D(4, 3, padding="same", groups=2, name="grouped"),
+        layers.Conv2D(2, 1),
+    )
+    change(model.layers[0].kernel, np.s_[..., :2])
+    change(model.layers[0].bias, np.s_[:2], value=0.5)
+    assert checked(model)[1].is_unchanged
+    change(model.layers[0].bias, np.s_[:2], value=-0.5)
+    assert checked(model)[1].rows[0].kept_outputs == 2
 
 
 def test_lora_and_subclasses_are_kept_whole():
