@@ -1,4 +1,4 @@
-"""All tables of the README's section on speed and memory.
+"""All tables of docs/benchmarks.md: time and memory, beside other libraries.
 
     python -m benchmarks
 

@@ -14,8 +14,14 @@ from typing import Any, NoReturn
 
 import keras
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 import keras_vd
+
+# Largest over smallest value from which on ticks are 1, 2, 5, 10 and so on
+# instead of evenly spaced, and those from which on they are powers of ten.
+_WIDE, _HUGE = 8, 500
 
 
 def fail(message: str) -> NoReturn:
@@ -104,6 +110,20 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def set_log_ticks(panel: Axes) -> None:
+    """Give a logarithmic axis a few labels, however narrow its range."""
+    low, high = panel.get_xlim()
+    if high / low > _HUGE:
+        locator = LogLocator()
+    elif high / low > _WIDE:
+        locator = LogLocator(subs=(1.0, 2.0, 5.0))
+    else:
+        locator = MaxNLocator(8, steps=(1, 2, 2.5, 5, 10))
+    panel.xaxis.set_major_locator(locator)
+    panel.xaxis.set_minor_locator(NullLocator())
+    panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
 
 
 def shrink(

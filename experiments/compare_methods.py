@@ -130,7 +130,7 @@ class Comparison:
                 NETWORK, self.images, recipe, method, recipe.epochs
             )
         else:
-            model, results["history"] = mnist_training.train_variational(
+            model, results["history"], _ = mnist_training.train_variational(
                 NETWORK, self.images, recipe, method, start
             )
             if method == "beta_bernoulli":

@@ -28,7 +28,6 @@ import numpy as np
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from benchmarks.settings import ONE_THREAD
 from experiments import common
@@ -48,9 +47,6 @@ HEADER = (
 )
 # Columns of `figures` that errors are drawn against.
 _AXES = {2: "weights per non-zero one", 5: "CPU seconds of training"}
-# Largest over smallest value from which on ticks are 1, 2, 5, 10 and so on
-# instead of evenly spaced, and those from which on they are powers of ten.
-_WIDE, _HUGE = 8, 500
 # Options of experiments.mnist that every run is given.
 PASSED_ON = ("epochs", "finetune_epochs", "shift", "limit", "holdout")
 
@@ -153,7 +149,7 @@ def draw(
             panel.plot(*points[np.argsort(points[:, 0])].T, "o-", label=share)
         panel.set(xlabel=label, xscale="log")
         panel.margins(x=0.1)
-        _set_log_ticks(panel)
+        common.set_log_ticks(panel)
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("error %, fine-tuned")
     figure.legend(
@@ -164,20 +160,6 @@ def draw(
     figure.suptitle(title)
     figure.savefig(file, dpi=120)
     plt.close(figure)
-
-
-def _set_log_ticks(panel: Any) -> None:
-    """Give a logarithmic axis a few labels, however narrow its range."""
-    low, high = panel.get_xlim()
-    if high / low > _HUGE:
-        locator = LogLocator()
-    elif high / low > _WIDE:
-        locator = LogLocator(subs=(1.0, 2.0, 5.0))
-    else:
-        locator = MaxNLocator(8, steps=(1, 2, 2.5, 5, 10))
-    panel.xaxis.set_major_locator(locator)
-    panel.xaxis.set_minor_locator(NullLocator())
-    panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -8,6 +8,7 @@ from keras_vd.calibration import calibration_report
 from keras_vd.conversion import (
     freeze_zeros,
     to_deterministic,
+    to_functional,
     to_variational,
 )
 from keras_vd.html import html_report
@@ -40,6 +41,7 @@ __all__ = [
     "shrink",
     "sparsity_report",
     "to_deterministic",
+    "to_functional",
     "to_variational",
     "variational_weights",
 ]

@@ -1,7 +1,12 @@
 """The classes of the reports that functions return, and of their rows."""
 
 from keras_vd.calibration import CalibrationReport
-from keras_vd.conversion.report import ConversionReport, ConversionRow
+from keras_vd.conversion.report import (
+    CompositeRow,
+    ConversionReport,
+    ConversionRow,
+    FunctionalReport,
+)
 from keras_vd.deployment.report import ArtifactRow, DeploymentReport
 from keras_vd.shrinking.report import LayerRow, ShrinkReport, ZeroedRow
 from keras_vd.sparsity import GateRow, GroupRow, SparsityReport, WeightRow
@@ -10,9 +15,11 @@ from keras_vd.uncertainty import MonteCarloPrediction
 __all__ = [
     "ArtifactRow",
     "CalibrationReport",
+    "CompositeRow",
     "ConversionReport",
     "ConversionRow",
     "DeploymentReport",
+    "FunctionalReport",
     "GateRow",
     "GroupRow",
     "LayerRow",

@@ -179,6 +179,27 @@ class SparsityReport(Report):
             self.nonzero + self.nonzero_biases + self.nonzero_others,
         )
 
+    def relative_to(self, earlier: SparsityReport) -> SparsityReport:
+        """Return this report with the sizes of an earlier one as the whole.
+
+        For models that have got smaller since, as `ShrinkWhileTraining` makes
+        them: what has been removed counts as zero.
+
+        Args:
+            earlier: Report of the same model before.
+
+        Raises:
+            ValueError: if the reports are of other layers.
+        """
+        return dataclasses.replace(
+            self,
+            rows=_left_of(earlier.rows, self.rows),
+            groups=_left_of(earlier.groups, self.groups),
+            gates=_left_of(earlier.gates, self.gates),
+            biases=earlier.biases,
+            others=earlier.others,
+        )
+
     def to_dict(self) -> dict[str, Any]:
         rows = [
             {
@@ -276,6 +297,26 @@ class SparsityReport(Report):
             rows.append(("with their biases", weights, nonzero))
         weights, nonzero = weights + self.others, nonzero + self.nonzero_others
         return [*rows, ("whole model", weights, nonzero)]
+
+
+# What rows of a report tell of what is left.
+_LEFT = ("nonzero", "active_inputs", "active_outputs", "active")
+
+
+def _left_of(wholes: tuple[Any, ...], rows: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the rows of an earlier report with what is left by now."""
+    names, expected = ([row.name for row in x] for x in (rows, wholes))
+    if names != expected:
+        raise ValueError(
+            "Argument `earlier` must be a report of the same model. Received: "
+            f"one of {expected}, where this one is of {names}."
+        )
+    return tuple(
+        dataclasses.replace(
+            whole, **{x: getattr(row, x) for x in _LEFT if hasattr(row, x)}
+        )
+        for whole, row in zip(wholes, rows, strict=True)
+    )
 
 
 def _ratio(total: int, nonzero: int) -> float:

@@ -6,7 +6,9 @@ models computed when they were written.
 
 from __future__ import annotations
 
+import json
 import pathlib
+import zipfile
 
 import keras
 import numpy as np
@@ -24,11 +26,19 @@ def test_there_is_a_file_of_every_layer_and_posterior():
     assert {kind.__name__ for kind in kinds} <= names
 
 
+def version(text):
+    return [int(number) for number in text.split(".")[:2]]
+
+
 @pytest.mark.core
 @pytest.mark.parametrize(
     "file", FILES, ids=lambda file: f"{file.parent.name}-{file.stem}"
 )
 def test_a_file_loads_and_computes_the_same(file):
+    with zipfile.ZipFile(file) as archive:
+        written_by = json.loads(archive.read("metadata.json"))["keras_version"]
+    if version(written_by) > version(keras.__version__):
+        pytest.skip(f"Keras {written_by} wrote arguments that older ones lack")
     model = keras.models.load_model(file)
     with np.load(file.with_suffix(".npz")) as expected:
         outputs = model(expected["inputs"])

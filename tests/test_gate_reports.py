@@ -305,7 +305,7 @@ def test_variables_of_gates_do_not_decay():
     annealing.on_train_begin()
     optimizer = model.optimizer
     variables = model.trainable_variables
-    assert len(variables) == 2 + 2 + 5 + 2
+    assert len(variables) == 2 + 2 + 5 + 1 + 2
     zeros = [keras.ops.zeros(variable.shape) for variable in variables]
     before = [to_float64(variable) for variable in variables]
     optimizer.build(variables)

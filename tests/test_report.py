@@ -260,6 +260,49 @@ def test_layers_of_one_name_get_rows_of_different_names(kind):
 
 
 @pytest.mark.core
+def test_what_is_left_of_an_earlier_report():
+    # Oracle: the same weights, counted by hand in both networks.
+    large, small = (
+        keras.Sequential(
+            [
+                keras.Input((6,)),
+                layers.VDDense(units, "relu", name="a", groups=["output"]),
+                layers.VDDense(3, name="b"),
+            ]
+        )
+        for units in (5, 4)
+    )
+    for model in (large, small):
+        randomize(model)
+    whole = keras_vd.sparsity_report(large)
+    lay_out_zeros(keras_vd.variational_weights(small)[0])
+    now = keras_vd.sparsity_report(small)
+    left = now.relative_to(whole)
+    for row, before, after in zip(left.rows, whole.rows, now.rows, strict=True):
+        assert (row.shape, row.weights) == (before.shape, before.weights)
+        assert (row.inputs, row.outputs) == (before.inputs, before.outputs)
+        assert row.nonzero == after.nonzero
+        assert row.active_inputs == after.active_inputs
+        assert row.active_outputs == after.active_outputs
+    assert left.nonzero_ratio == whole.weights / now.nonzero
+    active = now.groups[0].active
+    assert [(x.groups, x.active) for x in left.groups] == [(5, active)]
+    assert left.biases == whole.biases > now.biases
+    assert left.nonzero_biases == now.nonzero_biases
+    assert now.relative_to(now) == now
+
+
+def test_reports_of_other_layers_cannot_be_compared():
+    reports = [
+        keras_vd.sparsity_report(
+            keras.Sequential([keras.Input((3,)), layers.VDDense(2, name=name)])
+        )
+        for name in "ab"
+    ]
+    with pytest.raises(ValueError, match=r"`earlier`.*\['a'\].*\['b'\]"):
+        reports[1].relative_to(reports[0])
+
+
 def test_fully_pruned_model():
     model = mlp()
     randomize(model)

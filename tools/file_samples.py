@@ -68,6 +68,7 @@ LAYERS: dict[str, tuple[tuple[int, ...], Callable[[], Any]]] = {
     "VDDepthwiseConv2D": ((4, 4, 2), one(layers.VDDepthwiseConv2D, 2)),
     "VDSeparableConv1D": ((5, 2), one(layers.VDSeparableConv1D, 3, 2)),
     "VDSeparableConv2D": ((4, 4, 2), one(layers.VDSeparableConv2D, 3, 2)),
+    "HardConcreteDropout": ((4,), one(layers.HardConcreteDropout)),
     "LogNormalDropout": ((4,), one(layers.LogNormalDropout)),
     "BetaBernoulliDropout": ((4,), one(layers.BetaBernoulliDropout)),
     "DependentBetaBernoulliDropout": (

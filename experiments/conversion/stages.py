@@ -21,6 +21,7 @@ import rich.table
 import keras_vd
 import keras_vd.plots
 from experiments import common
+from keras_vd.posteriors.sharing import SHARES
 
 # Columns of the table: figures of a stage, and how they are printed.
 COLUMNS = {
@@ -32,7 +33,7 @@ COLUMNS = {
     "seconds": ("seconds", ".0f"),
 }
 METHODS = ("sparse_vd", "ard", "gaussian")
-# What the command line can change in a recipe.
+# What the command line can change in a recipe; numbers, and the share.
 WISHES = (
     "epochs",
     "variational_epochs",
@@ -40,6 +41,7 @@ WISHES = (
     "batch_size",
     "kl_weight",
     "threshold",
+    "share",
 )
 
 
@@ -58,6 +60,7 @@ class Recipe:
         kl_weight: Final weight of the KL; 1 is the variational bound.
         warmup_share: Share of the variational epochs before that is reached.
         threshold: log_alpha at which a weight is pruned at the end.
+        share: Which weights share a variance, see `posteriors.SparseVD`.
         kl_scales: Factors of the KL of some layers, by their names.
     """
 
@@ -71,6 +74,7 @@ class Recipe:
     kl_weight: float = 1.0
     warmup_share: float = 0.5
     threshold: float = 3.0
+    share: str = "weight"
     kl_scales: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def posterior(
@@ -81,7 +85,10 @@ class Recipe:
         def choose(
             layer: keras.layers.Layer,
         ) -> keras_vd.posteriors.WeightPosterior:
-            options = {"kl_scale": self.kl_scales.get(layer.name, 1.0)}
+            options: dict[str, Any] = {
+                "kl_scale": self.kl_scales.get(layer.name, 1.0),
+                "share": self.share,
+            }
             if method == "gaussian":
                 # What is as uncertain as that says nothing.
                 return keras_vd.posteriors.Gaussian(
@@ -239,7 +246,8 @@ def add_arguments(parser: argparse.ArgumentParser, posterior: str) -> None:
     """Options that both experiments have; `posterior` is the default."""
     add = parser.add_argument
     add("--posterior", choices=METHODS, default=posterior)
-    for name in WISHES:
+    add("--share", choices=SHARES, help="default: the recipe's")
+    for name in WISHES[:-1]:
         kind = int if name.endswith(("epochs", "size")) else float
         option = "--" + name.replace("_", "-")
         add(option, type=kind, help="default: the recipe's")

@@ -28,6 +28,7 @@ import numpy as np
 import keras_vd
 from experiments import common
 from experiments.imdb import data, export, models, recipes, tables
+from keras_vd.posteriors.sharing import SHARES
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -52,6 +53,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--length", type=int, help="words of a text; default: the recipe's")
     add("--features", type=int, help="of a word; default: the recipe's")
     add("--units", type=int, help="recurrent; default: the recipe's")
+    add("--share", choices=SHARES, help="default: the recipe's")
     add("--epochs", type=int, help="of the method; default: the recipe's")
     add("--seed", type=int, default=0)
     add("--limit", type=int, help="use only that many training texts")
@@ -60,12 +62,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     minima = dict.fromkeys(("length", "features", "units", "epochs"), 1)
     minima |= {"vocabulary": 3, "limit": 10, "seed": 0}
     common.check_minima(parsed, minima)
-    if parsed.groups and parsed.method not in models.SPARSE:
-        methods = ", ".join(models.SPARSE)
-        common.fail(
-            f"--groups goes with --method {methods}, not with "
-            f"--method {parsed.method}"
-        )
+    for name in ("groups", "share"):
+        if getattr(parsed, name) and parsed.method not in models.SPARSE:
+            methods = ", ".join(models.SPARSE)
+            common.fail(
+                f"--{name} goes with --method {methods}, not with "
+                f"--method {parsed.method}"
+            )
     return parsed
 
 
@@ -83,7 +86,14 @@ def choose_recipe(
     )
     wishes = {
         key: getattr(arguments, key)
-        for key in ("vocabulary", "length", "features", "units", "groups")
+        for key in (
+            "vocabulary",
+            "length",
+            "features",
+            "units",
+            "groups",
+            "share",
+        )
         if getattr(arguments, key) is not None
     }
     recipe = dataclasses.replace(recipes.RECIPES[name], **wishes)
@@ -214,6 +224,7 @@ def train(
         recipe.groups,
         recipe.log_sigma2_init,
         recipe.variational[0].structure_scale if is_sparse else 1.0,
+        recipe.share,
     )
     model = network.build()
     report = keras_vd.sparsity_report(model) if is_sparse else None

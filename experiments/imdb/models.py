@@ -34,6 +34,7 @@ class Network:
         groups: Names out of `GROUPS`.
         log_sigma2_init: Initial log variance.
         structure_scale: Factor of the KL of all but the embedding.
+        share: Which weights share a variance, see `posteriors.SparseVD`.
     """
 
     model: str
@@ -44,6 +45,7 @@ class Network:
     groups: tuple[str, ...] = ()
     log_sigma2_init: float = -8.0
     structure_scale: float = 1.0
+    share: str = "weight"
 
     def build(self) -> keras.Sequential:
         """The network; its output is a logit.
@@ -97,7 +99,9 @@ class Network:
         }[self.method]
         return {
             "posterior": posterior(
-                log_sigma2_init=self.log_sigma2_init, kl_scale=kl_scale
+                log_sigma2_init=self.log_sigma2_init,
+                kl_scale=kl_scale,
+                share=self.share,
             ),
             "groups": [name for name in self.groups if name in available],
         }
@@ -339,9 +343,15 @@ def _copy_posteriors(
         if not hasattr(source, name):
             continue
         old, new = getattr(source, name), getattr(target, name)
-        for ours, theirs in (
-            (new.weight, old.weight),
-            (new.log_sigma2, old.log_sigma2),
-            (new.keep_mask, old.keep_mask),
+        sizes = old.weight.shape
+        for ours, theirs in zip(
+            (new.weight, new.keep_mask, *new._noise_parameters()),
+            (old.weight, old.keep_mask, *old._noise_parameters()),
+            strict=True,
         ):
-            ours.assign(ops.convert_to_numpy(theirs)[np.ix_(*axes)])
+            values = ops.convert_to_numpy(theirs)
+            for axis, kept in enumerate(axes):
+                # Shared variances have one entry along some axes.
+                if values.shape[axis] == sizes[axis]:
+                    values = np.take(values, kept, axis)
+            ours.assign(values)

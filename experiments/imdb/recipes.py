@@ -38,6 +38,7 @@ class Recipe:
         groups: Kinds of groups of the variational network.
         batch_size: Texts per step.
         log_sigma2_init: Initial log variance.
+        share: Which weights share a variance, see `posteriors.SparseVD`.
     """
 
     vocabulary: int
@@ -49,6 +50,7 @@ class Recipe:
     groups: tuple[str, ...] = ()
     batch_size: int = 128
     log_sigma2_init: float = -8.0
+    share: str = "weight"
 
     def with_epochs(self, method_is_plain: bool, epochs: int) -> Recipe:
         """The recipe stretched to that many epochs of the method itself."""

@@ -32,6 +32,7 @@ from experiments import common
 from experiments.mnist import data, models, recipes, training
 from experiments.mnist.training import error_percent, predict
 from keras_vd.posteriors.sharing import SHARES
+from keras_vd.rules.costs import count_macs
 
 FRONTIER = (3.0, 2.0, 1.0, 0.5, 0.0, -0.5, -1.0)
 
@@ -54,18 +55,20 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--kl-weight", type=float, help="default: the recipe's")
     add("--threshold", type=float, help="default: the recipe's")
     add("--share", choices=SHARES, help="default: the recipe's")
+    add("--shrink-every", type=int, help="default: the recipe's")
     add("--seed", type=int, default=0)
     common.add_image_options(parser)
     add("--out", type=Path, help="default: runs/MODEL-METHOD-DATA-seedSEED")
     parsed = parser.parse_args(arguments)
     minima = dict.fromkeys(("epochs", "batch_size", "limit", "holdout"), 1)
     minima |= dict.fromkeys(("pretrain_epochs", "finetune_epochs"), 0)
-    minima |= {"shift": 0, "seed": 0}
+    minima |= {"shift": 0, "seed": 0, "shrink_every": 0}
     common.check_minima(parsed, minima)
     sparse = models.SPARSE
     for name, methods in (
         ("pretrain_epochs", models.VARIATIONAL),
         ("kl_weight", models.VARIATIONAL),
+        ("shrink_every", models.VARIATIONAL),
         ("finetune_epochs", (*sparse, *models.GATES)),
         ("threshold", sparse),
         ("share", sparse),
@@ -91,6 +94,7 @@ def choose_recipe(arguments: argparse.Namespace, images: int) -> recipes.Recipe:
             "kl_weight",
             "threshold",
             "share",
+            "shrink_every",
             "shift",
         )
         if getattr(arguments, name) is not None
@@ -101,29 +105,45 @@ def choose_recipe(arguments: argparse.Namespace, images: int) -> recipes.Recipe:
 
 
 def frontier(
-    model: keras.Sequential, images: data.Images
+    model: keras.Sequential, images: data.Images, weights: int
 ) -> list[dict[str, float]]:
-    """Error and nonzero ratio of the same weights at several thresholds."""
+    """Error and nonzero ratio of the same weights at several thresholds.
+
+    Args:
+        model: The variational network.
+        images: The data.
+        weights: Number of weights of the network that training started from.
+    """
     plain = keras_vd.to_deterministic(model)
     points = []
     for threshold in FRONTIER:
-        total = nonzero = 0
+        nonzero = 0
         for posterior in keras_vd.variational_weights(model):
             log_alpha = keras.ops.convert_to_numpy(posterior.log_alpha)
             theta = keras.ops.convert_to_numpy(posterior.theta)
             kept = np.where(log_alpha < threshold, theta, 0.0)
             plain.get_layer(posterior.label).kernel.assign(kept)
-            total, nonzero = total + kept.size, nonzero + np.sum(kept != 0)
+            nonzero += np.sum(kept != 0)
         points.append(
             {
                 "threshold": threshold,
                 "error_percent": error_percent(
                     predict(plain, images), images.y_test
                 ),
-                "nonzero_ratio": total / max(1, int(nonzero)),
+                "nonzero_ratio": weights / max(1, int(nonzero)),
             }
         )
     return points
+
+
+def sizes(
+    network: str, images: data.Images, recipe: recipes.Recipe
+) -> dict[str, int | None]:
+    """Count what the network has before anything is removed from it."""
+    plain = models.build(
+        network, "none", images.x_train.shape[1:], images.classes, recipe
+    )
+    return {"parameters": plain.count_params(), "macs": count_macs(plain)}
 
 
 def run_variational(
@@ -136,17 +156,18 @@ def run_variational(
     """Train, prune, fine-tune; add to `results` and write to `out`."""
     errors, plots = results["errors_percent"], keras_vd.plots
     start = training.pretrain(arguments.model, images, recipe)
-    model, history = training.train_variational(
+    model, history, whole = training.train_variational(
         arguments.model, images, recipe, arguments.method, start
     )
     errors["trained"] = error_percent(predict(model, images), images.y_test)
     results["history"] = history
     has_weights = bool(keras_vd.variational_weights(model))
     if has_weights:
-        results["frontier"] = frontier(model, images)
+        results["frontier"] = frontier(model, images, whole.weights)
         # Before pruning, which turns log_alpha into a mark.
         plots.plot_log_alpha(model).savefig(out / "log_alpha.png")
     report = keras_vd.prune(model, recipe.prune_threshold(arguments.method))
+    report = report.relative_to(whole)
     errors["pruned"] = error_percent(predict(model, images), images.y_test)
     results["sparsity"] = report.to_dict()
     if has_weights:
@@ -159,6 +180,7 @@ def run_variational(
         errors["fine-tuned"] = error_percent(
             predict(final, images), images.y_test
         )
+    results["whole"] = sizes(arguments.model, images, recipe)
     return final, report
 
 
@@ -206,6 +228,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     final.save(out / "pruned.keras" if report else out / "model.keras")
     expected = predict(final, images)
     shrunk = common.shrink(final, images.x_test, out / "shrunk.keras", results)
+    results["shrunk"] |= results.pop("whole", {})
     outputs = common.export_and_predict(
         shrunk, out / "saved_model", images.x_test
     )

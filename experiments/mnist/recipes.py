@@ -44,6 +44,7 @@ class Recipe:
         kl_scales: Factor of each gate's KL; empty for 1 each.
         a_init: Initial `a_unconstrained` of Beta-Bernoulli gates.
         sigma_init: Initial `sigma_unconstrained` of dependent ones.
+        shrink_every: Epochs between removals of what is dead; 0 is never.
         prune_steps: Number of times that weights are removed by their score.
         first: How to train the Beta-Bernoulli network that a dependent one
             starts from.
@@ -70,6 +71,7 @@ class Recipe:
     kl_scales: tuple[float, ...] = ()
     a_init: float = 2.0
     sigma_init: float = -3.0
+    shrink_every: int = 0
     prune_steps: int = 10
     first: Recipe | None = None
 
@@ -138,7 +140,16 @@ SPARSE_DENSE = Recipe(
 SPARSE_MLP = dataclasses.replace(
     SPARSE_DENSE, epochs=40, finetune_epochs=20, warmup_epochs=10, shift=1
 )
-SPARSE_LENET_300_100 = dataclasses.replace(SPARSE_DENSE, kl_weight=1.7, shift=1)
+SPARSE_LENET_300_100 = dataclasses.replace(
+    SPARSE_DENSE,
+    epochs=75,
+    finetune_epochs=15,
+    warmup_epochs=18,
+    kl_weight=1.5,
+    share="unit",
+    shift=1,
+    shrink_every=25,
+)
 SPARSE_LENET_5 = Recipe(
     pretrain_epochs=5,
     epochs=70,
@@ -232,6 +243,8 @@ def _for_small_sets(recipe: Recipe) -> Recipe:
         batch_size=32,
         kl_weight=0.3,
         shift=0,
+        # Compiling anew takes longer than the epochs that it makes cheaper.
+        shrink_every=0,
         prune_steps=5,
         first=recipe.first and _for_small_sets(recipe.first),
     )

@@ -18,7 +18,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.common import fail, markdown, read_runs, spread
+from experiments.common import (
+    fail,
+    markdown,
+    read_runs,
+    set_log_ticks,
+    spread,
+)
 
 # Error in %, weights / non-zero weights: Molchanov et al. 2017, table 1.
 PUBLISHED = {
@@ -59,9 +65,15 @@ def final_error(run: dict[str, Any]) -> float:
 
 
 def describe(run: dict[str, Any]) -> str:
-    """The method, and whether images were shifted."""
+    """The method, who shares a variance, and whether images were shifted."""
+    parts = [run["method"]]
+    share = run["recipe"].get("share", "weight")
+    if share != "weight":
+        parts.append(f"one variance per {share}")
     shift = run["recipe"].get("shift")
-    return run["method"] + (f", shifts of {shift} pixel" if shift else "")
+    if shift:
+        parts.append(f"shifts of {shift} pixel")
+    return ", ".join(parts)
 
 
 def row(runs: list[dict[str, Any]]) -> list[str]:
@@ -122,7 +134,7 @@ def plot_frontier(groups: dict[tuple, list[dict[str, Any]]]) -> Figure:
     networks = [name for name in PUBLISHED if any(name in g for g in groups)]
     if not networks:
         fail("a frontier needs runs of lenet-300-100 or lenet-5")
-    figure = Figure(figsize=(6 * len(networks), 4.5), layout="constrained")
+    figure = Figure(figsize=(6 * len(networks), 6), layout="constrained")
     panels = figure.subplots(1, len(networks), squeeze=False)[0]
     for panel, network in zip(panels, networks, strict=True):
         for key, runs in groups.items():
@@ -139,9 +151,10 @@ def plot_frontier(groups: dict[tuple, list[dict[str, Any]]]) -> Figure:
             xlabel="weights / non-zero weights",
             ylabel="test error, %",
             xscale="log",
-            ylim=(0.0, 1.5 * max(error for error, _ in published.values())),
         )
-        panel.legend(loc="lower left", fontsize="small")
+        set_log_ticks(panel)
+        panel.grid(alpha=0.3)
+        panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15))
     return figure
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -58,7 +59,7 @@ def fit(
     epochs: int,
     recipe: recipes.Recipe,
     learning_rate: float,
-    callbacks: tuple[keras.callbacks.Callback, ...] = (),
+    callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> History:
     """Train with Adam, the learning rate constant first, then linear to 0."""
     has_gates = any(map(models.is_gate, model.layers))
@@ -118,7 +119,7 @@ def train_variational(
     recipe: recipes.Recipe,
     method: str,
     start: keras.Sequential | None,
-) -> tuple[keras.Sequential, History]:
+) -> tuple[keras.Sequential, History, keras_vd.reports.SparsityReport]:
     """Train a variational network.
 
     Args:
@@ -127,6 +128,10 @@ def train_variational(
         recipe: How to train it.
         method: One of `models.VARIATIONAL`.
         start: Trained network that it starts from, or None.
+
+    Returns:
+        The network, what was logged, and the report of the untrained network,
+        which may have been larger.
     """
     model = models.build(
         network, method, images.x_train.shape[1:], images.classes, recipe
@@ -138,10 +143,16 @@ def train_variational(
         max_weight=recipe.kl_weight,
         schedule=recipe.kl_share,
     )
+    whole = keras_vd.sparsity_report(model)
+    callbacks: list[keras.callbacks.Callback] = [annealing]
+    if recipe.shrink_every:
+        callbacks.append(
+            keras_vd.callbacks.ShrinkWhileTraining(recipe.shrink_every)
+        )
     history = fit(
-        model, images, recipe.epochs, recipe, recipe.learning_rate, (annealing,)
+        model, images, recipe.epochs, recipe, recipe.learning_rate, callbacks
     )
-    return model, history
+    return model, history, whole
 
 
 def pretrain(
@@ -154,9 +165,10 @@ def pretrain(
         # Gates that depend on the input refine gates that do not.
         start = pretrain(network, images, recipe.first)
         method = "beta_bernoulli"
-        return train_variational(network, images, recipe.first, method, start)[
-            0
-        ]
+        first, *_ = train_variational(
+            network, images, recipe.first, method, start
+        )
+        return first
     if not recipe.pretrain_epochs:
         return None
     return train_plain(network, images, recipe, "none", recipe.pretrain_epochs)

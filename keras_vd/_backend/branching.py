@@ -9,7 +9,11 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vd._backend.fusing import gradients_on_tensorflow, is_traced
+from keras_vd._backend.fusing import (
+    gradients_on_tensorflow,
+    is_traced,
+    traced_once,
+)
 from keras_vd._backend.types import Tensor
 
 
@@ -57,6 +61,7 @@ def either(
     second: Callable[..., Tensor],
     tensors: Sequence[Any],
     constants: Sequence[Any] = (),
+    find_key: Callable[[], Any] = lambda: None,
 ) -> Tensor:
     """Call `first` where `predicate` holds, else `second`.
 
@@ -70,11 +75,13 @@ def either(
         second: Likewise, of the same shape and dtype.
         tensors: Float tensors that gradients are wanted for.
         constants: Other tensors. The functions depend on nothing else.
+        find_key: Returns a hashable that is equal for functions that do the
+            same, which TensorFlow then traces once; None if not known.
     """
     backend = keras.backend.backend()
     if backend == "tensorflow":
         return _either_on_tensorflow(
-            predicate, first, second, tensors, constants
+            predicate, first, second, tensors, constants, find_key()
         )
     if backend == "jax" and is_traced(predicate):
         return _either_on_jax(predicate, first, second, tensors, constants)
@@ -88,33 +95,47 @@ def _either_on_tensorflow(
     second: Callable[..., Tensor],
     tensors: Sequence[Any],
     constants: Sequence[Any],
+    key: Any,
 ) -> Tensor:
     import tensorflow as tf
 
+    # Keras' own conversion returns a variable unchanged.
+    constants = [tf.convert_to_tensor(x) for x in constants]
+
+    def choose(
+        predicate: Tensor, tensors: Sequence[Any], constants: Sequence[Any]
+    ) -> Tensor:
+        operands = (*tensors, *constants)
+        return tf.cond(
+            predicate, lambda: first(*operands), lambda: second(*operands)
+        )
+
     def gradients(
-        function: Callable[..., Tensor],
+        predicate: Tensor,
         tensors: Sequence[Any],
+        constants: Sequence[Any],
         upstream: Tensor,
     ) -> Any:
-        return gradients_on_tensorflow(
-            lambda tensors: function(*tensors, *constants), tensors, upstream
-        )
+        def of(function: Callable[..., Tensor]) -> Any:
+            return gradients_on_tensorflow(
+                lambda tensors: function(*tensors, *constants),
+                tensors,
+                upstream,
+            )
+
+        return tf.cond(predicate, lambda: of(first), lambda: of(second))
+
+    def call_once(function: Callable[..., Any], name: str) -> Any:
+        is_shared = key is not None and tf.inside_function()
+        return traced_once(function, (key, name)) if is_shared else function
 
     @tf.custom_gradient
     def call(*tensors: Any) -> tuple[Any, Any]:
-        outputs = tf.cond(
-            predicate,
-            lambda: first(*tensors, *constants),
-            lambda: second(*tensors, *constants),
-        )
-
         def gradient(upstream: Tensor) -> Any:
-            return tf.cond(
-                predicate,
-                lambda: gradients(first, tensors, upstream),
-                lambda: gradients(second, tensors, upstream),
-            )
+            pullback = call_once(gradients, "gradients")
+            return pullback(predicate, tensors, constants, upstream)
 
+        outputs = call_once(choose, "outputs")(predicate, tensors, constants)
         return outputs, gradient
 
     return call(*map(tf.convert_to_tensor, tensors))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 import weakref
 from collections.abc import Callable, Sequence
@@ -25,8 +26,8 @@ FAST_MOMENTS: dict[Callable[..., Any], type] = {}
 # Likewise, classes of moments for PyTorch, of few operations.
 EAGER_MOMENTS: dict[Callable[..., Any], type] = {}
 
-# Compiled functions by the graph that calls them, and a key.
-_KERNELS: Any = weakref.WeakKeyDictionary()
+# Functions of TensorFlow by the graph that calls them, and a key.
+_FUNCTIONS: Any = weakref.WeakKeyDictionary()
 
 
 def compiled(function: Callable[..., Any], *tensors: Any) -> Any:
@@ -213,29 +214,47 @@ def _tensors(variables: Sequence[Any]) -> list[Any]:
 
 
 def _kernel(function: Callable[..., Any], key: Any) -> Any:
-    """Return a compiled function, within a graph the same for equal keys.
+    """Return a function that is compiled to one kernel; see `traced_once`."""
+    return traced_once(function, key, jit_compile=True)
 
-    Many layers of one kind then take a single compilation for each shape.
+
+def traced_once(
+    function: Callable[..., Any], key: Any, jit_compile: bool | None = None
+) -> Any:
+    """Return a function of TensorFlow, within a graph the same for equal keys.
+
+    Many layers of one kind are then traced and compiled once for each shape.
+
+    Args:
+        function: A function of its arguments alone.
+        key: Hashable, equal for functions that do the same; None if not known.
+        jit_compile: Whether XLA compiles it.
     """
     import tensorflow as tf
 
-    def compile_function() -> Any:
-        return tf.function(function, jit_compile=True, autograph=False)
+    def make_function() -> Any:
+        return tf.function(function, jit_compile=jit_compile, autograph=False)
 
     if key is None:
-        return compile_function()
-    kernels = _KERNELS.setdefault(tf.compat.v1.get_default_graph(), {})
-    if key not in kernels:
-        kernels[key] = compile_function()
-    return kernels[key]
+        return make_function()
+    functions = _FUNCTIONS.setdefault(tf.compat.v1.get_default_graph(), {})
+    if key not in functions:
+        functions[key] = make_function()
+    return functions[key]
 
 
 def key_of(function: Callable[..., Any]) -> Any:
-    """Return what is equal for functions that do the same; None if unknown."""
+    """Return what is equal for functions that do the same; None if unknown.
+
+    Methods of objects do the same if these have an equal `_recipe`.
+    """
     if isinstance(function, functools.partial):
         key = key_of(function.func)
         options = (function.args, tuple(sorted(function.keywords.items())))
         return (key, options) if key and _is_hashable(options) else None
+    if inspect.ismethod(function):
+        recipe = getattr(function.__self__, "_recipe", None)
+        return recipe and (recipe, function.__func__)
     return None if getattr(function, "__closure__", None) else function
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import math
 import sys
@@ -71,10 +72,13 @@ MOVING_OPERATIONS: dict[str, type] = {
 SOFTMAX_OPERATIONS: dict[str, type] = {
     name: getattr(nn_operations, name) for name in ("Softmax", "LogSoftmax")
 }
+# What `keras.ops.reshape` is in a graph; its `newshape` may hold None where the
+# code that called it has read such a size.
+RESHAPE: Any = numpy_operations.Reshape
 # Operations that cast or rearrange values without computing new ones.
 RESHAPING_OPERATIONS: tuple[type, ...] = (
     core_operations.Cast,
-    numpy_operations.Reshape,
+    RESHAPE,
     numpy_operations.Squeeze,
 )
 
@@ -162,6 +166,11 @@ def mask_of(tensor: keras.KerasTensor) -> Any:
     return backend.get_keras_mask(tensor)
 
 
+def set_mask(tensor: Any, mask: Any) -> None:
+    """Attach a mask to a symbolic tensor, as layers do to their outputs."""
+    backend.set_keras_mask(tensor, mask)
+
+
 def attention_projections(
     layer: keras.layers.Layer,
 ) -> dict[str, keras.layers.EinsumDense]:
@@ -222,6 +231,22 @@ def functional_part(model: Any) -> keras.Model | None:
     return None
 
 
+@functools.cache
+def refuses_unread_inputs() -> bool:
+    """Tell whether each input of a Functional model has to be read, by trying.
+
+    Keras 3.10 neither makes nor loads other models; newer releases do.
+    """
+    # Names are given so that those that Keras makes up stay what they are.
+    one, other = (keras.Input((1,), name=name) for name in ("one", "other"))
+    outputs = keras.layers.Identity(name="outputs")(one)
+    try:
+        keras.Model([one, other], outputs, name="model")
+    except ValueError:
+        return True
+    return False
+
+
 def graph_calls(functional: keras.Model) -> list[Call]:
     """List the calls in a Functional model, each after those that it reads.
 
@@ -229,15 +254,148 @@ def graph_calls(functional: keras.Model) -> list[Call]:
     """
     by_depth = functional._nodes_by_depth
     return [
-        Call(
-            node.operation,
-            tuple(node.arguments.args),
-            dict(node.arguments.kwargs),
-            tuple(node.outputs),
-        )
+        _call_of(node)
         for depth in sorted(by_depth, reverse=True)
         for node in by_depth[depth]
     ]
+
+
+def calls_to(tensors: Iterable[Any]) -> list[Call]:
+    """List the calls that made symbolic tensors, each after those it reads.
+
+    A tensor that no call has made, such as a new `keras.KerasTensor`, has no
+    call in the list.
+    """
+    found: dict[int, Any] = {}
+    pending = [(node, False) for node in map(_node_of, tensors)]
+    pending.reverse()
+    while pending:
+        node, is_expanded = pending.pop()
+        if node is None or id(node) in found:
+            continue
+        if is_expanded:
+            found[id(node)] = node
+        else:
+            pending.append((node, True))
+            read = map(_node_of, reversed(node.input_tensors))
+            pending += [(x, False) for x in read]
+    return [_call_of(node) for node in found.values()]
+
+
+def _node_of(tensor: Any) -> Any:
+    history = getattr(tensor, "_keras_history", None)
+    if history is None or history.operation is None:
+        return None
+    return history.operation._inbound_nodes[history.node_index]
+
+
+def _call_of(node: Any) -> Call:
+    return Call(
+        node.operation,
+        tuple(node.arguments.args),
+        dict(node.arguments.kwargs),
+        tuple(node.outputs),
+    )
+
+
+def count_calls(operation: Any) -> int:
+    """Count the calls of a layer or operation on symbolic tensors."""
+    return len(operation._inbound_nodes)
+
+
+def forget_calls_from_now(operations: Iterable[Any]) -> Callable[[], None]:
+    """Return a function that makes operations forget their later calls.
+
+    These are the calls on symbolic tensors between now and then.
+    """
+    nodes = [
+        x for op in operations for x in (op._inbound_nodes, op._outbound_nodes)
+    ]
+    before = [len(x) for x in nodes]
+
+    def forget() -> None:
+        for known, number in zip(nodes, before, strict=True):
+            del known[number:]
+
+    return forget
+
+
+def recorded_call(
+    layer: keras.layers.Layer, args: Any, kwargs: dict[str, Any]
+) -> Any:
+    """Call a layer on symbolic tensors, and record what its `call` calls.
+
+    Keras would record the layer as a whole. All else that it does around a
+    `call`, such as casting inputs and passing on masks, it does here, too.
+
+    Returns:
+        The outputs, whose history leads to the parts of the layer.
+    """
+    made: list[tuple[Any, Any]] = []
+
+    def compute_output_spec(*args: Any, **kwargs: Any) -> Any:
+        outputs = layer.call(*args, **kwargs)
+        for x in keras.tree.flatten(outputs):
+            made.append((x, getattr(x, "_keras_history", None)))
+        return outputs
+
+    with replaced_methods(
+        [(layer, "compute_output_spec", compute_output_spec)]
+    ):
+        outputs = layer(*args, **kwargs)
+    for tensor, history in made:
+        if history is not None:
+            tensor._keras_history = history
+        elif hasattr(tensor, "_keras_history"):
+            del tensor._keras_history
+    return outputs
+
+
+@contextlib.contextmanager
+def replaced_methods(
+    methods: Iterable[tuple[Any, str, Callable[..., Any]]],
+) -> Iterator[None]:
+    """Replace methods of single objects within this context.
+
+    Keras' own way of setting attributes, which tracks them, is not used.
+    """
+    missing = object()
+    before = []
+    for owner, name, function in methods:
+        before.append((owner, name, vars(owner).get(name, missing)))
+        vars(owner)[name] = function
+    try:
+        yield
+    finally:
+        for owner, name, function in reversed(before):
+            if function is missing:
+                del vars(owner)[name]
+            else:
+                vars(owner)[name] = function
+
+
+def stateless_scope() -> Any:
+    """Return the innermost `keras.StatelessScope` that is open, or None."""
+    return backend.get_stateless_scope()
+
+
+@contextlib.contextmanager
+def no_outer_call() -> Iterator[None]:
+    """Let layers called within this context know nothing of outer calls.
+
+    They are not told whether an outer layer is training.
+    """
+    before = global_state.get_global_attribute("current_call_ctx")
+    global_state.set_global_attribute("current_call_ctx", None)
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute("current_call_ctx", before)
+
+
+def set_own_trainable(layer: keras.layers.Layer, value: bool) -> None:
+    """Set `trainable` of a layer, but not of the layers inside it."""
+    layer._trainable = value
 
 
 def rename_operation(tensor: keras.KerasTensor, name: str) -> None:

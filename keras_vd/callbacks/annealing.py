@@ -27,6 +27,7 @@ from keras_vd.callbacks.schedules import Schedule
 from keras_vd.layers.structured import StructuredGate
 from keras_vd.posteriors import Posterior, WeightPosterior
 from keras_vd.posteriors.finding import named_posteriors, required_posteriors
+from keras_vd.sparsity import sparsity_report
 
 
 class KLAnnealing(keras.callbacks.Callback):
@@ -56,10 +57,11 @@ class KLAnnealing(keras.callbacks.Callback):
     Each epoch ends, after the progress bar, with a line such as
     `n_active: [374, 198, 159]`, the number of input units that each weight
     still reads or that each gate lets through, and adds `kl` (nats),
-    `kl_weight` (w / num_examples), `sparsity`, `nonzero_ratio` and
-    `n_active/<layer>` to the logs. Callbacks listed after this one see them,
-    as does `History`; the progress bar shows `n_active_min` and `n_active_sum`
-    in place of the layers.
+    `kl_weight` (w / num_examples), `sparsity`, `nonzero_ratio` (both of the
+    weights that were there when `fit` began, also if `ShrinkWhileTraining`
+    removes some) and `n_active/<layer>` to the logs. Callbacks listed after
+    this one see them, as does `History`; the progress bar shows `n_active_min`
+    and `n_active_sum` in place of the layers.
 
     The noise parameters are kept out of the optimizer's weight decay, which
     would pull log variances towards a variance of 1, and so are the variables
@@ -282,6 +284,7 @@ class KLAnnealing(keras.callbacks.Callback):
     def _begin_run(self, first: int) -> None:
         """Settle the schedule of a run, and warn about what does not fit it."""
         self._first_epoch = first
+        self._whole = sparsity_report(self.model)
         epochs = (self.params or {}).get("epochs")
         if not epochs:
             return
@@ -363,7 +366,8 @@ class KLAnnealing(keras.callbacks.Callback):
         self, epoch: int, logs: dict[str, Any] | None = None
     ) -> None:
         self._count_examples()
-        self._figures = Figures(self.model, self.weight_at(epoch))
+        weight = self.weight_at(epoch)
+        self._figures = Figures(self.model, weight, self._whole)
         if self._figures.nonfinite:
             advice.warn_about_nonfinite(self._figures.nonfinite)
             self.model.stop_training = True

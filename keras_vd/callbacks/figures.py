@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from keras_vd.pruning import current_kl_divergence
-from keras_vd.sparsity import sparsity_report
+from keras_vd.sparsity import SparsityReport, sparsity_report
 
 PER_LAYER = "n_active/"
 
@@ -16,14 +16,21 @@ PER_LAYER = "n_active/"
 class Figures:
     """Figures of a model at the end of an epoch.
 
+    Args:
+        model: The model.
+        kl_weight: Its KL weight.
+        whole: Report of the model before anything was removed from it.
+
     Attributes:
         totals: Figures of the whole model, by their names in the logs.
         layers: `n_active` of each weight, group and gate.
         nonfinite: Paths of variables with values that are not finite.
     """
 
-    def __init__(self, model: keras.Model, kl_weight: float) -> None:
-        report = sparsity_report(model)
+    def __init__(
+        self, model: keras.Model, kl_weight: float, whole: SparsityReport
+    ) -> None:
+        report = sparsity_report(model).relative_to(whole)
         self.totals: dict[str, Any] = {
             "kl": current_kl_divergence(model),
             "kl_weight": kl_weight,

@@ -232,13 +232,7 @@ class Cloner:
         inputs, outputs = keras.tree.map_structure(
             new, (functional.input, functional.output)
         )
-        if not is_made_from_graph(model):
-            return keras.Model(inputs, outputs, name=name)
-        config = {}
-        if type(model).get_config is not keras.Model.get_config:
-            config = model.get_config()
-        added = {k: v for k, v in config.items() if k not in _OF_THE_GRAPH}
-        return type(model)(inputs=inputs, outputs=outputs, name=name, **added)
+        return model_like(model, inputs, outputs, name)
 
     def copy_values(
         self, layer: Any, values: Mapping[int, Any] | None = None
@@ -307,6 +301,20 @@ _DIFFERS = (
     "`get_config` must return all arguments of its constructor, and its "
     "`build` must make what the layer has."
 )
+
+
+def model_like(model: Any, inputs: Any, outputs: Any, name: str) -> keras.Model:
+    """Make a model from a graph, of the class of `model` if that allows it."""
+    if not is_made_from_graph(model):
+        return keras.Model(inputs, outputs, name=name)
+    config = {}
+    if not _is_of_keras(type(model).get_config):
+        config = model.get_config()
+    added = {k: v for k, v in config.items() if k not in _OF_THE_GRAPH}
+    made: keras.Model = type(model)(
+        inputs=inputs, outputs=outputs, name=name, **added
+    )
+    return made
 
 
 def copy_model(model: keras.Model) -> keras.Model:

@@ -15,6 +15,7 @@ from keras_vd._backend.keras_internals import (
 from keras_vd._backend.validation import check_finite_model, check_model
 from keras_vd.conversion.cloning import Cloner, Replacement
 from keras_vd.conversion.folding import absorb, find_folds
+from keras_vd.conversion.functional import written_out
 from keras_vd.layers.base import (
     COUNTERPARTS,
     VariationalLayer,
@@ -36,18 +37,20 @@ def to_deterministic(model: keras.Model) -> keras.Model:
     not compiled, and `model` is not changed.
 
     Args:
-        model: A built Sequential or Functional model, or a subclassed one
-            whose `get_config` rebuilds it.
+        model: A built model. Subclassed models and layers made of layers are
+            written out, see `to_functional`; one that cannot be needs a
+            `get_config` that returns its layers.
 
     Returns:
         A model without any class of `keras_vd`. Shared layers stay so; a
-        Sequential model that uses one twice becomes a Functional one.
+        Sequential model that uses one twice, and a model that is written out,
+        become Functional ones.
 
     Raises:
         TypeError: if `model` is no Keras model.
         ValueError: if it is not built, has no variational layers, has weights
             that are not finite or a variational layer with a `call` of its
-            own, or is a subclassed model that creates variational layers by
+            own, or cannot be written out and creates variational layers by
             itself.
     """
     check_model(model)
@@ -55,6 +58,13 @@ def to_deterministic(model: keras.Model) -> keras.Model:
     check_finite_model(model)
     for layer in flatten_layers(model):
         _check_code(layer)
+    with written_out(model) as written:
+        return _to_deterministic(written.model, written.reasons)
+
+
+def _to_deterministic(
+    model: keras.Model, reasons: dict[int, str]
+) -> keras.Model:
     folds = find_folds(model)
     cloner = Cloner(model, _plain, left_out=folds)
     plain: keras.Model = cloner.clone(model)
@@ -65,7 +75,8 @@ def to_deterministic(model: keras.Model) -> keras.Model:
         raise ValueError(
             "Argument `model` must describe its variational layers in "
             "`get_config`, so that plain ones can take their place. "
-            f"'{model.name}' creates some by itself: {remaining}."
+            f"'{model.name}' creates some by itself: {remaining}. It stays "
+            f"whole: {'; '.join(reasons.values())}."
         )
     values = {
         id(variable): value

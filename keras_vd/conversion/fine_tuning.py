@@ -67,15 +67,8 @@ def freeze_zeros(model: keras.Model) -> None:
     """
     check_model(model)
     check_built(model)
-    layers = flatten_layers(model)
-    _check_supported(layers)
-    weights = [
-        variable
-        for layer in layers
-        for variable in own_trainable_variables(layer)
-        if len(variable.shape) > 1 and variable.name not in _NO_WEIGHTS
-    ]
-    _freeze(model, weights)
+    _check_supported(flatten_layers(model))
+    _freeze(model, prunable_weights(model))
     # A training step that an earlier `fit` compiled lacks the constraints.
     model.train_function = None
     lost = _lost_by_config(model)
@@ -86,6 +79,16 @@ def freeze_zeros(model: keras.Model) -> None:
             "again on a model that was loaded or cloned.",
             stacklevel=2,
         )
+
+
+def prunable_weights(model: keras.Model) -> list[keras.Variable]:
+    """List the weights whose zeros `freeze_zeros` keeps."""
+    return [
+        variable
+        for layer in flatten_layers(model)
+        for variable in own_trainable_variables(layer)
+        if len(variable.shape) > 1 and variable.name not in _NO_WEIGHTS
+    ]
 
 
 def refreeze_zeros(model: keras.Model) -> None:

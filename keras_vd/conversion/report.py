@@ -1,4 +1,4 @@
-"""The report of which layers `to_variational` has converted, and which not."""
+"""The reports of `to_variational` and `to_functional`: what, and why not."""
 
 from __future__ import annotations
 
@@ -70,5 +70,66 @@ class ConversionReport(Report):
                 row.converted_to or row.layer,
                 row.reason or "",
                 f"{row.parameters:,}",
+            )
+        return table
+
+
+@dataclasses.dataclass(frozen=True)
+class CompositeRow:
+    """Outcome for one layer or model that is made of layers.
+
+    Attributes:
+        name: Its name, after the names of the models and layers that it is in.
+        layer: Name of its class.
+        reason: Why it stays whole, and what to do; None if its parts were
+            written out.
+        parameters: Number of its parameters.
+    """
+
+    name: str
+    layer: str
+    reason: str | None
+    parameters: int
+
+
+@dataclasses.dataclass(frozen=True)
+class FunctionalReport(Report):
+    """Report of what `to_functional` has written out, what not and why.
+
+    Attributes:
+        rows: One `CompositeRow` per layer or model with parts and a `call` of
+            its own, and per nested model that had to be taken apart.
+        differences: What the Functional model does not do as the model did,
+            in words.
+    """
+
+    rows: tuple[CompositeRow, ...]
+    differences: tuple[str, ...] = ()
+
+    @property
+    def written_out(self) -> list[str]:
+        """Names of what stands in the model part by part now."""
+        return [row.name for row in self.rows if row.reason is None]
+
+    @property
+    def kept_whole(self) -> dict[str, str]:
+        """Reasons why the others stay whole, by their names."""
+        return {row.name: row.reason for row in self.rows if row.reason}
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def to_table(self) -> rich.table.Table:
+        table = rich.table.Table(
+            title=f"Written out: {len(self.written_out)} of {len(self.rows)} "
+            "layers made of layers",
+            caption="\n".join(self.differences) or None,
+        )
+        for header in ("layer", "class", "stays whole, because"):
+            table.add_column(header, overflow="fold")
+        table.add_column("parameters", justify="right")
+        for row in self.rows:
+            table.add_row(
+                row.name, row.layer, row.reason or "", f"{row.parameters:,}"
             )
         return table

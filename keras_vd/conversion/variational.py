@@ -21,6 +21,7 @@ from keras_vd._backend.validation import (
     reason_to_keep_weights,
 )
 from keras_vd.conversion.cloning import Cloner, Config
+from keras_vd.conversion.functional import Written, written_out
 from keras_vd.conversion.report import ConversionReport, ConversionRow
 from keras_vd.conversion.selection import Path, Selectors, select
 from keras_vd.layers.base import COUNTERPARTS, VariationalLayer
@@ -66,8 +67,9 @@ def to_variational(
     `keras_vd.posteriors.AdditiveGaussian`. Train on with `KLAnnealing`.
 
     Args:
-        model: A built Sequential or Functional model, or a subclassed one
-            whose `get_config` rebuilds it. Not changed.
+        model: A built model; not changed. Subclassed models and layers made
+            of layers are written out, see `to_functional`. One that cannot be
+            is converted if its `get_config` returns its layers.
         posterior: `"sparse_vd"`, `"vd"`, `"ard"`, `"gaussian"`, an object
             from `keras_vd.posteriors`, or a function that returns one of these
             for a layer of `model`.
@@ -83,7 +85,8 @@ def to_variational(
     Returns:
         A new model, not compiled, or with `return_report` the model and its
         `ConversionReport`: what was converted, what was not and why. Shared
-        layers stay so; a Sequential model with one becomes a Functional one.
+        layers stay so; a Sequential model with one, and a model that is
+        written out, become Functional ones.
 
     Raises:
         TypeError: if an argument is of the wrong type.
@@ -100,23 +103,24 @@ def to_variational(
     check_model(model)
     check_built(model)
     check_finite_model(model)
-    places = _places(model)
-    tied = _tied(model)
-    reasons = {
-        id(layer): _refusal(layer) or tied.get(id(layer))
-        for layer in places.values()
-    }
-    for key in _left_out(places, include, exclude):
-        reasons[key] = reasons[key] or "not chosen"
-    result = _convert(model, places, reasons, posterior, kl_weight)
-    report = _report(places, reasons)
+    with written_out(model) as written:
+        places = _places(written.model)
+        tied = _tied(written.model)
+        reasons = {
+            id(layer): _refusal(layer) or tied.get(id(layer))
+            for layer in places.values()
+        }
+        for key in _left_out(places, include, exclude):
+            reasons[key] = reasons[key] or "not chosen"
+        result = _convert(written, places, reasons, posterior, kl_weight)
+        report = _report(places, reasons)
     if verbose:
         print(str(report))
     return (result, report) if return_report else result
 
 
 def _convert(
-    model: keras.Model,
+    written: Written,
     places: dict[Path, keras.layers.Layer],
     reasons: dict[int, str | None],
     posterior: Any,
@@ -125,7 +129,7 @@ def _convert(
     """Build the variational model.
 
     Args:
-        model: The plain model.
+        written: The plain model, written out.
         places: Its layers.
         reasons: Why layers are not to be converted, by their `id`; extended in
             place by layers that no config describes.
@@ -145,11 +149,12 @@ def _convert(
         config = {**kind.get_config(layer), **added[id(layer)]}
         return COUNTERPARTS[kind], config
 
+    model = written.model
     cloner = Cloner(model, replace)
     result: keras.Model = cloner.clone(model)
     out_of_reach = added.keys() - cloner.clones.keys()
     for key in out_of_reach:
-        reasons[key] = "made in the code of what it is in"
+        reasons[key] = _reason_out_of_reach(written, key)
     if len(out_of_reach) == len(added):
         raise ValueError(
             "Argument `model` must have a layer that can be converted. "
@@ -161,6 +166,15 @@ def _convert(
         if id(weight) not in copied:
             weight.start_from_weight()
     return result
+
+
+def _reason_out_of_reach(written: Written, key: int) -> str:
+    """Return why the layer with an `id` is in no clone."""
+    for layer in flatten_layers(written.model):
+        reason = written.reasons.get(id(layer))
+        if reason and any(id(x) == key for x in flatten_layers(layer)):
+            return f"made in the code of '{layer.name}', kept whole: {reason}"
+    return "made in the code of what it is in"
 
 
 def _places(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gzip
 import io
@@ -19,7 +20,7 @@ import rich.progress
 from keras_vd._backend.validation import check_integer
 from keras_vd.deployment.drawing import flat_inputs
 from keras_vd.deployment.interface import (
-    check_deployable,
+    deployable,
     difference,
     input_names,
     predict,
@@ -172,8 +173,9 @@ def deployment_report(
     minute for a small model.
 
     Args:
-        model: A built Sequential or Functional model of plain Keras layers,
-            as `to_deterministic` and `shrink` return it; not changed.
+        model: A built model of plain Keras layers, as `to_deterministic` and
+            `shrink` return it; not changed. Subclassed models and layers made
+            of layers are written out, see `keras_vd.to_functional`.
         x: Inputs, as the model takes them; repeated if they are fewer than
             the largest batch size.
         reference: The dense original, with the same inputs, to which ratios
@@ -198,11 +200,35 @@ def deployment_report(
             "Argument `batch_sizes` must hold at least one number of examples. "
             f"Received: batch_sizes={batch_sizes!r}."
         )
-    models = (model, model if reference is None else reference)
-    _check_models(models)
+    with contextlib.ExitStack() as stack:
+        written = stack.enter_context(deployable(model))
+        original = written
+        if reference is not None:
+            original = stack.enter_context(deployable(reference))
+        rows = _measured((written, original), x, sizes, folder, not verbose)
+    report = DeploymentReport(tuple(rows), sizes)
+    if verbose:
+        print(str(report))
+    return report
+
+
+def _measured(
+    models: tuple[keras.Model, keras.Model],
+    x: Any,
+    sizes: Sequence[int],
+    folder: str | os.PathLike[str] | None,
+    is_quiet: bool,
+) -> list[ArtifactRow]:
+    """Write and measure all files of a model; see `deployment_report`."""
+    if len({tuple((x.shape, x.dtype) for x in m.inputs) for m in models}) > 1:
+        raise ValueError(
+            "Argument `reference` must have the inputs of `model`. Received: "
+            f"{[x.shape for x in models[1].inputs]} instead of "
+            f"{[x.shape for x in models[0].inputs]}."
+        )
     arrays = [
         np.resize(array, (max(sizes), *array.shape[1:]))
-        for array in flat_inputs(model, x)
+        for array in flat_inputs(models[0], x)
     ]
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary if folder is None else folder)
@@ -211,24 +237,10 @@ def deployment_report(
             ARTIFACTS,
             "Writing and measuring",
             transient=True,
-            disable=not verbose,
+            disable=is_quiet,
         ):
             rows += _compare(artifacts, models, arrays, sizes, place)
-    report = DeploymentReport(tuple(rows), sizes)
-    if verbose:
-        print(str(report))
-    return report
-
-
-def _check_models(models: tuple[keras.Model, keras.Model]) -> None:
-    for each in models:
-        check_deployable(each)
-    if len({tuple((x.shape, x.dtype) for x in m.inputs) for m in models}) > 1:
-        raise ValueError(
-            "Argument `reference` must have the inputs of `model`. Received: "
-            f"{[x.shape for x in models[1].inputs]} instead of "
-            f"{[x.shape for x in models[0].inputs]}."
-        )
+    return rows
 
 
 def _compare(

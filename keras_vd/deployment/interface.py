@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from keras_vd._backend.keras_internals import flatten_layers
 from keras_vd._backend.validation import check_plain_model
 from keras_vd._backend.writing import read_back
+from keras_vd.conversion.functional import written_out
 from keras_vd.deployment.readers import Arrays, Reader, as_text
 
 TOLERANCE = 1e-4  # of outputs, relative to the largest
@@ -22,29 +24,38 @@ TOLERANCES = {"float32": TOLERANCE, "int8": 0.05}
 HALF_TOLERANCES = {"float16": 0.005, "bfloat16": 0.04}
 
 
-def check_deployable(model: Any) -> None:
-    """Raise unless `model` is plain and says what its inputs are.
+@contextlib.contextmanager
+def deployable(model: Any) -> Iterator[keras.Model]:
+    """Give, within a context, what is to be written of a model.
+
+    This is the model itself or, where it is made of layers with parts, the
+    Functional model of these.
 
     Raises:
         TypeError: if it is no Keras model.
         ValueError: if it has layers of `keras_vd`, weights that are not finite
-            or stateful recurrent layers, or is not built.
+            or stateful recurrent layers, is not built, or cannot be written
+            out.
     """
     check_plain_model(model)
-    if not getattr(model, "inputs", None):
-        raise ValueError(
-            "Argument `model` must be a built Sequential or Functional model, "
-            f"whose inputs are known. '{model.name}', of type "
-            f"{type(model).__name__}, is not: call it on data, or write it "
-            "with the functional API."
-        )
-    stateful = [x.name for x in flatten_layers(model) if _keeps_state(x)]
-    if stateful:
-        raise ValueError(
-            f"Layers {stateful} of '{model.name}' keep a state from call to "
-            "call, which files for inference do not hold: build them with "
-            "`stateful=False`, or use `model.save`."
-        )
+    with written_out(model) as written:
+        if not getattr(written.model, "inputs", None):
+            reason = written.reasons.get(id(model))
+            why = f"cannot be written out: {reason}" if reason else "is not"
+            raise ValueError(
+                "Argument `model` must be a built Sequential or Functional "
+                f"model, whose inputs are known. '{model.name}', of type "
+                f"{type(model).__name__}, {why}. Call it on data, or write it "
+                "with the functional API."
+            )
+        stateful = [x.name for x in flatten_layers(model) if _keeps_state(x)]
+        if stateful:
+            raise ValueError(
+                f"Layers {stateful} of '{model.name}' keep a state from call "
+                "to call, which files for inference do not hold: build them "
+                "with `stateful=False`, or use `model.save`."
+            )
+        yield written.model
 
 
 def _keeps_state(layer: keras.layers.Layer) -> bool:

@@ -29,8 +29,9 @@ def save_compressed(
     saved.
 
     Args:
-        model: A built Sequential or Functional model of plain Keras layers;
-            not changed.
+        model: A built model of plain Keras layers; not changed. Subclassed
+            models and layers made of layers are written out, see
+            `keras_vd.to_functional`.
         path: File to write, with the ending `.keras`. An existing file is
             replaced once the new one has been read back and its outputs are
             those of `model`.
@@ -54,8 +55,8 @@ def save_compressed(
         >>> keras.models.load_model(path).count_params()
         10
     """
-    WRITER.check(model, path)
-    WRITER.write(model, path, flat_inputs(model, x))
+    with WRITER.opened(model, path) as opened:
+        WRITER.write(opened, path, flat_inputs(opened, x))
 
 
 def save_uncompiled(model: keras.Model, path: Path) -> None:

@@ -45,8 +45,9 @@ def export_litert(
     """Write a plain model as a LiteRT file (`.tflite`).
 
     Args:
-        model: A built Sequential or Functional model of plain Keras layers;
-            not changed.
+        model: A built model of plain Keras layers; not changed. Subclassed
+            models and layers made of layers are written out, see
+            `keras_vd.to_functional`.
         path: File to write, with the ending `.tflite`; replaced once the new
             one has been read back and its outputs are those of `model`.
         weights: "sparse" stores sparse weights in a sparse form. Dense layers
@@ -85,18 +86,18 @@ def export_litert(
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
         >>> deployment.export_litert(model, path)  # doctest: +SKIP
     """
-    WRITER.check(model, path, weights)
-    if batch_size is not None:
-        check_integer("batch_size", batch_size, 1)
-    _check_types(model)
-    WRITER.write(
-        model,
-        path,
-        _examples(model, x, batch_size),
-        ADVICE if weights == "sparse" else "",
-        weights=weights,
-        batch_size=batch_size,
-    )
+    with WRITER.opened(model, path, weights) as opened:
+        if batch_size is not None:
+            check_integer("batch_size", batch_size, 1)
+        _check_types(opened)
+        WRITER.write(
+            opened,
+            path,
+            _examples(opened, x, batch_size),
+            ADVICE if weights == "sparse" else "",
+            weights=weights,
+            batch_size=batch_size,
+        )
 
 
 def _check_types(model: keras.Model) -> None:

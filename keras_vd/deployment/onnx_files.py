@@ -31,8 +31,9 @@ def export_onnx(
     that split or hash text are not.
 
     Args:
-        model: A built Sequential or Functional model of plain Keras layers;
-            not changed.
+        model: A built model of plain Keras layers; not changed. Subclassed
+            models and layers made of layers are written out, see
+            `keras_vd.to_functional`.
         path: File to write, with the ending `.onnx`. An existing file is
             replaced once the new one has been read back and its outputs are
             those of `model`.
@@ -62,8 +63,8 @@ def export_onnx(
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
         >>> deployment.export_onnx(model, path)  # doctest: +SKIP
     """
-    WRITER.check(model, path, weights)
-    WRITER.write(model, path, flat_inputs(model, x), weights=weights)
+    with WRITER.opened(model, path, weights) as opened:
+        WRITER.write(opened, path, flat_inputs(opened, x), weights=weights)
 
 
 def convert(model: keras.Model, arrays: Arrays, weights: str | None) -> bytes:

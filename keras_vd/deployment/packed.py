@@ -44,8 +44,9 @@ def export_packed(
     with dense weights. For inference only: the weights are no variables.
 
     Args:
-        model: A built Sequential or Functional model of plain Keras layers;
-            not changed.
+        model: A built model of plain Keras layers; not changed. Subclassed
+            models and layers made of layers are written out, see
+            `keras_vd.to_functional`.
         path: Folder to write. An existing SavedModel or empty folder is
             replaced once the new one has been read back and its outputs are
             those of `model`.
@@ -72,8 +73,8 @@ def export_packed(
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
         >>> deployment.export_packed(model, path)  # doctest: +SKIP
     """
-    WRITER.check(model, path, weights)
-    WRITER.write(model, path, flat_inputs(model, x), weights=weights)
+    with WRITER.opened(model, path, weights) as opened:
+        WRITER.write(opened, path, flat_inputs(opened, x), weights=weights)
 
 
 def _make(

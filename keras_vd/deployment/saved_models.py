@@ -40,8 +40,9 @@ def export_saved_model(
     in it once; `keras.Model.export` writes every weight twice from TensorFlow.
 
     Args:
-        model: A built Sequential or Functional model of plain Keras layers;
-            not changed.
+        model: A built model of plain Keras layers; not changed. Subclassed
+            models and layers made of layers are written out, see
+            `keras_vd.to_functional`.
         path: Folder to write. An existing SavedModel or empty folder is
             replaced once the new one has been read back and its outputs are
             those of `model`.
@@ -70,9 +71,9 @@ def export_saved_model(
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
         >>> deployment.export_saved_model(model, path)  # doctest: +SKIP
     """
-    WRITER.check(model, path)
-    arrays = flat_inputs(model, x)
-    WRITER.write(model, path, arrays, jit_compile=jit_compile)
+    with WRITER.opened(model, path) as opened:
+        arrays = flat_inputs(opened, x)
+        WRITER.write(opened, path, arrays, jit_compile=jit_compile)
 
 
 def _make(

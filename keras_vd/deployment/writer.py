@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from keras_vd._backend.validation import check_choice
 from keras_vd._backend.writing import write_checked
 from keras_vd.deployment.interface import (
     TOLERANCE,
-    check_deployable,
     check_precision,
+    deployable,
     outputs_check,
 )
 from keras_vd.deployment.readers import READERS, Arrays
@@ -51,23 +52,33 @@ class Writer:
     )
     unknown_types: tuple[str, ...] = ()
 
-    def check(
+    @contextlib.contextmanager
+    def opened(
         self,
         model: Any,
         path: str | os.PathLike[str],
         weights: str = "float32",
-    ) -> None:
-        """Raise if the model cannot become such a file here.
+    ) -> Iterator[keras.Model]:
+        """Give what to write of a model, if it can become such a file here.
+
+        See `deployable`.
 
         Raises:
             TypeError: if it is no Keras model.
-            ValueError: if it is not plain or not built, has stateful layers,
-                weights that are not finite or types that the runtime does not
-                know, or if `weights` or the ending of `path` is not allowed.
+            ValueError: if it is not plain or not built, cannot be written out,
+                has stateful layers, weights that are not finite or types that
+                the runtime does not know, or if `weights` or the ending of
+                `path` is not allowed.
             RuntimeError: if the running backend cannot write the format.
             ImportError: if a package is missing.
         """
-        check_deployable(model)
+        with deployable(model) as written:
+            self._check(written, path, weights)
+            yield written
+
+    def _check(
+        self, model: Any, path: str | os.PathLike[str], weights: str
+    ) -> None:
         check_choice("weights", weights, self.tolerances)
         if self.ending is not None and Path(path).suffix != self.ending:
             raise ValueError(
@@ -91,7 +102,7 @@ class Writer:
         """Write the file, and move it to its place once its outputs are right.
 
         Args:
-            model: A model that has passed `check`.
+            model: What `opened` gives.
             path: The place.
             arrays: Inputs for which outputs are compared.
             advice: What to do if they differ.

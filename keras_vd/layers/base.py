@@ -226,6 +226,23 @@ class LinearLayer(VariationalLayer):
 
     _shared_op: SharedOp | None = None
 
+    @property
+    def _recipe(self) -> Any:
+        """What is equal for layers whose linear operations do the same.
+
+        None for classes of others, whose configs may not tell all.
+        """
+        if not type(self).__module__.startswith("keras_vd."):
+            return None
+        config = self.get_config()
+        # Initializers, activations and the like have no part in it.
+        numbers = {
+            name: str(value)
+            for name, value in config.items()
+            if name != "name" and not isinstance(value, dict)
+        }
+        return type(self), tuple(sorted(numbers.items()))
+
     def _linear_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
         """Apply the layer without noise, bias and activation."""
         raise NotImplementedError

@@ -17,11 +17,15 @@ from __future__ import annotations
 import math
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_vd._backend.types import Tensor
 from keras_vd.layers.base import Expansion, LinearLayer
 from keras_vd.posteriors.binding import Axes
+
+# Along longer axes, products with all inputs cost more than they save.
+_MAX_WINDOWED_SIZE = 512
 
 _register = keras.saving.register_keras_serializable(package="keras_vd")
 
@@ -51,14 +55,43 @@ class _Convolution(LinearLayer):
         totals = _channel_sums(
             squares, input_factors, axes.channel, axes.conv_groups
         )
-        ones = ops.ones((*self.kernel_size, 1, axes.conv_groups), squares.dtype)
-        return _times_units(
-            self._linear_op(totals, ones), unit_factors, axes.channel
+        sums = self._window_sums(totals, axes.conv_groups)
+        return _times_units(sums, unit_factors, axes.channel)
+
+    def _window_sums(self, totals: Tensor, groups: int) -> Tensor:
+        """Apply the convolution with a kernel of ones to each group's total.
+
+        Args:
+            totals: Inputs of the convolution with one channel for each group.
+            groups: Number of groups.
+        """
+        is_last = self.data_format == "channels_last"
+        first = 1 if is_last else 2
+        sizes = totals.shape[first : first + self.rank]
+        if any(size is None or size > _MAX_WINDOWED_SIZE for size in sizes):
+            ones = ops.ones((*self.kernel_size, 1, groups), totals.dtype)
+            return self._linear_op(totals, ones)
+        # A product with a matrix of zeros and ones along each axis. Libraries
+        # are not made for convolutions of a single channel.
+        options = zip(
+            sizes,
+            self.kernel_size,
+            self.strides,
+            self.dilation_rate,
+            strict=True,
         )
+        for i, option in enumerate(options):
+            windows = _windows(*option, padding=self.padding)
+            totals = _multiply_along(first + i, totals, windows)
+        return totals
 
 
 class _TransposedConvolution(_Convolution):
     """Kernel of shape `(*kernel_size, filters, channels)`."""
+
+    def _window_sums(self, totals: Tensor, groups: int) -> Tensor:
+        ones = ops.ones((*self.kernel_size, 1, 1), totals.dtype)
+        return self._linear_op(totals, ones)
 
     def _kernel_axes(self, weight: str) -> Axes:
         return Axes(inputs=(-1,), outputs=(-2,), channel=self._channel_axis())
@@ -145,6 +178,55 @@ class _SeparableConvolution(_DepthwiseConvolution):
             self._pointwise_op, outputs, training, self._pointwise_shared_op
         )
         return self._add_bias_and_activate(outputs)
+
+
+def _windows(
+    size: int, kernel_size: int, stride: int, dilation: int, padding: str
+) -> np.ndarray:
+    """Tell which inputs each output of a convolution reads, along one axis.
+
+    Args:
+        size: Number of inputs.
+        kernel_size: Number of inputs that an output reads.
+        stride: Step from one output to the next.
+        dilation: Step from one of its inputs to the next.
+        padding: `"valid"`, `"same"` or `"causal"`.
+
+    Returns:
+        Float32 array of shape `(size, number of outputs)` of zeros and ones.
+    """
+    reach = dilation * (kernel_size - 1)
+    if padding == "same":
+        outputs = -(-size // stride)
+        before = max(0, (outputs - 1) * stride + reach + 1 - size) // 2
+    else:
+        before = reach if padding == "causal" else 0
+        outputs = (size + before - reach - 1) // stride + 1
+    starts = stride * np.arange(outputs) - before
+    distances = np.arange(size)[:, None] - starts
+    is_read = (distances >= 0) & (distances <= reach)
+    return (is_read & (distances % dilation == 0)).astype("float32")
+
+
+def _multiply_along(axis: int, tensor: Tensor, matrix: np.ndarray) -> Tensor:
+    """Multiply a tensor with a matrix, along one axis of the tensor.
+
+    Args:
+        axis: The axis; not the first.
+        tensor: Tensor of sizes that are known, but for the first.
+        matrix: Array of shape `(size along the axis, new size)`.
+    """
+    before, after = tensor.shape[1:axis], tensor.shape[axis + 1 :]
+    size, new_size = matrix.shape
+    rest = math.prod(after)
+    factor = ops.cast(ops.convert_to_tensor(matrix), tensor.dtype)
+    if rest == 1:
+        rows = ops.reshape(tensor, (-1, size))
+        product = ops.matmul(rows, factor)
+    else:
+        slices = ops.reshape(tensor, (-1, size, rest))
+        product = ops.matmul(ops.transpose(factor), slices)
+    return ops.reshape(product, (-1, *before, new_size, *after))
 
 
 def _channel_sums(

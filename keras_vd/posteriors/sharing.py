@@ -19,6 +19,7 @@ import keras
 from keras import ops
 
 from keras_vd._backend.branching import either, is_all_true
+from keras_vd._backend.fusing import key_of
 from keras_vd._backend.types import Tensor
 from keras_vd.posteriors.binding import Axes
 
@@ -100,12 +101,18 @@ class SharedVariance:
             return ops.cast(outputs, dtype)
 
         tensors = (squares, self.inputs, self.units)
+
+        def find_key() -> Any:
+            keys = key_of(linear_op), key_of(self.shared_op)
+            return None if None in keys else (*keys, product_dtype)
+
         return either(
             is_all_true(self.keep_mask),
             lambda *tensors: self.shared_op(*tensors[:3]),
             product,
             [ops.cast(tensor, dtype) for tensor in tensors],
             [self.keep_mask],
+            find_key,
         )
 
 

@@ -10,8 +10,9 @@ import numpy as np
 from keras import ops
 
 from keras_vd._backend.keras_internals import rename_operation
+from keras_vd._backend.names import Names
 from keras_vd.rules.graph import Node
-from keras_vd.rules.rule import Names, Rule, rule_for, to_numpy
+from keras_vd.rules.rule import Rule, rule_for, to_numpy
 
 # The new ids are stored in an embedding of type float32, which does not have
 # every integer above this number.

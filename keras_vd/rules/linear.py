@@ -10,10 +10,11 @@ import numpy as np
 from keras import ops
 
 from keras_vd._backend.keras_internals import rename_operation
+from keras_vd._backend.names import Names
 from keras_vd.rules.activations import evaluate_constants, is_elementwise
 from keras_vd.rules.factors import Values, along, of_channels, scaled
 from keras_vd.rules.graph import Node
-from keras_vd.rules.rule import Names, Rule, finite, rule_for, to_numpy
+from keras_vd.rules.rule import Rule, finite, rule_for, to_numpy
 from keras_vd.rules.sizes import macs_at, positions, product
 
 

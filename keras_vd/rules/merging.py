@@ -12,8 +12,9 @@ from keras_vd._backend.keras_internals import (
     MOVING_OPERATIONS,
     computing_class,
 )
+from keras_vd._backend.names import Names
 from keras_vd.rules.graph import GraphTensor, Node
-from keras_vd.rules.rule import Names, Rule, join, rule_for
+from keras_vd.rules.rule import Rule, join, rule_for
 
 
 class MergeRule(Rule):
@@ -251,7 +252,7 @@ class ReshapeRule(Rule):
         for tensor in tensors:
             tensor.keep |= np.resize(keep, tensor.width)
 
-    def shrunk(self) -> tuple[dict[str, Any], list[np.ndarray]]:
+    def shrunk(self) -> tuple[dict[str, Any], list[np.ndarray]] | None:
         config = self.config
         if "target_shape" in config:
             width = int(np.count_nonzero(self.output.keep))

@@ -14,6 +14,7 @@ from keras_vd._backend.keras_internals import (
     REDUCING_OPERATIONS,
     rename_operation,
 )
+from keras_vd._backend.names import Names
 from keras_vd.rules.channelwise import (
     ChannelwiseRule,
     columns,
@@ -21,7 +22,7 @@ from keras_vd.rules.channelwise import (
 )
 from keras_vd.rules.graph import GraphTensor, Node
 from keras_vd.rules.merging import FUNCTIONS, MergeRule, ReshapeRule
-from keras_vd.rules.rule import Names, Rule, finite, rule_for
+from keras_vd.rules.rule import Rule, finite, rule_for
 from keras_vd.rules.sizes import product
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_vd._backend.keras_internals import computing_class
+from keras_vd._backend.names import Names
 from keras_vd._backend.validation import reason_to_keep_weights
 from keras_vd.rules.factors import Values
 from keras_vd.rules.graph import GraphTensor, Node
@@ -44,22 +45,6 @@ class Inner:
 
     layer: Any
     config: dict[str, Any]
-
-
-class Names:
-    """Names of layers and operations, which must be unique in a model."""
-
-    def __init__(self, taken: Iterable[str]) -> None:
-        self.taken = set(taken)
-
-    def unique(self, name: str) -> str:
-        """Return a free name, numbered if `name` is taken, and reserve it."""
-        number, found = 1, name
-        while found in self.taken:
-            number += 1
-            found = f"{name}_{number}"
-        self.taken.add(found)
-        return found
 
 
 class Rule:

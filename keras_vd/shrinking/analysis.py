@@ -12,7 +12,11 @@ from collections.abc import Mapping
 import keras
 import numpy as np
 
-from keras_vd._backend.keras_internals import flatten_layers, own_variables
+from keras_vd._backend.keras_internals import (
+    flatten_layers,
+    own_variables,
+    refuses_unread_inputs,
+)
 from keras_vd.rules.graph import Graph, GraphTensor, Node
 from keras_vd.rules.rule import Rule, find_rule, join
 
@@ -182,16 +186,17 @@ def _settle(plan: Plan) -> None:
     for tensor in whole:
         tensor.keep[:] = True
     _repeat(plan)
-    while (emptied := _emptied(plan)) is not None:
-        _add_channels(emptied, 1)
+    while emptied := _emptied(plan) or _cut_off(plan):
+        for tensor in emptied:
+            _add_channels(tensor, 1)
         _repeat(plan)
 
 
-def _emptied(plan: Plan) -> GraphTensor | None:
+def _emptied(plan: Plan) -> list[GraphTensor]:
     """Return the last tensor with nothing left that some layer still needs."""
     if plan.keeps_layers:
         tensors = reversed(plan.graph.tensors)
-        return next((x for x in tensors if not x.keep.any()), None)
+        return [x for x in tensors if not x.keep.any()][:1]
     needed: set[GraphTensor] = set()
     for node in plan.graph.nodes:
         rule = plan.rule_of(node)
@@ -201,7 +206,44 @@ def _emptied(plan: Plan) -> GraphTensor | None:
         # A node that stays makes all of its outputs, so none may be empty.
         if not node.is_gone:
             needed.update(x for x in node.outputs if not x.keep.any())
-    return next((x for x in reversed(plan.graph.tensors) if x in needed), None)
+    return [x for x in reversed(plan.graph.tensors) if x in needed][:1]
+
+
+def _cut_off(plan: Plan) -> list[GraphTensor]:
+    """Return tensors with nothing left that an input needs to be read at all.
+
+    They lie between the first input of which the outputs know nothing and the
+    next tensor of which they do. There are none where Keras lets models have
+    inputs that nothing reads.
+    """
+    if not refuses_unread_inputs():
+        return []
+    nodes = plan.graph.nodes
+    read = set(plan.graph.outputs)
+    for node in reversed(nodes):
+        if not read.isdisjoint(node.outputs):
+            read.update(x for x in _read_by(node) if x.keep.any())
+    for unread in plan.graph.inputs:
+        if unread in read:
+            continue
+        before: dict[GraphTensor, GraphTensor | None] = {unread: None}
+        for node in nodes:
+            tensor = next((x for x in _read_by(node) if x in before), None)
+            if tensor is None:
+                continue
+            if read.isdisjoint(node.outputs):
+                before |= {x: tensor for x in node.outputs if x not in before}
+                continue
+            path = []
+            while tensor is not None:
+                path.append(tensor)
+                tensor = before[tensor]
+            return [x for x in path if not x.keep.any()]
+    return []
+
+
+def _read_by(node: Node) -> list[GraphTensor]:
+    return [*node.inputs, *node.others]
 
 
 def _round_up(plan: Plan) -> None:

@@ -14,9 +14,10 @@ from keras_vd._backend.keras_internals import (
     graph_calls,
     rename_operation,
 )
+from keras_vd._backend.names import Names
 from keras_vd.conversion.cloning import Cloner
 from keras_vd.rules.graph import GraphTensor, Node
-from keras_vd.rules.rule import Inner, Names, Rule
+from keras_vd.rules.rule import Inner, Rule
 from keras_vd.shrinking.analysis import Plan
 
 

@@ -16,6 +16,7 @@ from keras_vd._backend.validation import (
 )
 from keras_vd.conversion.cloning import copy_model
 from keras_vd.conversion.fine_tuning import refreeze_zeros
+from keras_vd.conversion.functional import Written, written_out
 from keras_vd.rules.costs import count_macs
 from keras_vd.rules.graph import read_graph
 from keras_vd.shrinking.analysis import Plan, make_plan
@@ -66,11 +67,13 @@ def shrink(
     A Sequential model that uses a layer twice, or gets a channel of ones,
     comes back as a Functional one.
     A layer of a subclass that only adapts a constructor comes back, where it
-    gets smaller, as the Keras layer that it extends.
+    gets smaller, as the Keras layer that it extends. Keras 3.10 refuses inputs
+    that nothing reads: there, a channel of each stays.
 
     Args:
-        model: A built Sequential or Functional model of plain Keras layers;
-            not changed.
+        model: A built model of plain Keras layers; not changed. Subclassed
+            models and layers made of layers are written out, see
+            `to_functional`.
         gather_inputs: Whether to leave out dead input features, and dead
             entries of what a Flatten or LayerNormalization makes, at the cost
             of picking out the others. None: where at least half of them are
@@ -92,48 +95,57 @@ def shrink(
     Raises:
         TypeError: if `model` is no Keras model, `tolerance` no number or
             `round_to` no integer.
-        ValueError: if the model is not built, is a subclassed model, or has
+        ValueError: if the model is not built, cannot be written out, or has
             layers of `keras_vd` or weights that are not finite; if `tolerance`
             is negative or not finite, or `round_to` less than 1.
     """
     tolerance = check_number("tolerance", tolerance, 0.0)
     round_to = check_integer("round_to", round_to, 1)
-    functional, original = _checked(model), model
-    zeroed: tuple[ZeroedRow, ...] = ()
-    if tolerance:
-        model, zeroed = with_zeros(model, tolerance)
-        functional = _checked(model)
-    plan = make_plan(read_graph(functional), gather_inputs, round_to=round_to)
-    if plan.is_unchanged:
-        smaller, layers = copy_model(model), None
-    else:
-        smaller, layers = rebuild(plan, model)
-        refreeze_zeros(smaller)
-    report = dataclasses.replace(
-        _report(plan, model, smaller, layers),
-        tolerance=tolerance,
-        zeroed=zeroed,
-        difference=difference_of(original, smaller) if zeroed else None,
-    )
+    check_plain_model(model)
+    with written_out(model) as written:
+        original = _checked(written)
+        sparser, zeroed = original, tuple[ZeroedRow, ...]()
+        if tolerance:
+            sparser, zeroed = with_zeros(original, tolerance)
+        smaller, report = _removed(sparser, gather_inputs, round_to)
+        report = dataclasses.replace(
+            report,
+            tolerance=tolerance,
+            zeroed=zeroed,
+            difference=difference_of(original, smaller) if zeroed else None,
+        )
     if verbose:
         print(str(report))
     return (smaller, report) if return_report else smaller
 
 
-def _checked(model: Any) -> keras.Model:
-    """Return the Functional model to read, or raise an error with advice."""
-    check_plain_model(model)
-    functional = functional_part(model)
-    if functional is not None:
-        return functional
+def _checked(written: Written) -> keras.Model:
+    """Return the model to read, or raise an error with advice."""
+    model = written.model
+    if functional_part(model) is not None:
+        return model
     if not model.built or isinstance(model, keras.Sequential):
         raise ValueError(NOT_BUILT.format(name=model.name))
     raise ValueError(
-        "Argument `model` must be a Sequential or Functional model, whose "
-        f"layers and connections are known. '{model.name}' computes in a "
-        f"`call` of its own, that of {type(model).__name__}: build it with "
-        "the functional API, or shrink the Functional models inside it."
+        "Argument `model` must be a model whose layers and connections are "
+        f"known. '{model.name}' computes in a `call` of its own, that of "
+        f"{type(model).__name__}, which cannot be written out: "
+        f"{written.reasons[id(model)]}."
     )
+
+
+def _removed(
+    model: keras.Model, gather_inputs: bool | None, round_to: int
+) -> tuple[keras.Model, ShrinkReport]:
+    """Remove what has no effect at all."""
+    graph = read_graph(functional_part(model))
+    plan = make_plan(graph, gather_inputs, round_to=round_to)
+    if plan.is_unchanged:
+        smaller, layers = copy_model(model), None
+    else:
+        smaller, layers = rebuild(plan, model)
+        refreeze_zeros(smaller)
+    return smaller, _report(plan, model, smaller, layers)
 
 
 def _report(

@@ -164,20 +164,80 @@ def test_layers_that_differ_share_no_kernel(monkeypatch):
     compare(Sharing(), monkeypatch, 1e-3)
 
 
-def test_equal_layers_share_kernels(monkeypatch):
+def count_functions(make):
+    """Count the functions of TensorFlow that a step shares between layers."""
+    fusing._FUNCTIONS.clear()
+    two_steps(make)
+    return sum(map(len, fusing._FUNCTIONS.values()))
+
+
+@pytest.mark.parametrize("share", ["weight", "unit"])
+def test_equal_layers_share_kernels(share, monkeypatch):
     """As many functions for four layers as for one."""
     monkeypatch.setattr(fusing, "MIN_SIZE", 1)
 
     def count(num_layers):
-        fusing._KERNELS.clear()
-        two_steps(
+        return count_functions(
             lambda: keras.Sequential(
-                [layers.VDDense(6, kl_weight=0.01) for _ in range(num_layers)]
+                [
+                    layers.VDDense(
+                        6,
+                        posterior=posteriors.SparseVD(share=share),
+                        kl_weight=0.01,
+                        name=f"layer_{i}",
+                    )
+                    for i in range(num_layers)
+                ]
             )
         )
-        return sum(map(len, fusing._KERNELS.values()))
 
     assert count(4) == count(1) > 0
+
+
+class Halved(layers.VDConv1D):
+    """A convolution of the user's, whose config does not tell all."""
+
+    def _linear_op(self, inputs, kernel):
+        return super()._linear_op(0.5 * inputs, kernel)
+
+
+def test_convolutions_that_differ_share_no_products():
+    """Oracle: each layer's own variances, of outputs with no mean."""
+    options = [
+        {},
+        {"dilation_rate": 2},
+        {"strides": 2},
+        {"padding": "causal"},
+        {"groups": 2},
+    ]
+
+    def make_layers():
+        kinds = [layers.VDConv1D] * len(options) + [Halved]
+        return [
+            kind(
+                4,
+                3,
+                posterior=posteriors.SparseVD(share="unit"),
+                kernel_initializer="zeros",
+                kl_weight=0.01,
+                **{"padding": "same", **option},
+            )
+            for kind, option in zip(kinds, [*options, {}], strict=True)
+        ]
+
+    inputs = keras.Input((12, 4))
+    together = make_layers()
+    model = keras.Model(inputs, [layer(inputs) for layer in together])
+    alone = make_layers()
+    x = np.random.default_rng(0).uniform(1.0, 2.0, (400, 12, 4))
+
+    import tensorflow as tf
+
+    call = tf.function(lambda x: model(x, training=True))
+    for layer, outputs in zip(alone, call(x.astype("float32")), strict=True):
+        expected = to_numpy(layer(x, training=True)).std(axis=(0, 2))
+        found = to_numpy(outputs).std(axis=(0, 2))
+        np.testing.assert_allclose(found, expected, rtol=0.15)
 
 
 @pytest.mark.integration

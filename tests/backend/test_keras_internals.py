@@ -142,6 +142,18 @@ def test_functional_part():
     assert internals.functional_part(keras.layers.Dense(2)) is None
 
 
+@pytest.mark.core
+def test_refuses_unread_inputs():
+    """Oracle: a model with such an input."""
+    inputs = [keras.Input((2,)), keras.Input((3,))]
+    outputs = keras.layers.Dense(2)(inputs[1])
+    expected = nullcontext()
+    if internals.refuses_unread_inputs():
+        expected = pytest.raises(ValueError, match="not connected")
+    with expected:
+        keras.Model(inputs, outputs)
+
+
 def decayed(optimizer, variables):
     """Which variables a step without gradients has made smaller."""
     for variable in variables:

@@ -154,13 +154,35 @@ class Owner(K.Layer):
         return K.Layer.get_config(self)
 
 
+class Scaling(Owner):
+    """An owner that cannot be written out."""
+
+    def build(self, shape):
+        super().build(shape)
+        self.scale = self.add_weight(shape=(), initializer="ones")
+
+    def call(self, inputs):
+        return self.scale * self.inner(inputs)
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_what_cannot_stay_shared_is_refused_in_words(verb):
-    owner = Owner()
+    owner = Scaling()
     last = layers.VDDense(2) if verb == "to_deterministic" else K.Dense(2)
     model = graph(lambda x: last(owner.inner(owner(x))))
     with pytest.raises(ValueError, match=r"'dense.*several places.*get_config"):
         VERBS[verb](model)
+
+
+@pytest.mark.parametrize("verb", ["to_variational", "shrink"])
+def test_what_is_written_out_stays_shared(verb):
+    owner = Owner()
+    model = graph(lambda x: K.Dense(2)(owner.inner(owner(x))))
+    fill(model)
+    copy = VERBS[verb](model)
+    assert_equal_predictions(model, copy)
+    kernels = [w for w in copy.weights if w.name == "kernel"]
+    assert len(kernels) == 2
 
 
 @pytest.mark.parametrize("verb", ["copy", "to_variational", "shrink"])
@@ -246,15 +268,20 @@ class Block(keras.Model):
 
 
 def test_classes_of_models():
-    """Kept where they are made from inputs and outputs, as models are."""
+    """Kept where they are made from inputs and outputs, as models are.
+
+    A copy has a `call` that cannot be told by a graph; a conversion writes out
+    what it calls.
+    """
     inputs = keras.Input((6,))
-    for model, cls in (
-        (Trainer(inputs, K.Dense(2)(inputs)), Trainer),
-        (Doubled(inputs, K.Dense(2)(inputs)), Doubled),
-        (Block(4), type(keras.Model(inputs, inputs))),
-        (chain(Block(4), K.Dense(2)), keras.Sequential),
+    functional = type(keras.Model(inputs, inputs))
+    for model, *classes in (
+        (Trainer(inputs, K.Dense(2)(inputs)), Trainer, Trainer),
+        (Doubled(inputs, K.Dense(2)(inputs)), Doubled, functional),
+        (Block(4), functional, functional),
+        (chain(Block(4), K.Dense(2)), keras.Sequential, keras.Sequential),
     ):
-        for verb in ("copy", "to_variational"):
+        for verb, cls in zip(("copy", "to_variational"), classes, strict=True):
             copy = VERBS[verb](model)
             assert type(copy) is cls
             assert copy.name == model.name

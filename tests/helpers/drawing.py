@@ -76,4 +76,5 @@ STACKS = {
     "log-normal": lambda: ((6,), [layers.LogNormalDropout(mu_init=-1.0)]),
     "beta-bernoulli": lambda: ((6,), [layers.BetaBernoulliDropout()]),
     "dependent": lambda: ((6,), [layers.DependentBetaBernoulliDropout()]),
+    "hard concrete": lambda: ((6,), [layers.HardConcreteDropout()]),
 }

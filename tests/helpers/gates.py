@@ -8,6 +8,8 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import scipy.special
+import scipy.stats
 
 from keras_vd import layers
 from tests.helpers import beta_bernoulli, log_normal
@@ -46,6 +48,9 @@ class Gate:
         """E of every gate by its closed form, no mask applied."""
         if self.layer is layers.LogNormalDropout:
             return exact(layer, "mu", "log_sigma", log_normal_mean)
+        if self.layer is layers.HardConcreteDropout:
+            concrete = scipy.special.expit(to_float64(layer.log_alpha))
+            return np.clip(1.2 * concrete - 0.1, 0.0, 1.0)
         return exact(
             layer,
             "a_unconstrained",
@@ -58,9 +63,17 @@ class Gate:
         return exact(layer, "mu", "log_sigma", log_normal_snr)
 
     def exact_kl(self, layer: Any) -> np.ndarray:
-        """KL of every unit by its closed form, in nats."""
+        """KL of every unit by its closed form, in nats.
+
+        Of a hard-concrete gate, how often a logistic variable around log_alpha
+        is above 2 / 3 times the logit of 1 / 12, where the stretched gate is 0.
+        """
         if self.layer is layers.LogNormalDropout:
             return exact(layer, "mu", "log_sigma", log_normal_kl)
+        if self.layer is layers.HardConcreteDropout:
+            edge = 2.0 / 3.0 * scipy.special.logit(1.0 / 12.0)
+            locations = to_float64(layer.log_alpha)
+            return scipy.stats.logistic.sf(edge, loc=locations)
         terms = exact(
             layer,
             "a_unconstrained",
@@ -145,6 +158,10 @@ def randomize(layer: Any, seed: int = 0) -> None:
         spread = np.where(is_open, between(-4, -2), between(0.5, 2))
         layer.log_sigma.assign(spread)
         return
+    if isinstance(layer, layers.HardConcreteDropout):
+        location = np.where(is_open, between(0.5, 2.5), between(-4.5, -3.0))
+        layer.log_alpha.assign(location)
+        return
     a = np.where(is_open, between(-2, 3), between(-10, -9))
     layer.a_unconstrained.assign(a)
     layer.b_unconstrained.assign(between(0.5, 1.5))
@@ -160,11 +177,12 @@ def randomize(layer: Any, seed: int = 0) -> None:
 LOG_NORMAL = Gate("log-normal", layers.LogNormalDropout, 1.0, 2, 2)
 BERNOULLI = Gate("Beta-Bernoulli", layers.BetaBernoulliDropout, 1e-3, 2, 2)
 DEPENDENT = Gate("dependent", layers.DependentBetaBernoulliDropout, 1e-3, 5, 4)
-GATES = (LOG_NORMAL, BERNOULLI, DEPENDENT)
+HARD_CONCRETE = Gate("hard concrete", layers.HardConcreteDropout, 0.0, 1, 2)
+GATES = (LOG_NORMAL, BERNOULLI, DEPENDENT, HARD_CONCRETE)
 parametrize = pytest.mark.parametrize(
     "gate", [pytest.param(gate, id=gate.name) for gate in GATES]
 )
-# Core for two of them: the Beta-Bernoulli gate is part of the dependent one.
+# Core for three of them: the Beta-Bernoulli gate is part of the dependent one.
 parametrize_core = pytest.mark.parametrize(
     "gate",
     [
@@ -183,6 +201,8 @@ def set_open(layer: Any) -> None:
     if isinstance(layer, layers.LogNormalDropout):
         layer.mu.assign(np.zeros(layer.units))
         layer.log_sigma.assign(np.full(layer.units, -5.0))
+    elif isinstance(layer, layers.HardConcreteDropout):
+        layer.log_alpha.assign(np.full(layer.units, 4.0))
     else:
         layer.a_unconstrained.assign(np.full(layer.units, 8.0))
         layer.b_unconstrained.assign(np.zeros(layer.units))
@@ -194,6 +214,8 @@ def set_threshold_case(layer: Any, kept: np.ndarray) -> None:
     if isinstance(layer, layers.LogNormalDropout):
         layer.log_sigma.assign(np.where(kept, -5.0, 2.0))
         layer.mu.assign(np.where(kept, 0.0, -10.0))
+    elif isinstance(layer, layers.HardConcreteDropout):
+        layer.log_alpha.assign(np.where(kept, 4.0, -4.0))
     else:
         layer.a_unconstrained.assign(np.where(kept, 8.0, -10.0))
 

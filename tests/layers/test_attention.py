@@ -13,6 +13,7 @@ from keras.src.testing import TestCase
 import keras_vd
 from keras_vd import layers, posteriors
 from tests.helpers.arrays import to_numpy
+from tests.helpers.attention import has
 from tests.helpers.contract import (
     IS_JAX,
     KL_WEIGHT,
@@ -147,6 +148,7 @@ CASES = [
         groups=("heads",),
     ),
 ]
+CASES = [case for case in CASES if case.name != "gated" or has("use_gate")]
 BOTH = [case for case in CASES if case.core]
 
 
@@ -484,7 +486,6 @@ def test_missing_kl_weight_names_the_projection():
 COMMON = {
     "dropout": 0.5,
     "use_bias": False,
-    "sliding_window": 3,
     "kernel_initializer": "ones",
     "bias_initializer": "ones",
     "kernel_regularizer": "l2",
@@ -492,10 +493,11 @@ COMMON = {
     "activity_regularizer": "l2",
     "kernel_constraint": "non_neg",
     "bias_constraint": "non_neg",
-    "use_gate": True,
     "seed": 3,
     "groups": ("heads",),
 }
+NEWER = {"sliding_window": 3, "use_gate": True}
+COMMON |= {name: value for name, value in NEWER.items() if has(name)}
 
 
 @pytest.mark.parametrize(

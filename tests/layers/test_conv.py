@@ -294,6 +294,36 @@ def test_shared_noise_parameters(name, weight, expected):
         assert posterior.log_alpha.shape == posterior.theta.shape
 
 
+@pytest.mark.parametrize("padding", ["valid", "same", "causal"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"strides": 3},
+        {"dilation_rate": 3},
+        {"kernel_size": 1, "strides": 2},
+        {"kernel_size": 4, "strides": 5},
+        {"groups": 2, "strides": 2},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("size", [12, 13, 600])
+def test_sums_over_windows(size, options, padding):
+    # Oracle: the convolution itself, with a kernel of ones.
+    groups = options.get("groups", 1)
+    options = {"kernel_size": 3, "padding": padding, **options}
+    layer = layers.VDConv1D(2, **options)
+    layer.build((None, size, groups))
+    totals = np.random.default_rng(0).uniform(size=(2, size, groups))
+    totals = keras.ops.convert_to_tensor(totals, "float32")
+    ones = keras.ops.ones((*layer.kernel_size, 1, groups))
+    np.testing.assert_allclose(
+        to_numpy(layer._window_sums(totals, groups)),
+        to_numpy(layer._linear_op(totals, ones)),
+        rtol=1e-5,
+    )
+
+
 @pytest.mark.parametrize(
     ("layer", "kernels", "arguments"),
     [

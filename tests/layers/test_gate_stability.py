@@ -14,6 +14,7 @@ GATES = (
     layers.LogNormalDropout,
     layers.BetaBernoulliDropout,
     layers.DependentBetaBernoulliDropout,
+    layers.HardConcreteDropout,
 )
 
 

@@ -20,6 +20,7 @@ from tests.helpers.gates import (
     BERNOULLI,
     DEPENDENT,
     GATES,
+    HARD_CONCRETE,
     KL_WEIGHT,
     LOG_NORMAL,
     Gate,
@@ -192,6 +193,7 @@ ARGUMENTS = [
     ),
     (BERNOULLI, [BERNOULLI_OPTIONS]),
     (DEPENDENT, [BERNOULLI_OPTIONS | DEPENDENT_OPTIONS]),
+    (HARD_CONCRETE, [{**OPTIONS, "log_alpha_init": 0.5}]),
 ]
 
 
@@ -250,7 +252,9 @@ def test_initial_values(gate: Gate, variants):
         assert_close(layer.normalization.beta, [0.5, 0.5])
 
 
-@pytest.mark.parametrize("gate", [LOG_NORMAL, BERNOULLI], ids=lambda g: g.name)
+@pytest.mark.parametrize(
+    "gate", [LOG_NORMAL, BERNOULLI, HARD_CONCRETE], ids=lambda g: g.name
+)
 @pytest.mark.parametrize("training", [False, True])
 def test_masks_pass(gate: Gate, training):
     # Oracle: a recurrent layer that must not see what is masked.
@@ -356,6 +360,10 @@ MISTAKES = [
     (DEPENDENT, {"beta_init": math.inf}, ValueError),
     (DEPENDENT, {"sigma_init": "1"}, TypeError),
     (DEPENDENT, {"prior_stddev": 0.0}, ValueError),
+    (HARD_CONCRETE, {"log_alpha_init": 5.0}, ValueError),
+    (HARD_CONCRETE, {"log_alpha_init": -5.0}, ValueError),
+    (HARD_CONCRETE, {"log_alpha_init": None}, TypeError),
+    (HARD_CONCRETE, {"threshold": None}, TypeError),
 ]
 
 

@@ -8,6 +8,7 @@ from keras import layers, ops
 import keras_vd
 from keras_vd.rules.costs import count_macs
 from tests.helpers.arrays import random_inputs, to_float64
+from tests.helpers.attention import has, needs
 from tests.helpers.comparing import (
     assert_equal_predictions,
     change,
@@ -120,13 +121,19 @@ def test_queries_that_are_all_the_same_have_an_effect():
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("mask", ["none", "causal", "padding", "window"])
+@pytest.mark.parametrize(
+    "mask",
+    [
+        *("none", "causal", "padding"),
+        pytest.param("window", marks=needs("sliding_window")),
+    ],
+)
 def test_values_that_are_all_the_same_go_into_the_output_bias(mask):
     """Oracle: the model before.
 
     Where nothing may be attended to, Keras adds nothing, or the mean of all.
     """
-    layer = multi_head(sliding_window=2 if mask == "window" else None)
+    layer = multi_head(**{"sliding_window": 2} if mask == "window" else {})
     inputs, ends = keras.Input((5, 6)), []
     uses = {"use_causal_mask": mask == "causal"}
     if mask == "padding":
@@ -309,6 +316,7 @@ def test_images():
     assert report.kept_macs == projections + 6 * 6 * 3 * (2 + 3)
 
 
+@needs("use_gate")
 def test_a_gate():
     """Oracle: the model before; a gate goes with the values behind it."""
     layer = multi_head(use_gate=True, value_dim=3)
@@ -340,6 +348,7 @@ def test_grouped_query_attention():
     assert sizes(smaller, GROUPED_SIZES) == (2, 1, 3)
 
 
+@needs("use_gate")
 def test_a_value_that_is_constant_behind_some_gates_alone():
     """Oracle: the model before; one head has it in the bias, one as it is."""
     layer = layers.GroupQueryAttention(3, 2, 1, use_gate=True, name="attention")
@@ -467,10 +476,11 @@ def test_macs():
     assert count_macs(attending(multi_head(value_dim=2))) == (
         5 * 4 * 6 * (3 + 3 + 2 + 2) + 5 * 5 * 4 * (3 + 2)
     )
-    gated = multi_head(value_dim=2, use_gate=True)
-    assert count_macs(attending(gated)) == (
-        5 * 4 * 6 * (3 + 3 + 2 + 2 + 2) + 5 * 5 * 4 * (3 + 2)
-    )
+    if has("use_gate"):
+        gated = multi_head(value_dim=2, use_gate=True)
+        assert count_macs(attending(gated)) == (
+            5 * 4 * 6 * (3 + 3 + 2 + 2 + 2) + 5 * 5 * 4 * (3 + 2)
+        )
     query, value = keras.Input((5, 6)), keras.Input((3, 2))
     cross = keras.Model([query, value], multi_head()(query, value))
     assert count_macs(cross) == (

@@ -5,8 +5,17 @@ import numpy as np
 import pytest
 from keras import layers
 
-from tests.helpers.arrays import to_float64
-from tests.helpers.comparing import change, checked, fill, sequential, shrink
+from keras_vd._backend.keras_internals import refuses_unread_inputs
+from keras_vd.shrinking import analysis
+from tests.helpers.arrays import random_inputs, to_float64
+from tests.helpers.comparing import (
+    assert_equal_predictions,
+    change,
+    checked,
+    fill,
+    sequential,
+    shrink,
+)
 
 
 def branches(merge, units=(4, 4), activation="sigmoid", rest=()):
@@ -232,15 +241,40 @@ def test_a_branch_without_any_use_goes():
 
 @pytest.mark.core
 def test_an_input_without_any_use():
-    """It remains an input, that nothing reads."""
+    """It remains an input, and nothing reads it where Keras allows that."""
     inputs = [keras.Input((2,), name="one"), keras.Input((3,), name="two")]
     joined = layers.Concatenate()(inputs)
     model = keras.Model(inputs, layers.Dense(2)(joined))
     fill(model)
     change(model.layers[-1].kernel, np.s_[:2])
     smaller, report = checked(model)
-    assert report.rows[0].kept_inputs == 3
+    assert report.rows[0].kept_inputs == 3 + refuses_unread_inputs()
     assert [x.name for x in smaller.inputs] == ["one", "two"]
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("gather", [None, False])
+def test_an_input_that_has_to_be_read(gather, monkeypatch, tmp_path):
+    """Oracle: the model before; sizes by hand, where Keras demands it.
+
+    One unit of the last layer that nothing reads stays, with all it reads.
+    """
+    monkeypatch.setattr(analysis, "refuses_unread_inputs", lambda: True)
+    one, two = keras.Input((2,), name="one"), keras.Input((3,), name="two")
+    hidden = layers.Dense(4, "relu", name="first")(two)
+    hidden = layers.Dense(5, "relu", name="second")(hidden)
+    joined = layers.Concatenate()([one, hidden])
+    model = keras.Model([one, two], layers.Dense(2, name="last")(joined))
+    fill(model)
+    change(model.get_layer("last").kernel, np.s_[2:])
+    smaller, report = checked(model, gather_inputs=gather)
+    assert kept(report) == {"first": 4, "second": 1, "last": 2}
+    assert report.rows[0].kept_inputs == 3
+    assert keras.utils.get_source_inputs(smaller.output) == smaller.inputs
+    smaller.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    inputs = [random_inputs(4, 2), random_inputs(4, 3)]
+    assert_equal_predictions(model, loaded, inputs)
 
 
 def test_concatenation_of_steps():

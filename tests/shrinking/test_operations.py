@@ -36,7 +36,7 @@ def around(function, shape=(4, 5, 3), width=6, reader=None):
 
 
 def kept(model, inputs=None):
-    smaller, report = checked(model, inputs)
+    _, report = checked(model, inputs)
     return {row.name: row.kept_outputs for row in report.rows}["first"]
 
 

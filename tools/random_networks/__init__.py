@@ -1,6 +1,6 @@
 """Random networks of every layer that `shrink` knows, and some others.
 
-A network is a function of its seed and of Keras' backend alone.
+A network is a function of its seed, of Keras and of its backend.
 """
 
 from __future__ import annotations
@@ -126,8 +126,7 @@ def _model(net: Net, feature: str) -> keras.Model:
     else:
         made = pool[-1]
     pool = grow(net, [*pool, made], net.number(1, 4))
-    inputs = [x.tensor for x in net.sources]
-    read = keras.Model(inputs, pool[-1]).operations
+    read = keras.Model(net.inputs_of(pool[-1]), pool[-1]).operations
     if made._keras_history.operation not in read:
         both = [of_rank(net, x, 2) for x in (pool[-1], made)]
         pool.append(layers.Concatenate()(both))
@@ -186,11 +185,11 @@ def _finished(net: Net, pool: list) -> keras.Model:
     # Most of what is wrong before it reaches the output.
     net.lively.append(layers.Dense(2, name="last"))
     outputs: Any = [net.lively[-1](last)]
-    inputs = [x.tensor for x in net.sources]
     if net.chance(3):
         outputs.append(net.pick(*pool))
-        if any(outputs[1] is x for x in inputs):
+        if any(outputs[1] is x.tensor for x in net.sources):
             outputs.pop()
+    inputs = net.inputs_of(*outputs)
     if len(outputs) == 1:
         outputs = net.pick(outputs, outputs[0])
     elif net.chance(3):

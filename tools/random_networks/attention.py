@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import keras
@@ -11,6 +12,7 @@ from keras import layers
 from tools.random_networks.net import Net, is_fixed
 
 ATTENTION = (layers.MultiHeadAttention, layers.GroupQueryAttention)
+_KNOWN = inspect.signature(layers.MultiHeadAttention).parameters
 
 
 def attention(net: Net, x: Any, source: Any, grouped: bool = False) -> Any:
@@ -21,6 +23,8 @@ def attention(net: Net, x: Any, source: Any, grouped: bool = False) -> Any:
         "dropout": net.pick(0.0, 0.0, 0.5),
         "sliding_window": net.pick(None, None, None, 1),
     }
+    # Keras 3.10 has neither gates nor windows.
+    options = {k: v for k, v in options.items() if k in _KNOWN}
     uses: dict[str, Any] = {}
     # Keras compares the lengths of both sides.
     if x is source or is_fixed(x) == is_fixed(source):

@@ -10,6 +10,8 @@ import keras
 import numpy as np
 from keras import layers
 
+from keras_vd._backend.keras_internals import refuses_unread_inputs
+
 ELEMENTWISE = tuple(
     "relu relu6 leaky_relu elu selu celu gelu silu mish softplus softsign tanh "
     "sigmoid hard_sigmoid hard_silu hard_tanh log_sigmoid sparse_plus "
@@ -173,6 +175,16 @@ class Net:
         """A new input of real numbers."""
         self.sources.append(Source(keras.Input(shape)))
         return self.sources[-1].tensor
+
+    def inputs_of(self, *outputs: keras.KerasTensor) -> list:
+        """All inputs so far; only those that outputs read where Keras minds."""
+        inputs = [x.tensor for x in self.sources]
+        if not refuses_unread_inputs():
+            return inputs
+        read = {
+            id(x) for y in outputs for x in keras.utils.get_source_inputs(y)
+        }
+        return [x for x in inputs if id(x) in read]
 
     def id_input(
         self, words: int, *shape: int | None, dtype: str = "int32"
