@@ -275,8 +275,8 @@ class RescalingRule(ChannelwiseRule):
             per_channel(np.asarray(value), constants.size)
             for value in (self.layer.scale, self.layer.offset)
         )
-        constants = np.where(scale == 0.0, 0.0, constants)
-        return finite(constants * scale + offset)
+        is_zero = (scale == 0.0) | (constants == 0.0)
+        return finite(np.where(is_zero, 0.0, constants * scale) + offset)
 
     def shrunk(self) -> tuple[dict[str, Any], list[np.ndarray]]:
         config = self.config
@@ -307,37 +307,56 @@ def columns(array: np.ndarray, keep: np.ndarray) -> np.ndarray:
 
 @rule_for(keras.layers.Normalization)
 class NormalizationRule(ChannelwiseRule):
-    """A mean and a variance for each channel, given or from data."""
+    """A mean and a variance along some axes, given or from data."""
 
     ties_uses = True
 
     @classmethod
     def refusal(cls, layer: Any, node: Node) -> str | None:
-        last = len(node.inputs[0].shape) - 1
-        if [axis % (last + 1) for axis in layer.axis] != [last]:
-            return "its numbers are not one per channel"
+        rank = len(node.inputs[0].shape)
+        axes = _sorted_axes(layer, rank)
+        if 0 in axes:
+            return "its numbers are a batch"
+        # Keras takes means of other axes from data only, not as an argument.
+        if rank - 1 in axes and axes != [*range(axes[0], rank)]:
+            return "its axes are not side by side"
         return super().refusal(layer, node)
 
+    @property
+    def _varies(self) -> bool:
+        """Whether channels have numbers of their own."""
+        rank = len(self.input.shape)
+        return rank - 1 in _sorted_axes(self.layer, rank)
+
     def _numbers(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return mean and deviation, `(width,)`."""
-        mean, variance = (
-            to_numpy(x).ravel() for x in (self.layer.mean, self.layer.variance)
-        )
-        least = keras.config.epsilon()
-        return mean, np.maximum(np.sqrt(variance), least)
+        """Return mean and variance, which broadcast to one example."""
+        mean, variance = self.layer.mean, self.layer.variance
+        return to_numpy(mean)[0], to_numpy(variance)[0]
 
     def _constants(self, constants: np.ndarray) -> np.ndarray:
-        mean, deviation = self._numbers()
+        mean, variance = (
+            per_channel(x, constants.size) for x in self._numbers()
+        )
+        deviation = np.maximum(np.sqrt(variance), keras.config.epsilon())
         if self.layer.invert:
             return finite(mean + constants * deviation)
         return finite((constants - mean) / deviation)
 
-    def shrunk(self) -> tuple[dict[str, Any], list[np.ndarray]]:
+    def shrunk(self) -> tuple[dict[str, Any], list[np.ndarray]] | None:
+        if not self._varies:
+            return None
         config = self.config
-        for name in ("mean", "variance"):
-            values = to_numpy(getattr(self.layer, name)).ravel()
-            config[name] = values[self.input.keep].tolist()
+        rank = len(self.layer.axis)
+        for name, values in zip(
+            ("mean", "variance"), self._numbers(), strict=True
+        ):
+            kept = columns(values, self.input.keep)
+            config[name] = kept.reshape(kept.shape[-rank:]).tolist()
         return config, []
+
+
+def _sorted_axes(layer: Any, rank: int) -> list[int]:
+    return sorted(axis % rank for axis in layer.axis)
 
 
 @rule_for(LayerScale)

@@ -327,6 +327,7 @@ class SliceRule(PartRule):
 class SplitRule(PartRule):
     """A tensor in parts, along the channels or along another axis."""
 
+    can_omit_outputs = True
     has_fixed_size = True
 
     @classmethod
@@ -357,10 +358,14 @@ class SplitRule(PartRule):
         if not self._splits_channels or self.input.keep.all():
             return super().call(layer, args, kwargs, names)
         widths = [np.count_nonzero(x.keep) for x in self.uses[0].outputs]
-        ends = [int(end) for end in np.cumsum(widths)[:-1]]
-        made = ops.split(args[0], ends, axis=layer.axis)
-        rename_operation(made[0], layer.name)
-        return made
+        ends = np.cumsum([width for width in widths if width])
+        if len(ends) == 1:
+            parts = [args[0]]
+        else:
+            parts = ops.split(args[0], ends[:-1].tolist(), axis=layer.axis)
+            rename_operation(parts[0], layer.name)
+        made = iter(parts)
+        return [next(made) if width else None for width in widths]
 
 
 @rule_for(MOVING_OPERATIONS["Pad"])
@@ -377,15 +382,16 @@ class PadRule(Rule):
 
     def __init__(self, layer: Any, uses: list[Node]) -> None:
         super().__init__(layer, uses)
-        sides = [(int(a), int(b)) for a, b in layer.pad_width]
-        # A single pair is for all axes.
-        self.sides = sides * (len(self.input.shape) if len(sides) == 1 else 1)
+        self.sides = [(int(a), int(b)) for a, b in layer.pad_width]
         self.value = float(_padding_value(uses[0]) or 0.0)
 
     @classmethod
     def refusal(cls, layer: Any, node: Node) -> str | None:
         if layer.mode != "constant":
             return f"its mode is {layer.mode!r}"
+        # Keras pads every axis, or on PyTorch the last one only.
+        if len(layer.pad_width) == 1:
+            return "it pads all axes alike"
         if not isinstance(_padding_value(node), (int, float, type(None))):
             return "its value is no number"
         if not all(x.has_channels for x in (*node.inputs, *node.outputs)):

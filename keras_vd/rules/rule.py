@@ -92,6 +92,8 @@ class Rule:
     hands_on = False
     #: Whether kept outputs can be picked out behind it, while it stays whole.
     can_gather_outputs = False
+    #: Whether `call` can return None for outputs of which nothing is kept.
+    can_omit_outputs = False
     #: Whether `call` has to adapt what an operation is called with.
     has_fixed_size = False
     #: Whether a channel of ones can stand for the constants that it reads.

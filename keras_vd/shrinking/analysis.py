@@ -203,8 +203,8 @@ def _emptied(plan: Plan) -> list[GraphTensor]:
         for tensor in node.inputs:
             if not tensor.keep.any() and not rule.can_do_without(node, tensor):
                 needed.add(tensor)
-        # A node that stays makes all of its outputs, so none may be empty.
-        if not node.is_gone:
+        # Most layers that stay make all of their outputs.
+        if not (node.is_gone or rule.can_omit_outputs):
             needed.update(x for x in node.outputs if not x.keep.any())
     return [x for x in reversed(plan.graph.tensors) if x in needed][:1]
 

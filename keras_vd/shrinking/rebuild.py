@@ -152,9 +152,10 @@ class _Builder:
         for tensor, symbolic in zip(
             node.outputs, keras.tree.flatten(made), strict=True
         ):
-            self.tensors[tensor] = self._gathered(
-                tensor, symbolic, self.layer_names[id(rule.layer)]
-            )
+            if symbolic is not None:
+                self.tensors[tensor] = self._gathered(
+                    tensor, symbolic, self.layer_names[id(rule.layer)]
+                )
         if weights is not None:
             layer.set_weights(weights)
 

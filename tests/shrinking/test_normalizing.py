@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 from keras_vd._backend.keras_internals import LayerScale
-from tests.helpers.arrays import to_float64
+from tests.helpers.arrays import random_inputs, to_float64
 from tests.helpers.comparing import (
     change,
     checked,
@@ -104,6 +104,14 @@ NORMALIZATIONS = {
         mean=[0.5, 1.0, -0.5, 0.25], variance=[1.0, 2.0, 3.0, 4.0]
     ),
     "one": lambda: layers.Normalization(mean=0.5, variance=2.0),
+    "one, no axes": lambda: layers.Normalization(
+        axis=None, mean=0.5, variance=2.0
+    ),
+    "two axes": lambda: layers.Normalization(
+        axis=(1, 2),
+        mean=np.tile([0.5, 1.0, -0.5, 0.25], (4, 1)).tolist(),
+        variance=np.tile([1.0, 2.0, 3.0, 4.0], (4, 1)).tolist(),
+    ),
     "inverse": lambda: layers.Normalization(
         mean=[0.5, 1.0, -0.5, 0.25],
         variance=[1.0, 2.0, 3.0, 4.0],
@@ -152,6 +160,27 @@ def test_a_normalization_of_data_gets_its_numbers_as_arguments():
     assert not weights_of(smaller, "norm")
 
 
+def test_means_of_positions_are_no_constants():
+    """Oracle: by hand. What is constant before them is not behind."""
+    layer = layers.Normalization(axis=1, name="norm")
+    layer.adapt(random_inputs(50, 4, 4) * np.arange(1.0, 5.0)[:, None])
+    model = keras.Sequential(
+        [
+            keras.Input((4, 3)),
+            layers.Dense(4, name="first"),
+            layer,
+            layers.Dense(2, name="last"),
+        ]
+    )
+    for one in (model.layers[0], model.layers[2]):
+        fill(one)
+    change(model.layers[0].kernel, np.s_[:, 0])
+    change(model.get_layer("last").kernel, 1)
+    smaller, report = checked(model)
+    assert kept(report)["first"] == 3
+    assert smaller.get_layer("norm").adapt_mean.shape == (4,)
+
+
 def test_numbers_of_positions_are_no_constants():
     """Oracle: by hand. Channel 0 of zeros stays zero under a scale alone."""
     numbers = [[1.0], [2.0], [3.0], [4.0]]
@@ -173,10 +202,6 @@ def test_numbers_of_positions_are_no_constants():
         (lambda: layers.LayerNormalization(axis=[1, 2]), "the last axis"),
         (lambda: layers.GroupNormalization(2, axis=1), "not on the last axis"),
         (lambda: layers.RMSNormalization(axis=1), "not on the last axis"),
-        (
-            lambda: layers.Normalization(axis=None, mean=0.0, variance=1.0),
-            "not one per channel",
-        ),
     ],
 )
 def test_other_axes_are_kept_whole(layer, reason):

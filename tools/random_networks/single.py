@@ -216,7 +216,7 @@ def rms_normalization(net, x):
 
 @single("Normalization")
 def normalization(net, x):
-    width = x.shape[-1]
+    width, rank = x.shape[-1], len(x.shape)
     options = {"invert": net.chance(3), **net.common()}
     numbers = {
         "mean": net.generator.normal(size=width).tolist(),
@@ -227,6 +227,14 @@ def normalization(net, x):
         lambda: layers.Normalization(**options),
         lambda: layers.Normalization(mean=0.5, variance=2.0, **options),
         lambda: layers.Normalization(axis=None, **options),
+        lambda: (
+            layers.Normalization(
+                axis=net.pick(1, *([*range(i, rank)] for i in range(1, rank))),
+                **options,
+            )
+            if is_fixed(x)
+            else None
+        ),
     )()
 
 
