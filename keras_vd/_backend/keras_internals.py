@@ -52,7 +52,7 @@ UNARY_OPERATIONS: dict[str, type] = {
 } | {
     name: getattr(numpy_operations, name)
     for name in (
-        *("Tanh", "Negative", "Absolute", "Abs", "Square", "Sqrt", "Exp"),
+        *("Tanh", "Negative", "Absolute", "Square", "Sqrt", "Exp"),
         *("Log", "Log1p", "Sin", "Cos", "Sign", "Reciprocal", "Clip"),
     )
 }
