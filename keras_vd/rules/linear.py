@@ -12,6 +12,7 @@ from keras import ops
 from keras_vd._backend.keras_internals import rename_operation
 from keras_vd._backend.names import Names
 from keras_vd.rules.activations import evaluate_constants, is_elementwise
+from keras_vd.rules.channelwise import by_data_format
 from keras_vd.rules.factors import Values, along, of_channels, scaled
 from keras_vd.rules.graph import Node
 from keras_vd.rules.rule import Rule, finite, rule_for, to_numpy
@@ -130,7 +131,8 @@ class LinearRule(Rule):
     ) -> Any:
         if self._kernel_of_ones() is not None:
             inputs, *rest = args
-            sides = [(0, 0)] * (len(inputs.shape) - 1) + [(0, 1)]
+            sides = [(0, 0)] * len(inputs.shape)
+            sides[self.input.axis] = (0, 1)
             inputs = ops.pad(inputs, sides, constant_values=1)
             rename_operation(inputs, names.unique(f"{layer.name}_ones"))
             args = (inputs, *rest)
@@ -216,15 +218,6 @@ class EinsumDenseRule(LinearRule):
         return config, [kernel, bias]
 
 
-def conv_refusal(layer: Any) -> str | None:
-    """Return why the rules do not cover a convolution; None if they do."""
-    if layer.data_format != "channels_last":
-        return "its channels come first"
-    if getattr(layer, "groups", 1) != 1:
-        return "its channels are in groups"
-    return None
-
-
 def is_padded(layer: Any) -> bool:
     """Tell whether zeros around the input take part in a convolution."""
     return layer.padding != "valid" and any(k > 1 for k in layer.kernel_size)
@@ -240,8 +233,10 @@ class ConvRule(LinearRule):
         return GroupedConvRule if is_grouped else cls
 
     @classmethod
-    def refusal(cls, layer: Any, node: Node) -> str | None:
-        return conv_refusal(layer) or super().refusal(layer, node)
+    def channels_first(
+        cls, layer: Any, node: Node
+    ) -> tuple[bool | None, bool | None]:
+        return by_data_format(layer)
 
     @classmethod
     def macs(cls, layer: Any, node: Node) -> int | None:
@@ -282,8 +277,6 @@ class GroupedConvRule(ConvRule):
 
     @classmethod
     def refusal(cls, layer: Any, node: Node) -> str | None:
-        if layer.data_format != "channels_last":
-            return "its channels come first"
         if not is_elementwise(layer.activation):
             return "its activation mixes channels"
         return Rule.refusal(layer, node)
@@ -405,7 +398,13 @@ class DepthwiseConvRule(Rule):
     def refusal(cls, layer: Any, node: Node) -> str | None:
         if not is_elementwise(layer.activation):
             return "its activation mixes channels"
-        return conv_refusal(layer) or super().refusal(layer, node)
+        return super().refusal(layer, node)
+
+    @classmethod
+    def channels_first(
+        cls, layer: Any, node: Node
+    ) -> tuple[bool | None, bool | None]:
+        return by_data_format(layer)
 
     @classmethod
     def macs(cls, layer: Any, node: Node) -> int | None:

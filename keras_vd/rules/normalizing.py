@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_vd.rules.channelwise import layers_named
+from keras_vd.rules.channelwise import axis_refusal, by_axis, layers_named
 from keras_vd.rules.graph import Node
 from keras_vd.rules.rule import Rule, join, rule_for, to_numpy
 
@@ -16,12 +16,17 @@ class NormalizingRule(Rule):
     """A layer that reads all channels, with a gain and an offset for each."""
 
     @classmethod
+    def channels_first(
+        cls, layer: Any, node: Node
+    ) -> tuple[bool | None, bool | None]:
+        return by_axis(_axes(layer)[0], node)
+
+    @classmethod
     def refusal(cls, layer: Any, node: Node) -> str | None:
-        rank = len(node.inputs[0].shape)
-        axes = layer.axis if isinstance(layer.axis, list) else [layer.axis]
-        if [axis % rank for axis in axes] != [rank - 1]:
-            return "its channels are not on the last axis"
-        return super().refusal(layer, node)
+        if len(_axes(layer)) > 1:
+            return "it normalizes over several axes"
+        refusal = axis_refusal(_axes(layer)[0], node)
+        return refusal or super().refusal(layer, node)
 
     @property
     def gain(self) -> np.ndarray:
@@ -41,6 +46,10 @@ class NormalizingRule(Rule):
         # Whatever a gain of zero is multiplied by, it is the offset.
         is_fixed = self.gain == 0.0
         node.outputs[0].constant = np.where(is_fixed, self.offset, np.nan)
+
+
+def _axes(layer: Any) -> list[int]:
+    return list(layer.axis) if np.ndim(layer.axis) else [layer.axis]
 
 
 @rule_for(keras.layers.GroupNormalization)

@@ -17,6 +17,8 @@ from keras_vd._backend.keras_internals import (
 from keras_vd._backend.names import Names
 from keras_vd.rules.channelwise import (
     ChannelwiseRule,
+    OnAnyAxis,
+    PermuteRule,
     columns,
     per_channel,
 )
@@ -74,12 +76,11 @@ class ArithmeticRule(MergeRule):
         return None
 
     def find_constants(self, node: Node) -> None:
-        width = node.outputs[0].width
         constants = np.stack(
             [
                 self.constants_of(x)
                 if isinstance(x, GraphTensor)
-                else per_channel(_array(x), width)
+                else per_channel(_array(x), node.outputs[0])
                 for x in node.args
             ]
         )
@@ -92,12 +93,11 @@ class ArithmeticRule(MergeRule):
     def call(
         self, layer: Any, args: tuple[Any, ...], kwargs: Any, names: Names
     ) -> Any:
-        keep = self.output.keep
-        if not keep.all():
+        if not self.output.keep.all():
             args = tuple(
                 x
                 if isinstance(x, keras.KerasTensor) or np.ndim(x) == 0
-                else columns(_array(x), keep)
+                else columns(_array(x), self.output)
                 for x in args
             )
         return super().call(layer, args, kwargs, names)
@@ -119,7 +119,7 @@ def _axes(axis: Any, rank: int) -> set[int]:
 
 
 @rule_for(*REDUCING_OPERATIONS.values())
-class ReducingRule(ChannelwiseRule):
+class ReducingRule(OnAnyAxis, ChannelwiseRule):
     """A mean, an extreme or a sum along other axes than that of channels."""
 
     @classmethod
@@ -127,8 +127,8 @@ class ReducingRule(ChannelwiseRule):
         refusal = super().refusal(layer, node)
         if refusal is not None:
             return refusal
-        rank = len(node.inputs[0].shape)
-        if layer.axis is None or rank - 1 in _axes(layer.axis, rank):
+        (inputs,), rank = node.inputs, len(node.inputs[0].shape)
+        if layer.axis is None or inputs.axis % rank in _axes(layer.axis, rank):
             return "it mixes channels"
         if getattr(layer, "initial", None) is not None:
             return "it has an initial value"
@@ -157,12 +157,12 @@ def _other_channels(node: Node) -> str | None:
 
 
 @rule_for(*(MOVING_OPERATIONS[x] for x in ("Copy", "StopGradient")))
-class CopyRule(ChannelwiseRule):
+class CopyRule(OnAnyAxis, ChannelwiseRule):
     """An operation that does nothing at inference."""
 
 
 @rule_for(MOVING_OPERATIONS["Cast"])
-class CastRule(ChannelwiseRule):
+class CastRule(OnAnyAxis, ChannelwiseRule):
     """Another type, in which a constant is the same if it is a float."""
 
     def find_constants(self, node: Node) -> None:
@@ -172,14 +172,18 @@ class CastRule(ChannelwiseRule):
 
 
 @rule_for(MOVING_OPERATIONS["Transpose"])
-class TransposeRule(ChannelwiseRule):
-    """A change of axes that leaves the last one where it is."""
+class TransposeRule(PermuteRule):
+    """The operation that does what the layer does."""
+
+    @classmethod
+    def _axes(cls, layer: Any, node: Node) -> tuple[int, ...]:
+        rank = len(node.inputs[0].shape)
+        if layer.axes is None:
+            return tuple(range(rank))[::-1]
+        return tuple(axis % rank for axis in layer.axes)
 
     @classmethod
     def refusal(cls, layer: Any, node: Node) -> str | None:
-        rank = len(node.outputs[0].shape)
-        if layer.axes is None or layer.axes[-1] % rank != rank - 1:
-            return "it moves the axis of channels"
         return super().refusal(layer, node) or _other_channels(node)
 
 
@@ -228,6 +232,12 @@ class NewShapeRule(ReshapeRule):
 @rule_for(MOVING_OPERATIONS["Stack"])
 class StackRule(MergeRule):
     """Tensors of the same channels, along a new axis before these."""
+
+    @classmethod
+    def channels_first(
+        cls, layer: Any, node: Node
+    ) -> tuple[bool | None, bool | None]:
+        return False, False
 
     @classmethod
     def refusal(cls, layer: Any, node: Node) -> str | None:

@@ -55,7 +55,8 @@ class Rule:
 
     `shrinking/analysis.py` asks, in this order:
 
-    1. `refusal` for each use; a reason makes this base class the layer's rule.
+    1. `channels_first` for each use, by which every tensor gets its axis of
+       channels, and `refusal`; a reason makes this base class the layer's rule.
     2. `find_constants`, node by node forwards, until a pass finds no more. It
        sets `constant` of the outputs: the value that a channel has at every
        position, whatever the model's inputs are; NaN if there is no such value
@@ -118,6 +119,17 @@ class Rule:
         if len(node.inputs) != 1 or len(node.outputs) != 1:
             return "it is called in an unusual way"
         return None
+
+    @classmethod
+    def channels_first(
+        cls, layer: Any, node: Node
+    ) -> tuple[bool | None, bool | None]:
+        """Tell where the rule wants the channels of inputs, and of outputs.
+
+        True stands for axis 1, False for the last axis, and None for any, but
+        the same for all tensors of which it is said.
+        """
+        return False, False
 
     @classmethod
     def macs(cls, layer: Any, node: Node) -> int | None:
@@ -276,6 +288,7 @@ def find_rule(layer: Any, uses: list[Node], reason: str | None = None) -> Rule:
     reason = reason or reason_to_keep_weights(layer)
     for node in uses:
         reason = reason or _use_refusal(node) or rule.refusal(layer, node)
+        reason = reason or _side_refusal(rule, layer, node)
     if reason:
         return Rule(layer, uses, reason)
     found = rule(layer, uses)
@@ -317,6 +330,14 @@ def _widths(node: Node) -> tuple[int, ...]:
 def _use_refusal(node: Node) -> str | None:
     if node.kwargs.get("training"):
         return "it is called with `training=True`"
+    return None
+
+
+def _side_refusal(rule: type[Rule], layer: Any, node: Node) -> str | None:
+    sides = rule.channels_first(layer, node)
+    for tensors, first in zip((node.inputs, node.outputs), sides, strict=True):
+        if first and any(x.axis == -1 for x in tensors if len(x.shape) > 2):
+            return "its channels come first, those around it last"
     return None
 
 

@@ -18,7 +18,9 @@ from keras_vd._backend.keras_internals import (
     refuses_unread_inputs,
 )
 from keras_vd.rules.graph import Graph, GraphTensor, Node
+from keras_vd.rules.merging import FlattenRule
 from keras_vd.rules.rule import Rule, find_rule, join
+from keras_vd.shrinking.sides import place_channels
 
 
 @dataclasses.dataclass(eq=False)
@@ -30,9 +32,9 @@ class Plan:
         rules: The rule of each layer or operation, by its id, in the order of
             first use.
         gathered: Tensors from which the kept channels are picked out by their
-            positions: outputs of a Flatten, with the tensor that it flattens
-            as the value, and inputs of the model and outputs of layers that
-            stay whole, with the value None.
+            positions: outputs of a Flatten, with its node as the value, and
+            inputs of the model and outputs of layers that stay whole, with the
+            value None.
         keeps_layers: Whether something of every tensor stays, so that no layer
             goes.
         round_to: What the widths of layers' outputs are rounded up to
@@ -42,7 +44,7 @@ class Plan:
 
     graph: Graph
     rules: dict[int, Rule]
-    gathered: dict[GraphTensor, GraphTensor | None]
+    gathered: dict[GraphTensor, Node | None]
     keeps_layers: bool = False
     round_to: int = 1
     filled: dict[GraphTensor, int] = dataclasses.field(default_factory=dict)
@@ -53,10 +55,16 @@ class Plan:
 
     def present(self, tensor: GraphTensor) -> np.ndarray:
         """Return which channels of a gathered tensor exist, `(width,)`."""
-        flattened = self.gathered[tensor]
-        if flattened is None:
+        node = self.gathered[tensor]
+        if node is None:
             return np.ones(tensor.width, bool)
-        return np.resize(flattened.keep, tensor.width)
+        return self.flattening(node).spread(node, node.inputs[0].keep)
+
+    def flattening(self, node: Node) -> FlattenRule:
+        """Return the rule of a Flatten of which entries are picked out."""
+        rule = self.rule_of(node)
+        assert isinstance(rule, FlattenRule)
+        return rule
 
     @property
     def is_unchanged(self) -> bool:
@@ -80,6 +88,7 @@ def make_plan(
         keeps_layers: Whether all layers stay, with one unit at least.
         round_to: As in `shrink`.
     """
+    place_channels(graph)
     uses: dict[int, list[Node]] = {}
     for node in graph.nodes:
         uses.setdefault(id(node.operation), []).append(node)
@@ -146,7 +155,7 @@ def _count_constants(plan: Plan) -> int:
     return sum(int(np.count_nonzero(x)) for x in known)
 
 
-def _gatherable_inputs(graph: Graph) -> dict[GraphTensor, GraphTensor | None]:
+def _gatherable_inputs(graph: Graph) -> dict[GraphTensor, Node | None]:
     return {
         tensor: None
         for tensor, layer in zip(graph.inputs, graph.input_layers, strict=True)
@@ -154,18 +163,18 @@ def _gatherable_inputs(graph: Graph) -> dict[GraphTensor, GraphTensor | None]:
     }
 
 
-def _gatherable_outputs(plan: Plan) -> dict[GraphTensor, GraphTensor | None]:
+def _gatherable_outputs(plan: Plan) -> dict[GraphTensor, Node | None]:
     """Find outputs from which channels can be picked, as in `Plan.gathered`.
 
     In that of a Flatten a channel may be read at some positions and not at
     others.
     """
-    found: dict[GraphTensor, GraphTensor | None] = {}
+    found: dict[GraphTensor, Node | None] = {}
     for node in plan.graph.nodes:
         rule = plan.rule_of(node)
         if len(rule.uses) == 1 and not rule.reason:
-            if isinstance(node.operation, keras.layers.Flatten):
-                found[node.outputs[0]] = node.inputs[0]
+            if isinstance(rule, FlattenRule):
+                found[node.outputs[0]] = node
             elif rule.can_gather_outputs:
                 found[node.outputs[0]] = None
     return found
@@ -297,17 +306,16 @@ def _repeat(plan: Plan) -> None:
 def _require(plan: Plan) -> None:
     for node in reversed(plan.graph.nodes):
         (first, *_) = node.outputs
-        flattened = plan.gathered.get(first)
         if first not in plan.gathered:
             plan.rule_of(node).require(node)
-        elif flattened is None:
+        elif plan.gathered[first] is None:
             for tensor in node.inputs:
                 tensor.keep |= first.keep.any()
         else:
             # A channel of the flattened tensor can go if it is read at none
             # of its positions.
-            rows = first.keep.reshape(-1, flattened.width)
-            flattened.keep |= rows.any(axis=0)
+            read = plan.flattening(node).channels_of(node, first.keep)
+            node.inputs[0].keep |= read
 
 
 def _tie(rule: Rule) -> None:

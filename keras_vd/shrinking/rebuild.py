@@ -137,7 +137,7 @@ class _Builder:
         if kept.all():
             return symbolic
         kept = np.flatnonzero(kept).astype("int32")
-        taken = ops.take(symbolic, kept, axis=-1)
+        taken = ops.take(symbolic, kept, axis=tensor.axis)
         rename_operation(taken, self.names.unique(f"{name}_kept"))
         return taken
 

@@ -152,8 +152,10 @@ def _find_resizes(model: keras.Model) -> list[Resize]:
     for gate, (maker, position) in gates.items():
         rule = plan.rules.get(id(counterparts[maker]))
         if rule is not None and _shrinks(rule):
-            keep = rule.uses[0].outputs[position].keep
-            if keep.size == gate.units and not keep.all():
+            tensor = rule.uses[0].outputs[position]
+            keep = tensor.keep
+            is_its_axis = tensor.axis == -1 and keep.size == gate.units
+            if is_its_axis and not keep.all():
                 indices = {"output": np.flatnonzero(keep)}
                 resizes.append(Resize(gate, rule, indices, None))
     return resizes
@@ -401,7 +403,9 @@ def _adopt(resize: Resize) -> None:
     twin = type(layer).from_config(config)
     shape = rule.input.shape
     if not isinstance(rule, EmbeddingRule):
-        shape = (*shape[:-1], len(resize.indices["input"]))
+        sizes = list(shape)
+        sizes[rule.input.axis] = len(resize.indices["input"])
+        shape = tuple(sizes)
     twin.build(shape)
     adopt_sizes(layer, twin)
     if isinstance(layer, VariationalLayer):

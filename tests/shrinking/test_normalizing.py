@@ -198,10 +198,10 @@ def test_numbers_of_positions_are_no_constants():
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
-        (lambda: layers.LayerNormalization(axis=1), "not on the last axis"),
-        (lambda: layers.LayerNormalization(axis=[1, 2]), "the last axis"),
-        (lambda: layers.GroupNormalization(2, axis=1), "not on the last axis"),
-        (lambda: layers.RMSNormalization(axis=1), "not on the last axis"),
+        (lambda: layers.LayerNormalization(axis=1), "come first"),
+        (lambda: layers.LayerNormalization(axis=[1, 2]), "several axes"),
+        (lambda: layers.GroupNormalization(2, axis=1), "come first"),
+        (lambda: layers.RMSNormalization(axis=1), "come first"),
     ],
 )
 def test_other_axes_are_kept_whole(layer, reason):
