@@ -447,15 +447,3 @@ class PadRule(Rule):
 
 def _padding_value(node: Node) -> Any:
     return (*node.args[1:], node.kwargs.get("constant_values"))[0]
-
-
-@rule_for(keras.layers.Lambda)
-class LambdaRule(Rule):
-    """A function of which nobody knows what it does with channels."""
-
-    @classmethod
-    def refusal(cls, layer: Any, node: Node) -> str | None:
-        return (
-            "a Lambda may compute anything: call `keras.ops` on the tensors "
-            "in its place"
-        )

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -284,7 +285,7 @@ def find_rule(layer: Any, uses: list[Node], reason: str | None = None) -> Rule:
     """
     rule = known_rule(layer)
     if rule is None:
-        return Rule(layer, uses, f"unknown: {type(layer).__name__}")
+        return Rule(layer, uses, _why_unknown(layer))
     reason = reason or reason_to_keep_weights(layer)
     for node in uses:
         reason = reason or _use_refusal(node) or rule.refusal(layer, node)
@@ -325,6 +326,15 @@ def _data(node: Node) -> tuple[GraphTensor, ...]:
 
 def _widths(node: Node) -> tuple[int, ...]:
     return tuple(tensor.width for tensor in _data(node))
+
+
+def _why_unknown(layer: Any) -> str:
+    if isinstance(layer, keras.layers.Lambda):
+        return (
+            "a Lambda may compute anything: call `keras.ops` on the tensors "
+            "in its place"
+        )
+    return f"unknown: {type(layer).__name__}"
 
 
 def _use_refusal(node: Node) -> str | None:
