@@ -32,6 +32,10 @@ _IMMATERIAL = {
     *("get_compile_config", "compile_from_config", "summary"),
 }
 
+_NOT_COMPARED = (
+    "Predictions differ from call to call, so they could not be compared."
+)
+
 
 @overload
 def to_functional(
@@ -51,9 +55,9 @@ def to_functional(
     Subclassed models, and layers that a user has made of other layers, at any
     depth, become the calls of their parts. Layers of Keras stay as they are.
     The layers are the same objects, so they share their weights with `model`,
-    and predictions are equal to the last bit: they are compared. What cannot
-    be written out stays whole, such as a layer with weights of its own; the
-    report says why and what to do.
+    and predictions are equal to the last bit: they are compared, unless they
+    differ from call to call anyway. What cannot be written out stays whole,
+    such as a layer with weights of its own; the report says why and what to do.
 
     `to_variational`, `to_deterministic`, `shrink` and the writers of
     `keras_vd.deployment` do this by themselves.
@@ -168,10 +172,14 @@ def _write(model: keras.Model) -> Written:
         # Keras gives this warning whenever the model is called.
         warnings.filterwarnings("ignore", ".*input with a mask attach")
         writing = _written_with_types(model, {})
+        differences = []
         if not _is_equal(model, writing):
-            writing = _written_as_far_as_equal(model, writing)
-        differences = _differences(model, writing)
-    report = FunctionalReport(tuple(writing.rows.values()), differences)
+            if predict_the_same(model, model):
+                writing = _written_as_far_as_equal(model, writing)
+            else:
+                differences.append(_NOT_COMPARED)
+        differences += _differences(model, writing)
+    report = FunctionalReport(tuple(writing.rows.values()), tuple(differences))
     return Written(writing.functional, report, writing.reasons, writing.undo)
 
 
@@ -203,10 +211,10 @@ def _is_equal(model: keras.Model, writing: Writing) -> bool:
     return not writing.dissolved or predict_the_same(model, writing.functional)
 
 
-def _differences(model: keras.Model, writing: Writing) -> tuple[str, ...]:
+def _differences(model: keras.Model, writing: Writing) -> list[str]:
     """List what a subclassed model does in another way than the result."""
     if id(model) not in writing.dissolved:
-        return ()
+        return []
     kind = type(model).__name__
     found = [f"`{x}` of {kind} is left behind." for x in _left_behind(model)]
     used = {id(x) for x in writing.functional.variables}
@@ -223,7 +231,7 @@ def _differences(model: keras.Model, writing: Writing) -> tuple[str, ...]:
             f"In `fit`, layers are told that they train. The `call` of {kind} "
             "has no argument `training`, so there they were told not."
         )
-    return tuple(found)
+    return found
 
 
 def _written_with_types(model: keras.Model, reasons: dict[int, str]) -> Writing:

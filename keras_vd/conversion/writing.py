@@ -16,7 +16,6 @@ from keras import ops
 
 from keras_vd._backend.keras_internals import (
     RESHAPE,
-    Call,
     calls_to,
     copied_operation,
     flatten_layers,
@@ -201,10 +200,10 @@ class Writing:
             tensors[key] = self._constant(value, anchor, inner)
         for call in found.calls:
             operation = call.operation
-            if not isinstance(operation, keras.layers.Layer):
-                operation = _copied(call)
-            self.places.setdefault(id(operation), inner)
             args, kwargs = _mapped(tensors, (call.args, call.kwargs))
+            if not isinstance(operation, keras.layers.Layer):
+                operation = _copied(operation, args, kwargs)
+            self.places.setdefault(id(operation), inner)
             outputs = self._call(operation, args, kwargs, inner)
             made = keras.tree.flatten(outputs)
             for tensor, new in zip(call.outputs, made, strict=True):
@@ -404,23 +403,25 @@ def _operations(model: keras.Model) -> list[Any]:
     return list(found.values())
 
 
-def _copied(call: Call) -> Any:
-    """Copy an operation; where it splits a size that is None, so that it runs.
+def _copied(operation: Any, args: Any, kwargs: Any) -> Any:
+    """Copy an operation; one that reshapes to a size that is None, so it runs.
 
     As in `ops.reshape(x, (ops.shape(x)[0], -1, 4))`.
+
+    Args:
+        operation: The operation.
+        args: What it is going to be called with.
+        kwargs: Likewise.
     """
-    operation = call.operation
-    (read, *_) = keras.tree.flatten((call.args, call.kwargs))
-    is_split = isinstance(operation, RESHAPE) and all(
-        list(shape).count(None) == 1
-        for shape in (read.shape, operation.newshape)
-    )
-    if not is_split:
+    (read, *_) = keras.tree.flatten((args, kwargs))
+    shape = list(operation.newshape) if isinstance(operation, RESHAPE) else []
+    is_clear = -1 not in shape or list(read.shape).count(None) == 1
+    if shape.count(None) != 1 or not is_clear:
         return copied_operation(operation, operation.name)
-    known = [x for x in operation.newshape if x not in (None, -1)]
+    known = math.prod(x for x in shape if x not in (None, -1))
     whole = math.prod(x for x in read.shape if x is not None)
-    sizes = {None: -1, -1: whole // math.prod(known)}
-    return RESHAPE(tuple(sizes.get(x, x) for x in operation.newshape))
+    sizes = {None: -1, -1: whole // known}
+    return RESHAPE(tuple(sizes.get(x, x) for x in shape))
 
 
 def _row(

@@ -133,6 +133,7 @@ def test_a_file_needs_no_class_of_the_user(tmp_path):
 
 def test_names():
     """What is clear without it does not say where it comes from."""
+    keras.utils.clear_session(free_memory=False)
     model, _ = MODELS["composites of one class"]()
     functional, report = write(model)
     assert [x.name for x in functional.layers[1:]] == [
@@ -168,7 +169,9 @@ def test_names_within_a_context():
     with written_out(model) as written:
         assert_same(model, written.model, inputs)
     copy = keras.models.clone_model(model)
-    assert [x.name for x in copy.layers] == [x.name for x in model.layers]
+    # Keras gives the copy of an input another name.
+    names = [[x.name for x in m.layers[1:]] for m in (copy, model)]
+    assert names[0] == names[1]
 
 
 class Part(K.Layer):
@@ -311,8 +314,8 @@ def test_kept_whole(cls):
 
 
 class Scaling(keras.Model):
-    def __init__(self):
-        super().__init__(name="mine")
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
         self.dense = K.Dense(6, name="dense")
         self.scale = self.add_weight(shape=(), name="scale")
 
@@ -321,8 +324,8 @@ class Scaling(keras.Model):
 
 
 class Branching(keras.Model):
-    def __init__(self):
-        super().__init__(name="mine")
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
         self.dense = K.Dense(6, name="dense")
 
     def call(self, x):
@@ -338,7 +341,7 @@ class Branching(keras.Model):
     ],
 )
 def test_models_that_cannot_be_written_out(cls, reason):
-    model, inputs = called(cls(), random_inputs(2, 6))
+    model, inputs = called(cls(name="mine"), random_inputs(2, 6))
     expected = outputs(model, inputs)
     with pytest.raises(
         ValueError, match=f"'mine', of type .*cannot: .*{reason}"
@@ -360,10 +363,12 @@ def test_what_is_no_built_model():
 
 
 def test_a_model_without_composites_is_returned():
-    model = keras.Sequential([keras.Input((3, 4)), K.LSTM(2), K.Dense(2)])
-    functional, report = write(model)
-    assert functional is model
+    sequential = keras.Sequential([keras.Input((3, 4)), K.LSTM(2), K.Dense(2)])
+    functional, report = write(sequential)
     assert not report.rows
+    assert type(functional).__name__ == "Functional"
+    assert functional.layers[1:] == sequential.layers
+    assert write(functional)[0] is functional
 
 
 class Arguments(keras.Model):
@@ -389,9 +394,9 @@ def test_training_steps_of_ones_own_are_not_lost_in_silence():
     model, _ = called(Logging(name="mine"), random_inputs(2, 6))
     _, report = write(model)
     assert report.differences == ("`train_step` of Logging is left behind.",)
-    with pytest.raises(ValueError, match="`train_step`.*to_functional"):
+    with pytest.raises(ValueError, match=r"`train_step`.*to_functional"):
         keras_vd.to_variational(model)
-    with pytest.raises(ValueError, match="`train_step`.*to_functional"):
+    with pytest.raises(ValueError, match=r"`train_step`.*to_functional"):
         keras_vd.shrink(model)
 
 
@@ -419,9 +424,10 @@ def test_differences(rate):
 
 
 def test_a_wrapper_of_keras_calls_its_layer_by_itself():
-    model = keras.Sequential(
-        [keras.Input((3, 6)), K.TimeDistributed(Residual(name="block"))]
-    )
+    block = Residual(name="block")
+    block.compute_output_shape = lambda shape: shape
+    inputs = keras.Input((3, 6))
+    model = keras.Model(inputs, K.TimeDistributed(block)(inputs))
     functional, report = write(model)
     assert functional is model
     (reason,) = report.kept_whole.values()
@@ -483,7 +489,7 @@ def test_shrinking_the_guide():
     model, inputs = guide(units=16)
     randomize(model)
     (block,) = (x for x in model.layers if isinstance(x, TransformerBlock))
-    hidden, out = block.ffn.layers
+    _, out = block.ffn.layers
     kernel = to_numpy(out.kernel).copy()
     kernel[::2] = 0.0
     out.kernel.assign(kernel)
@@ -499,9 +505,7 @@ def test_shrinking_the_guide():
 def test_the_guide_from_training_to_a_file(tmp_path):
     """At least 90% of the parameters of kernels become variational."""
     model, inputs = guide(steps=10, vocabulary=20, width=8)
-    variational, report = keras_vd.to_variational(
-        model, return_report=True, verbose=0
-    )
+    variational = keras_vd.to_variational(model, verbose=0)
     assert_same(model, variational, inputs)
     kernels = sum(w.size for w in map(to_numpy, model.weights) if w.ndim > 1)
     converted = sum(
