@@ -8,7 +8,7 @@ from keras_vd.conversion.report import (
     FunctionalReport,
 )
 from keras_vd.deployment.report import ArtifactRow, DeploymentReport
-from keras_vd.shrinking.report import LayerRow, ShrinkReport
+from keras_vd.shrinking.report import LayerRow, ShrinkReport, ZeroedRow
 from keras_vd.sparsity import GateRow, GroupRow, SparsityReport, WeightRow
 from keras_vd.uncertainty import MonteCarloPrediction
 
@@ -27,4 +27,5 @@ __all__ = [
     "ShrinkReport",
     "SparsityReport",
     "WeightRow",
+    "ZeroedRow",
 ]

@@ -20,6 +20,7 @@ from typing import Any
 import keras
 from keras import ops
 from keras.src import backend
+from keras.src.applications.convnext import LayerScale as LayerScale
 from keras.src.backend.common import global_state
 from keras.src.export.tf2onnx_lib import patch_tf2onnx as patch_tf2onnx
 from keras.src.models.functional import (
@@ -36,12 +37,39 @@ from keras.src.trainers.epoch_iterator import EpochIterator
 # `Add`, and `keras.ops.relu(x)` a `Relu`.
 BINARY_OPERATIONS: dict[str, type] = {
     name: getattr(numpy_operations, name)
-    for name in ("Add", "Subtract", "Multiply", "Maximum", "Minimum")
+    for name in (
+        *("Add", "Subtract", "Multiply", "Maximum", "Minimum"),
+        *("Divide", "TrueDivide", "Power"),
+    )
 }
+# They map every entry by itself.
 UNARY_OPERATIONS: dict[str, type] = {
     name: getattr(nn_operations, name)
-    for name in ("Relu", "Sigmoid", "Silu", "Gelu", "Elu", "LeakyRelu")
-} | {"Tanh": numpy_operations.Tanh}
+    for name in (
+        *("Relu", "Relu6", "Sigmoid", "Silu", "Gelu", "Elu", "LeakyRelu"),
+        *("HardSigmoid", "HardSilu", "HardTanh", "Softplus", "Softsign"),
+        *("Selu", "Celu", "LogSigmoid"),
+    )
+} | {
+    name: getattr(numpy_operations, name)
+    for name in (
+        *("Tanh", "Negative", "Absolute", "Square", "Sqrt", "Exp"),
+        *("Log", "Log1p", "Sin", "Cos", "Sign", "Reciprocal", "Clip"),
+    )
+}
+# They compute one number of many, along the axes `axis`.
+REDUCING_OPERATIONS: dict[str, type] = {
+    name: getattr(numpy_operations, name)
+    for name in ("Mean", "Max", "Min", "Sum")
+}
+# They give entries other places; see their rules for their attributes.
+MOVING_OPERATIONS: dict[str, type] = {
+    name: getattr(numpy_operations, name)
+    for name in (
+        *("Concatenate", "Stack", "Split", "GetItem", "Pad"),
+        *("Reshape", "Transpose", "ExpandDims", "Squeeze", "Copy"),
+    )
+} | {name: getattr(core_operations, name) for name in ("Cast", "StopGradient")}
 SOFTMAX_OPERATIONS: dict[str, type] = {
     name: getattr(nn_operations, name) for name in ("Softmax", "LogSoftmax")
 }

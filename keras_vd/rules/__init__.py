@@ -15,6 +15,8 @@ from keras_vd.rules import (
     embedding,
     linear,
     merging,
+    normalizing,
+    operations,
     recurrent,
     wrapping,
 )
@@ -25,6 +27,8 @@ __all__ = [
     "embedding",
     "linear",
     "merging",
+    "normalizing",
+    "operations",
     "recurrent",
     "wrapping",
 ]

@@ -8,10 +8,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vd._backend.keras_internals import UNARY_OPERATIONS
+from keras_vd._backend.keras_internals import UNARY_OPERATIONS, LayerScale
 from keras_vd.rules.activations import evaluate_constants, is_elementwise
 from keras_vd.rules.factors import Values, along, of_channels
-from keras_vd.rules.graph import Node
+from keras_vd.rules.graph import GraphTensor, Node
 from keras_vd.rules.rule import Rule, finite, join, rule_for, to_numpy
 
 _HOMOGENEOUS = tuple(
@@ -28,6 +28,35 @@ def layers_named(*names: str) -> list[type]:
     ]
 
 
+def by_data_format(layer: Any) -> tuple[bool, bool]:
+    """Return `Rule.channels_first` of a layer that says it itself."""
+    first = getattr(layer, "data_format", None) == "channels_first"
+    return first, first
+
+
+def by_axis(axis: int, node: Node) -> tuple[bool, bool]:
+    """Return `Rule.channels_first` of a layer with one axis of channels."""
+    first = axis % len(node.inputs[0].shape) == 1
+    return first, first
+
+
+def axis_refusal(axis: int, node: Node) -> str | None:
+    """Return why a rule does not cover this axis of channels."""
+    rank = len(node.inputs[0].shape)
+    is_known = axis % rank in (1, rank - 1)
+    return None if is_known else "its channels are neither first nor last"
+
+
+class OnAnyAxis(Rule):
+    """A rule to which it is the same which axis is that of channels."""
+
+    @classmethod
+    def channels_first(
+        cls, layer: Any, node: Node
+    ) -> tuple[bool | None, bool | None]:
+        return None, None
+
+
 class ChannelwiseRule(Rule):
     """A layer that leaves a constant channel constant, with the same value."""
 
@@ -36,10 +65,10 @@ class ChannelwiseRule(Rule):
     hands_on = True
 
     @classmethod
-    def refusal(cls, layer: Any, node: Node) -> str | None:
-        if getattr(layer, "data_format", None) == "channels_first":
-            return "its channels come first"
-        return super().refusal(layer, node)
+    def channels_first(
+        cls, layer: Any, node: Node
+    ) -> tuple[bool | None, bool | None]:
+        return by_data_format(layer)
 
     def find_constants(self, node: Node) -> None:
         node.outputs[0].constant = self._constants(
@@ -77,7 +106,7 @@ class SpatialRule(ChannelwiseRule):
         *("SpatialDropout3D", "ActivityRegularization"),
     )
 )
-class IdentityRule(ChannelwiseRule):
+class IdentityRule(OnAnyAxis, ChannelwiseRule):
     """A layer that does nothing at inference."""
 
     @classmethod
@@ -164,23 +193,42 @@ class UpSamplingRule(SpatialRule):
 
 @rule_for(keras.layers.Permute)
 class PermuteRule(ChannelwiseRule):
-    """A change of axes that leaves the last one where it is."""
+    """A change of axes, from or to channels that come first or last."""
+
+    @classmethod
+    def _axes(cls, layer: Any, node: Node) -> tuple[int, ...]:
+        """Return which axis of the input each axis of the output is."""
+        return (0, *layer.dims)
+
+    @classmethod
+    def channels_first(
+        cls, layer: Any, node: Node
+    ) -> tuple[bool | None, bool | None]:
+        axes = cls._axes(layer, node)
+        last = len(axes) - 1
+        is_put_last = axes[-1] == 1 < last
+        return is_put_last, axes[1] == last and not is_put_last
 
     @classmethod
     def refusal(cls, layer: Any, node: Node) -> str | None:
-        if layer.dims[-1] != len(layer.dims):
+        axes = cls._axes(layer, node)
+        if axes[node.outputs[0].axis] - len(axes) != node.inputs[0].axis:
             return "it moves the axis of channels"
         return super().refusal(layer, node)
 
 
 @rule_for(*layers_named("ELU"), *UNARY_OPERATIONS.values())
-class ElementwiseRule(ChannelwiseRule):
+class ElementwiseRule(OnAnyAxis, ChannelwiseRule):
     """A function of every entry by itself."""
 
     @classmethod
     def refusal(cls, layer: Any, node: Node) -> str | None:
         if not is_elementwise(getattr(layer, "activation", None)):
             return "its activation mixes channels"
+        # The bounds of `keras.ops.clip`.
+        bounds = [getattr(layer, x, 0.0) for x in ("x_min", "x_max")]
+        if any(map(np.ndim, bounds)):
+            return "its numbers are not one for all channels"
         return super().refusal(layer, node)
 
     def _constants(self, constants: np.ndarray) -> np.ndarray:
@@ -225,7 +273,7 @@ class ReLURule(RampRule):
 
 
 @rule_for(keras.layers.PReLU)
-class PReLURule(ChannelwiseRule):
+class PReLURule(OnAnyAxis, ChannelwiseRule):
     """A ramp with slopes of the shape of one example, 1 along shared axes."""
 
     ties_uses = True
@@ -239,7 +287,7 @@ class PReLURule(ChannelwiseRule):
     def _constants(self, constants: np.ndarray) -> np.ndarray:
         # Where the slope differs between positions, a constant stays constant
         # only if it is not negative.
-        slopes = to_numpy(self.layer.alpha)
+        slopes = np.moveaxis(to_numpy(self.layer.alpha), self.input.axis, -1)
         slopes = slopes.reshape(-1, slopes.shape[-1])
         is_even = (slopes == slopes[0]).all(axis=0)
         values = np.where(constants < 0.0, constants * slopes[0], constants)
@@ -247,14 +295,12 @@ class PReLURule(ChannelwiseRule):
 
     def shrunk(self) -> tuple[dict[str, Any], list[np.ndarray]]:
         slopes = to_numpy(self.layer.alpha)
-        if slopes.shape[-1] > 1:
-            slopes = slopes[..., self.input.keep]
-        return self.config, [slopes]
+        return self.config, [columns(slopes, self.input)]
 
 
 @rule_for(keras.layers.Rescaling)
-class RescalingRule(ChannelwiseRule):
-    """`scale * x + offset`, each a single number or one per channel."""
+class RescalingRule(OnAnyAxis, ChannelwiseRule):
+    """`scale * x + offset`, each a number or an array of them."""
 
     def __init__(self, layer: Any, uses: list[Node]) -> None:
         super().__init__(layer, uses)
@@ -262,31 +308,113 @@ class RescalingRule(ChannelwiseRule):
 
     @classmethod
     def refusal(cls, layer: Any, node: Node) -> str | None:
-        width = node.inputs[0].width
-        for value in (layer.scale, layer.offset):
-            # Only numbers along the last axis belong to channels.
-            is_last = np.shape(value)[-1:] == (np.size(value),)
-            if np.size(value) != 1 and not (
-                is_last and np.size(value) == width
-            ):
-                return "its numbers are not one per channel"
+        if node.inputs[0].shape != node.outputs[0].shape:
+            return "its numbers change the shape"
         return super().refusal(layer, node)
 
     def _constants(self, constants: np.ndarray) -> np.ndarray:
         scale, offset = (
-            np.broadcast_to(np.ravel(value), constants.shape)
+            per_channel(np.asarray(value), self.input)
             for value in (self.layer.scale, self.layer.offset)
         )
-        constants = np.where(scale == 0.0, 0.0, constants)
-        return finite(constants * scale + offset)
+        is_zero = (scale == 0.0) | (constants == 0.0)
+        return finite(np.where(is_zero, 0.0, constants * scale) + offset)
 
     def shrunk(self) -> tuple[dict[str, Any], list[np.ndarray]]:
         config = self.config
         for name in ("scale", "offset"):
             values = np.asarray(getattr(self.layer, name), np.float64)
             if values.size > 1:
-                config[name] = values[..., self.input.keep].tolist()
+                config[name] = columns(values, self.input).tolist()
         return config, []
+
+
+def per_channel(array: np.ndarray, tensor: GraphTensor) -> np.ndarray:
+    """Return the number that each channel has at all positions, or NaN.
+
+    Args:
+        array: Broadcasts to one example.
+        tensor: What it is for.
+    """
+    array = array.reshape((1,) * (-tensor.axis - array.ndim) + array.shape)
+    rows = np.moveaxis(array, tensor.axis, -1).astype(np.float64)
+    rows = rows.reshape(-1, rows.shape[-1])
+    rows = np.broadcast_to(rows, (len(rows), tensor.width))
+    return np.where((rows == rows[0]).all(axis=0), rows[0], np.nan)
+
+
+def columns(array: np.ndarray, tensor: GraphTensor) -> np.ndarray:
+    """Return the numbers of a tensor's kept channels, or those of all."""
+    axis = tensor.axis
+    is_one = array.ndim < -axis or array.shape[axis] == 1
+    return array if is_one else np.compress(tensor.keep, array, axis)
+
+
+@rule_for(keras.layers.Normalization)
+class NormalizationRule(OnAnyAxis, ChannelwiseRule):
+    """A mean and a variance along some axes, given or from data."""
+
+    ties_uses = True
+
+    @classmethod
+    def refusal(cls, layer: Any, node: Node) -> str | None:
+        rank = len(node.inputs[0].shape)
+        axes = _sorted_axes(layer, rank)
+        if 0 in axes:
+            return "its numbers are a batch"
+        # Keras 3.10 takes means of other axes from data only.
+        if cls._varies(layer, node) and axes != [*range(axes[0], rank)]:
+            return "the axes of its numbers are not the last ones"
+        return super().refusal(layer, node)
+
+    @classmethod
+    def _varies(cls, layer: Any, node: Node) -> bool:
+        """Tell whether channels have numbers of their own."""
+        rank = len(node.inputs[0].shape)
+        return node.inputs[0].axis % rank in _sorted_axes(layer, rank)
+
+    def _numbers(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return mean and variance, which broadcast to one example."""
+        mean, variance = self.layer.mean, self.layer.variance
+        return to_numpy(mean)[0], to_numpy(variance)[0]
+
+    def _constants(self, constants: np.ndarray) -> np.ndarray:
+        mean, variance = (per_channel(x, self.input) for x in self._numbers())
+        deviation = np.maximum(np.sqrt(variance), keras.config.epsilon())
+        if self.layer.invert:
+            return finite(mean + constants * deviation)
+        return finite((constants - mean) / deviation)
+
+    def shrunk(self) -> tuple[dict[str, Any], list[np.ndarray]] | None:
+        if not self._varies(self.layer, self.uses[0]):
+            return None
+        config = self.config
+        rank = len(self.layer.axis)
+        for name, values in zip(
+            ("mean", "variance"), self._numbers(), strict=True
+        ):
+            kept = columns(values, self.input)
+            config[name] = kept.reshape(kept.shape[-rank:]).tolist()
+        return config, []
+
+
+def _sorted_axes(layer: Any, rank: int) -> list[int]:
+    return sorted(axis % rank for axis in layer.axis)
+
+
+@rule_for(LayerScale)
+class LayerScaleRule(ChannelwiseRule):
+    """A factor for each channel, as in ConvNeXt."""
+
+    ties_uses = True
+
+    def _constants(self, constants: np.ndarray) -> np.ndarray:
+        factors = to_numpy(self.layer.gamma)
+        return finite(np.where(factors == 0.0, 0.0, constants * factors))
+
+    def shrunk(self) -> tuple[dict[str, Any], list[np.ndarray]]:
+        factors = to_numpy(self.layer.gamma)[self.input.keep]
+        return {**self.config, "projection_dim": factors.size}, [factors]
 
 
 @rule_for(keras.layers.BatchNormalization)
@@ -296,10 +424,14 @@ class BatchNormalizationRule(ChannelwiseRule):
     ties_uses = True
 
     @classmethod
+    def channels_first(
+        cls, layer: Any, node: Node
+    ) -> tuple[bool | None, bool | None]:
+        return by_axis(layer.axis, node)
+
+    @classmethod
     def refusal(cls, layer: Any, node: Node) -> str | None:
-        if layer.axis not in (-1, len(node.inputs[0].shape) - 1):
-            return "its channels are not on the last axis"
-        return super().refusal(layer, node)
+        return axis_refusal(layer.axis, node) or super().refusal(layer, node)
 
     @classmethod
     def absorbed(cls, layer: Any, factors: np.ndarray) -> Values | None:

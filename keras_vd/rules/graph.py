@@ -26,9 +26,9 @@ DATA_ARGUMENTS: dict[type, tuple[str, ...]] = {}
 class GraphTensor:
     """A tensor between two nodes, and what is known about its channels.
 
-    Channels are the indices along its last axis. A tensor whose last axis has
-    no known size, or that has only a batch axis, counts as one channel, which
-    stays.
+    Channels are the indices along its last axis, or along axis 1 where they
+    come first. A tensor of which that axis has no known size, or that has only
+    a batch axis, counts as one channel, which stays.
 
     Attributes:
         shape: Its shape, the batch axis first.
@@ -36,6 +36,8 @@ class GraphTensor:
         may_be_masked: Whether a mask may come with it.
         mask: The symbolic mask that comes with it. None if there is none, or
             if it cannot be seen because the tensor is in a nested model.
+        axis: That of channels, counted from the last one: -1, or less than
+            that where channels come first.
         constant: `(width,)`, float64: the value that a channel has everywhere,
             whatever the model's inputs are, or NaN.
         keep: `(width,)`: which channels the shrunk model still has.
@@ -45,22 +47,31 @@ class GraphTensor:
     dtype: str
     may_be_masked: bool = False
     mask: Any = None
+    axis: int = dataclasses.field(init=False, default=-1)
     constant: np.ndarray = dataclasses.field(init=False)
     keep: np.ndarray = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
         self.constant = np.full(self.width, np.nan)
         self.keep = np.zeros(self.width, bool)
 
+    def put_channels_first(self) -> None:
+        """Take axis 1 as that of channels, of which nothing is known yet."""
+        self.axis = 1 - len(self.shape)
+        self._forget()
+
     @property
     def has_channels(self) -> bool:
-        """Whether the last axis holds channels and has a known size."""
-        return len(self.shape) > 1 and self.shape[-1] is not None
+        """Whether there is an axis of channels and it has a known size."""
+        return len(self.shape) > 1 and self.shape[self.axis] is not None
 
     @property
     def width(self) -> int:
         """Number of channels."""
-        return int(self.shape[-1] or 0) if self.has_channels else 1
+        return int(self.shape[self.axis] or 0) if self.has_channels else 1
 
 
 @dataclasses.dataclass(eq=False)

@@ -7,8 +7,12 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
+from keras_vd._backend.keras_internals import rename_operation
+from keras_vd._backend.names import Names
 from keras_vd.rules.activations import evaluate_constants, is_elementwise
+from keras_vd.rules.channelwise import by_data_format
 from keras_vd.rules.factors import Values, along, of_channels, scaled
 from keras_vd.rules.graph import Node
 from keras_vd.rules.rule import Rule, finite, rule_for, to_numpy
@@ -18,6 +22,10 @@ from keras_vd.rules.sizes import macs_at, positions, product
 class LinearRule(Rule):
     """`activation(sum over inputs + bias)`, with one kernel.
 
+    What constant inputs add goes into the bias. Where they are not the same to
+    the layer at every position, one channel of ones takes their place, the
+    kernel of which is the sum of theirs, each times its constant.
+
     Attributes:
         reads: `(inputs, outputs)`: whether the kernel is not all zero there.
         sums: `(inputs, outputs)`: the kernel summed over its other axes.
@@ -25,6 +33,7 @@ class LinearRule(Rule):
     """
 
     works_per_step = True
+    can_merge_constants = True
 
     def __init__(self, layer: Any, uses: list[Node]) -> None:
         super().__init__(layer, uses)
@@ -50,6 +59,12 @@ class LinearRule(Rule):
         known = ~np.isnan(constants)
         return known & (constants == 0.0) if self.sees_borders() else known
 
+    def _mergeable_inputs(self, node: Node) -> np.ndarray:
+        """Return which inputs a channel of ones can stand for, `(inputs,)`."""
+        constants = self.constants_of(node.inputs[0])
+        is_left = ~np.isnan(constants) & ~self._known_inputs(node)
+        return is_left & self.merges_constants
+
     def _share(self, node: Node, inputs: np.ndarray) -> np.ndarray:
         """Compute what constant inputs add to the sum, `(outputs,)`."""
         return node.inputs[0].constant[inputs] @ self.sums[inputs]
@@ -68,7 +83,8 @@ class LinearRule(Rule):
         if self.mixes_outputs and not node.is_gone:
             node.outputs[0].keep[:] = True
         read = self.reads[:, node.outputs[0].keep].any(axis=1)
-        node.inputs[0].keep |= read & ~self._known_inputs(node)
+        replaced = self._known_inputs(node) | self._mergeable_inputs(node)
+        node.inputs[0].keep |= read & ~replaced
 
     def _new_bias(self) -> np.ndarray:
         """Compute the kept outputs' bias, with what removed inputs add."""
@@ -85,9 +101,42 @@ class LinearRule(Rule):
             return config, weights
         return {**config, "use_bias": True}, [*weights, bias]
 
+    def _kernel_of_ones(self) -> np.ndarray | None:
+        """Compute the kernel that a channel of ones gets, `(..., 1, outputs)`.
+
+        None if no such channel is needed.
+        """
+        node = self.uses[0]
+        merged = self._mergeable_inputs(node) & ~self.input.keep
+        if not merged.any():
+            return None
+        kernel = self._kernel()[..., merged, :][..., self.output.keep]
+        kernel = kernel * node.inputs[0].constant[merged, None]
+        found = kernel.sum(axis=-2, keepdims=True)
+        return found if found.any() else None
+
     def _sliced(self) -> np.ndarray:
         kernel = self._kernel()[..., self.input.keep, :]
-        return kernel[..., self.output.keep]
+        kernel = kernel[..., self.output.keep]
+        ones = self._kernel_of_ones()
+        return kernel if ones is None else np.concatenate([kernel, ones], -2)
+
+    @property
+    def inputs_kept(self) -> tuple[int, int]:
+        kept, every = super().inputs_kept
+        return kept + (self._kernel_of_ones() is not None), every
+
+    def call(
+        self, layer: Any, args: tuple[Any, ...], kwargs: Any, names: Names
+    ) -> Any:
+        if self._kernel_of_ones() is not None:
+            inputs, *rest = args
+            sides = [(0, 0)] * len(inputs.shape)
+            sides[self.input.axis] = (0, 1)
+            inputs = ops.pad(inputs, sides, constant_values=1)
+            rename_operation(inputs, names.unique(f"{layer.name}_ones"))
+            args = (inputs, *rest)
+        return super().call(layer, args, kwargs, names)
 
 
 @rule_for(keras.layers.Dense)
@@ -169,15 +218,6 @@ class EinsumDenseRule(LinearRule):
         return config, [kernel, bias]
 
 
-def conv_refusal(layer: Any) -> str | None:
-    """Return why the rules do not cover a convolution; None if they do."""
-    if layer.data_format != "channels_last":
-        return "its channels come first"
-    if getattr(layer, "groups", 1) != 1:
-        return "its channels are in groups"
-    return None
-
-
 def is_padded(layer: Any) -> bool:
     """Tell whether zeros around the input take part in a convolution."""
     return layer.padding != "valid" and any(k > 1 for k in layer.kernel_size)
@@ -188,8 +228,15 @@ class ConvRule(LinearRule):
     """A convolution with a kernel `(size, ..., inputs, outputs)`."""
 
     @classmethod
-    def refusal(cls, layer: Any, node: Node) -> str | None:
-        return conv_refusal(layer) or super().refusal(layer, node)
+    def of(cls, layer: Any) -> type[Rule]:
+        is_grouped = cls is ConvRule and layer.groups > 1
+        return GroupedConvRule if is_grouped else cls
+
+    @classmethod
+    def channels_first(
+        cls, layer: Any, node: Node
+    ) -> tuple[bool | None, bool | None]:
+        return by_data_format(layer)
 
     @classmethod
     def macs(cls, layer: Any, node: Node) -> int | None:
@@ -217,6 +264,54 @@ class ConvRule(LinearRule):
         kernel = self._sliced()
         config = {**self.config, "filters": kernel.shape[-1]}
         return self._with_bias(config, [kernel])
+
+
+class GroupedConvRule(ConvRule):
+    """Convolutions side by side, each with channels and filters of its own.
+
+    The kernel is `(size, ..., inputs of a group, filters)`, with the filters of
+    a group next to each other. Groups go as a whole.
+    """
+
+    can_merge_constants = False
+
+    @classmethod
+    def refusal(cls, layer: Any, node: Node) -> str | None:
+        if not is_elementwise(layer.activation):
+            return "its activation mixes channels"
+        return Rule.refusal(layer, node)
+
+    def find_constants(self, node: Node) -> None:
+        groups = self.layer.groups
+        # (groups, inputs of one, filters of one)
+        reads, sums = (
+            np.moveaxis(x.reshape(len(x), groups, -1), 1, 0)
+            for x in (self.reads, self.sums)
+        )
+        known = self._known_inputs(node).reshape(groups, -1, 1)
+        constants = node.inputs[0].constant.reshape(groups, -1, 1)
+        constants = np.where(known, constants, 0.0)
+        is_fixed = ~(reads & ~known).any(axis=1).ravel()
+        values = self.bias + (constants * sums).sum(axis=1).ravel()
+        values = evaluate_constants(
+            self.layer, self.layer.activation, finite(values)
+        )
+        node.outputs[0].constant = np.where(is_fixed, values, np.nan)
+
+    def require(self, node: Node) -> None:
+        tensors = (node.inputs[0], node.outputs[0])
+        rows = [x.keep.reshape(self.layer.groups, -1) for x in tensors]
+        keep = np.concatenate(rows, axis=1).any(axis=1)
+        for tensor, row in zip(tensors, rows, strict=True):
+            tensor.keep |= np.repeat(keep, row.shape[1])
+
+    def shrunk(self) -> tuple[dict[str, Any], list[np.ndarray]]:
+        keep = self.output.keep
+        kernel = self._kernel()[..., keep]
+        config = {**self.config, "filters": kernel.shape[-1]}
+        groups = int(np.count_nonzero(self.input.keep)) // kernel.shape[-2]
+        weights = [kernel, self.bias[keep]] if config["use_bias"] else [kernel]
+        return {**config, "groups": groups}, weights
 
 
 @rule_for(
@@ -250,6 +345,9 @@ class ConvTransposeRule(ConvRule):
 @rule_for(keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
 class SeparableConvRule(ConvRule):
     """A depthwise convolution, then one of size 1 over all channels."""
+
+    # The sum of such kernels is not one of their kind.
+    can_merge_constants = False
 
     @classmethod
     def macs(cls, layer: Any, node: Node) -> int | None:
@@ -300,7 +398,13 @@ class DepthwiseConvRule(Rule):
     def refusal(cls, layer: Any, node: Node) -> str | None:
         if not is_elementwise(layer.activation):
             return "its activation mixes channels"
-        return conv_refusal(layer) or super().refusal(layer, node)
+        return super().refusal(layer, node)
+
+    @classmethod
+    def channels_first(
+        cls, layer: Any, node: Node
+    ) -> tuple[bool | None, bool | None]:
+        return by_data_format(layer)
 
     @classmethod
     def macs(cls, layer: Any, node: Node) -> int | None:

@@ -8,13 +8,17 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_vd._backend.keras_internals import BINARY_OPERATIONS, computing_class
+from keras_vd._backend.keras_internals import (
+    MOVING_OPERATIONS,
+    computing_class,
+)
 from keras_vd._backend.names import Names
+from keras_vd.rules.channelwise import OnAnyAxis
 from keras_vd.rules.graph import GraphTensor, Node
 from keras_vd.rules.rule import Rule, join, rule_for
 
 
-class MergeRule(Rule):
+class MergeRule(OnAnyAxis, Rule):
     """Tensors of the same channels, combined channel by channel."""
 
     ties_uses = False
@@ -27,7 +31,7 @@ class MergeRule(Rule):
             return "it is called in an unusual way"
         if len({len(tensor.shape) for tensor in tensors}) > 1:
             return "its inputs have different numbers of axes"
-        if len({tensor.shape[-1] for tensor in tensors}) > 1:
+        if len({tensor.shape[tensor.axis] for tensor in tensors}) > 1:
             return "its inputs have different numbers of channels"
         return None
 
@@ -71,10 +75,6 @@ FUNCTIONS: dict[type, Callable[[np.ndarray], np.ndarray]] = {
     keras.layers.Maximum: lambda x: x.max(axis=0),
     keras.layers.Minimum: lambda x: x.min(axis=0),
     keras.layers.Multiply: _product,
-}
-FUNCTIONS |= {
-    operation: FUNCTIONS[getattr(keras.layers, name)]
-    for name, operation in BINARY_OPERATIONS.items()
 }
 rule_for(*FUNCTIONS)(MergeRule)
 
@@ -142,7 +142,7 @@ def _keeps_mask(node: Node, rest: list[GraphTensor]) -> bool:
     return all(x.mask is node.inputs[0].mask for x in node.inputs)
 
 
-@rule_for(keras.layers.Concatenate)
+@rule_for(keras.layers.Concatenate, MOVING_OPERATIONS["Concatenate"])
 class ConcatenateRule(MergeRule):
     """Tensors side by side, along the channels or along another axis."""
 
@@ -150,11 +150,14 @@ class ConcatenateRule(MergeRule):
     def refusal(cls, layer: Any, node: Node) -> str | None:
         if not all(x.has_channels for x in (*node.inputs, *node.outputs)):
             return "the number of its channels is not known"
+        joined = keras.tree.flatten(node.args[0])
+        if not all(isinstance(x, GraphTensor) for x in joined):
+            return "it joins a tensor with numbers"
         return None
 
     def _joins_channels(self, node: Node) -> bool:
-        rank = len(node.outputs[0].shape)
-        return self.layer.axis % rank == rank - 1
+        (outputs,) = node.outputs
+        return (self.layer.axis - outputs.axis) % len(outputs.shape) == 0
 
     def find_constants(self, node: Node) -> None:
         if self._joins_channels(node):
@@ -192,7 +195,7 @@ class ConcatenateRule(MergeRule):
         ]
 
 
-@rule_for(keras.layers.Flatten, keras.layers.Reshape)
+@rule_for(keras.layers.Reshape)
 class ReshapeRule(Rule):
     """A new shape for the same entries in the same order.
 
@@ -204,14 +207,8 @@ class ReshapeRule(Rule):
     works_per_step = True
     hands_on = True
 
-    def __init__(self, layer: Any, uses: list[Node]) -> None:
-        super().__init__(layer, uses)
-        self.ties_uses = isinstance(layer, keras.layers.Reshape)
-
     @classmethod
     def refusal(cls, layer: Any, node: Node) -> str | None:
-        if getattr(layer, "data_format", None) == "channels_first":
-            return "its channels come first"
         refusal = super().refusal(layer, node)
         if refusal is not None:
             return refusal
@@ -225,8 +222,7 @@ class ReshapeRule(Rule):
     def passed_on(
         cls, layer: Any, factors: np.ndarray, shape: tuple[Any, ...]
     ) -> np.ndarray | None:
-        is_first = getattr(layer, "data_format", None) == "channels_first"
-        if None in shape or (is_first and len(shape) > 1):
+        if None in shape:
             return None
         target = layer.compute_output_shape((1, *shape))[1:]
         return np.broadcast_to(factors, shape).reshape(target)
@@ -250,9 +246,66 @@ class ReshapeRule(Rule):
         for tensor in tensors:
             tensor.keep |= np.resize(keep, tensor.width)
 
-    def shrunk(self) -> tuple[dict[str, Any], list[np.ndarray]]:
-        config = self.config
-        if "target_shape" in config:
-            width = int(np.count_nonzero(self.output.keep))
-            config["target_shape"] = (*config["target_shape"][:-1], width)
-        return config, []
+    def shrunk(self) -> tuple[dict[str, Any], list[np.ndarray]] | None:
+        width = int(np.count_nonzero(self.output.keep))
+        *sizes, _ = self.config["target_shape"]
+        return {**self.config, "target_shape": (*sizes, width)}, []
+
+
+@rule_for(keras.layers.Flatten)
+class FlattenRule(ReshapeRule):
+    """One axis for all entries of an example.
+
+    Keras puts channels last before it flattens with
+    `data_format="channels_first"`. Without, they vary slowest if they come
+    first.
+    """
+
+    ties_uses = False
+
+    @classmethod
+    def channels_first(
+        cls, layer: Any, node: Node
+    ) -> tuple[bool | None, bool | None]:
+        first = layer.data_format == "channels_first"
+        return first or None, False
+
+    @classmethod
+    def passed_on(
+        cls, layer: Any, factors: np.ndarray, shape: tuple[Any, ...]
+    ) -> np.ndarray | None:
+        if layer.data_format == "channels_first" and len(shape) > 1:
+            return None
+        return super().passed_on(layer, factors, shape)
+
+    def spread(self, node: Node, channels: np.ndarray) -> np.ndarray:
+        """Return for each entry of the output what is said of its channel."""
+        width = node.outputs[0].width
+        if not self._varies_slowest(node):
+            return np.resize(channels, width)
+        return np.repeat(channels, width // max(1, channels.size))
+
+    def channels_of(self, node: Node, entries: np.ndarray) -> np.ndarray:
+        """Return which channels any of these entries of the output are of."""
+        (inputs,) = node.inputs
+        if not self._varies_slowest(node):
+            rows = entries.reshape(-1, inputs.width).T
+        else:
+            rows = entries.reshape(inputs.width, -1)
+        return np.asarray(rows.any(axis=1))
+
+    def _varies_slowest(self, node: Node) -> bool:
+        is_moved = self.layer.data_format == "channels_first"
+        return node.inputs[0].axis != -1 and not is_moved
+
+    def find_constants(self, node: Node) -> None:
+        constants = self.constants_of(node.inputs[0])
+        node.outputs[0].constant = self.spread(node, constants)
+
+    def require(self, node: Node) -> None:
+        (inputs,), (outputs,) = node.inputs, node.outputs
+        inputs.keep |= self.channels_of(node, outputs.keep)
+        outputs.keep |= self.spread(node, inputs.keep)
+
+    def shrunk(self) -> None:
+        return None

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -55,7 +56,8 @@ class Rule:
 
     `shrinking/analysis.py` asks, in this order:
 
-    1. `refusal` for each use; a reason makes this base class the layer's rule.
+    1. `channels_first` for each use, by which every tensor gets its axis of
+       channels, and `refusal`; a reason makes this base class the layer's rule.
     2. `find_constants`, node by node forwards, until a pass finds no more. It
        sets `constant` of the outputs: the value that a channel has at every
        position, whatever the model's inputs are; NaN if there is no such value
@@ -77,6 +79,7 @@ class Rule:
         layer: The layer, or an operation of `keras.ops`.
         uses: The nodes that call it.
         reason: Why the layer is kept whole, if it is.
+        merges_constants: Whether `call` may append a channel to what it reads.
     """
 
     #: Why all outputs are kept, in a layer whose inputs need not be.
@@ -89,6 +92,14 @@ class Rule:
     works_per_step = False
     #: Whether the channels that it makes are those that it reads.
     hands_on = False
+    #: Whether kept outputs can be picked out behind it, while it stays whole.
+    can_gather_outputs = False
+    #: Whether `call` can return None for outputs of which nothing is kept.
+    can_omit_outputs = False
+    #: Whether `call` has to adapt what an operation is called with.
+    has_fixed_size = False
+    #: Whether a channel of ones can stand for the constants that it reads.
+    can_merge_constants = False
 
     def __init__(
         self, layer: Any, uses: list[Node], reason: str | None = None
@@ -96,6 +107,12 @@ class Rule:
         self.layer = layer
         self.uses = uses
         self.reason = reason
+        self.merges_constants = False
+
+    @classmethod
+    def of(cls, layer: Any) -> type[Rule]:
+        """Return the rule of a layer of this rule's class: mostly this one."""
+        return cls
 
     @classmethod
     def refusal(cls, layer: Any, node: Node) -> str | None:
@@ -103,6 +120,17 @@ class Rule:
         if len(node.inputs) != 1 or len(node.outputs) != 1:
             return "it is called in an unusual way"
         return None
+
+    @classmethod
+    def channels_first(
+        cls, layer: Any, node: Node
+    ) -> tuple[bool | None, bool | None]:
+        """Tell where the rule wants the channels of inputs, and of outputs.
+
+        True stands for axis 1, False for the last axis, and None for any, but
+        the same for all tensors of which it is said.
+        """
+        return False, False
 
     @classmethod
     def macs(cls, layer: Any, node: Node) -> int | None:
@@ -243,7 +271,8 @@ def config_of(layer: Any) -> dict[str, Any]:
 
 def known_rule(layer: Any) -> type[Rule] | None:
     """Return the class of the rule of a plain layer; None if it has none."""
-    return RULES.get(computing_class(type(layer)))
+    rule = RULES.get(computing_class(type(layer)))
+    return None if rule is None else rule.of(layer)
 
 
 def find_rule(layer: Any, uses: list[Node], reason: str | None = None) -> Rule:
@@ -256,10 +285,11 @@ def find_rule(layer: Any, uses: list[Node], reason: str | None = None) -> Rule:
     """
     rule = known_rule(layer)
     if rule is None:
-        return Rule(layer, uses, f"unknown: {type(layer).__name__}")
+        return Rule(layer, uses, _why_unknown(layer))
     reason = reason or reason_to_keep_weights(layer)
     for node in uses:
         reason = reason or _use_refusal(node) or rule.refusal(layer, node)
+        reason = reason or _side_refusal(rule, layer, node)
     if reason:
         return Rule(layer, uses, reason)
     found = rule(layer, uses)
@@ -298,9 +328,26 @@ def _widths(node: Node) -> tuple[int, ...]:
     return tuple(tensor.width for tensor in _data(node))
 
 
+def _why_unknown(layer: Any) -> str:
+    if isinstance(layer, keras.layers.Lambda):
+        return (
+            "a Lambda may compute anything: call `keras.ops` on the tensors "
+            "in its place"
+        )
+    return f"unknown: {type(layer).__name__}"
+
+
 def _use_refusal(node: Node) -> str | None:
     if node.kwargs.get("training"):
         return "it is called with `training=True`"
+    return None
+
+
+def _side_refusal(rule: type[Rule], layer: Any, node: Node) -> str | None:
+    sides = rule.channels_first(layer, node)
+    for tensors, first in zip((node.inputs, node.outputs), sides, strict=True):
+        if first and any(x.axis == -1 for x in tensors if len(x.shape) > 2):
+            return "its channels come first, those around it last"
     return None
 
 

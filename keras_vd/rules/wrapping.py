@@ -30,6 +30,8 @@ class TimeDistributedRule(Rule):
         rule = _inner_rule(layer)
         if rule is None or not rule.works_per_step:
             return f"it repeats an unknown {type(layer.layer).__name__}"
+        if any(rule.channels_first(layer.layer, node)):
+            return "its channels come first"
         return rule.refusal(layer.layer, node)
 
     @classmethod

@@ -5,7 +5,7 @@ makes the new model, `reasons` and `report` tell what was removed from each
 layer or why not, and `shrink_model` has the function that users call.
 """
 
-from keras_vd.shrinking.report import LayerRow, ShrinkReport
+from keras_vd.shrinking.report import LayerRow, ShrinkReport, ZeroedRow
 from keras_vd.shrinking.shrink_model import shrink
 
-__all__ = ["LayerRow", "ShrinkReport", "shrink"]
+__all__ = ["LayerRow", "ShrinkReport", "ZeroedRow", "shrink"]

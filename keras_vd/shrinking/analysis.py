@@ -18,7 +18,9 @@ from keras_vd._backend.keras_internals import (
     refuses_unread_inputs,
 )
 from keras_vd.rules.graph import Graph, GraphTensor, Node
+from keras_vd.rules.merging import FlattenRule
 from keras_vd.rules.rule import Rule, find_rule, join
+from keras_vd.shrinking.sides import place_channels
 
 
 @dataclasses.dataclass(eq=False)
@@ -30,16 +32,22 @@ class Plan:
         rules: The rule of each layer or operation, by its id, in the order of
             first use.
         gathered: Tensors from which the kept channels are picked out by their
-            positions: inputs of the model, with the value None, and outputs of
-            a Flatten, with the tensor that it flattens as the value.
+            positions: outputs of a Flatten, with its node as the value, and
+            inputs of the model and outputs of layers that stay whole, with the
+            value None.
         keeps_layers: Whether something of every tensor stays, so that no layer
             goes.
+        round_to: What the widths of layers' outputs are rounded up to
+            multiples of.
+        filled: How many channels a tensor keeps only to that end.
     """
 
     graph: Graph
     rules: dict[int, Rule]
-    gathered: dict[GraphTensor, GraphTensor | None]
+    gathered: dict[GraphTensor, Node | None]
     keeps_layers: bool = False
+    round_to: int = 1
+    filled: dict[GraphTensor, int] = dataclasses.field(default_factory=dict)
 
     def rule_of(self, node: Node) -> Rule:
         """Return the rule of the layer that a node calls."""
@@ -47,10 +55,16 @@ class Plan:
 
     def present(self, tensor: GraphTensor) -> np.ndarray:
         """Return which channels of a gathered tensor exist, `(width,)`."""
-        flattened = self.gathered[tensor]
-        if flattened is None:
+        node = self.gathered[tensor]
+        if node is None:
             return np.ones(tensor.width, bool)
-        return np.resize(flattened.keep, tensor.width)
+        return self.flattening(node).spread(node, node.inputs[0].keep)
+
+    def flattening(self, node: Node) -> FlattenRule:
+        """Return the rule of a Flatten of which entries are picked out."""
+        rule = self.rule_of(node)
+        assert isinstance(rule, FlattenRule)
+        return rule
 
     @property
     def is_unchanged(self) -> bool:
@@ -63,6 +77,7 @@ def make_plan(
     gather_inputs: bool | None,
     kept_whole: Mapping[int, str] | None = None,
     keeps_layers: bool = False,
+    round_to: int = 1,
 ) -> Plan:
     """Find what a model can do without.
 
@@ -71,7 +86,9 @@ def make_plan(
         gather_inputs: As in `shrink`.
         kept_whole: Reasons by the `id` of layers that are to be kept whole.
         keeps_layers: Whether all layers stay, with one unit at least.
+        round_to: As in `shrink`.
     """
+    place_channels(graph)
     uses: dict[int, list[Node]] = {}
     for node in graph.nodes:
         uses.setdefault(id(node.operation), []).append(node)
@@ -80,9 +97,11 @@ def make_plan(
         key: find_rule(nodes[0].operation, nodes, reasons.get(key))
         for key, nodes in uses.items()
     }
-    plan = Plan(graph, rules, {}, keeps_layers)
+    for rule in rules.values():
+        rule.merges_constants = rule.can_merge_constants and not keeps_layers
+    plan = Plan(graph, rules, {}, keeps_layers, round_to)
     if gather_inputs is not False:
-        plan.gathered = _gatherable_inputs(graph) | _gatherable_flat(plan)
+        plan.gathered = _gatherable_inputs(graph) | _gatherable_outputs(plan)
     _find_constants(plan)
     _settle(plan)
     # Picking out channels costs more than it saves unless half of them go.
@@ -92,6 +111,7 @@ def make_plan(
     if len(worth) < len(plan.gathered):
         plan.gathered = worth
         _settle(plan)
+    _round_up(plan)
     return plan
 
 
@@ -135,7 +155,7 @@ def _count_constants(plan: Plan) -> int:
     return sum(int(np.count_nonzero(x)) for x in known)
 
 
-def _gatherable_inputs(graph: Graph) -> dict[GraphTensor, GraphTensor | None]:
+def _gatherable_inputs(graph: Graph) -> dict[GraphTensor, Node | None]:
     return {
         tensor: None
         for tensor, layer in zip(graph.inputs, graph.input_layers, strict=True)
@@ -143,18 +163,21 @@ def _gatherable_inputs(graph: Graph) -> dict[GraphTensor, GraphTensor | None]:
     }
 
 
-def _gatherable_flat(plan: Plan) -> dict[GraphTensor, GraphTensor | None]:
-    """Find outputs of Flatten layers from which channels can be picked.
+def _gatherable_outputs(plan: Plan) -> dict[GraphTensor, Node | None]:
+    """Find outputs from which channels can be picked, as in `Plan.gathered`.
 
-    In such an output a channel may be read at some positions and not at others.
+    In that of a Flatten a channel may be read at some positions and not at
+    others.
     """
-    return {
-        node.outputs[0]: node.inputs[0]
-        for node in plan.graph.nodes
-        if isinstance(node.operation, keras.layers.Flatten)
-        and len(plan.rule_of(node).uses) == 1
-        and not plan.rule_of(node).reason
-    }
+    found: dict[GraphTensor, Node | None] = {}
+    for node in plan.graph.nodes:
+        rule = plan.rule_of(node)
+        if len(rule.uses) == 1 and not rule.reason:
+            if isinstance(rule, FlattenRule):
+                found[node.outputs[0]] = node
+            elif rule.can_gather_outputs:
+                found[node.outputs[0]] = None
+    return found
 
 
 def _settle(plan: Plan) -> None:
@@ -174,7 +197,7 @@ def _settle(plan: Plan) -> None:
     _repeat(plan)
     while emptied := _emptied(plan) or _cut_off(plan):
         for tensor in emptied:
-            tensor.keep[_cheapest(tensor)] = True
+            _add_channels(tensor, 1)
         _repeat(plan)
 
 
@@ -189,8 +212,8 @@ def _emptied(plan: Plan) -> list[GraphTensor]:
         for tensor in node.inputs:
             if not tensor.keep.any() and not rule.can_do_without(node, tensor):
                 needed.add(tensor)
-        # A node that stays makes all of its outputs, so none may be empty.
-        if not node.is_gone:
+        # Most layers that stay make all of their outputs.
+        if not (node.is_gone or rule.can_omit_outputs):
             needed.update(x for x in node.outputs if not x.keep.any())
     return [x for x in reversed(plan.graph.tensors) if x in needed][:1]
 
@@ -232,12 +255,37 @@ def _read_by(node: Node) -> list[GraphTensor]:
     return [*node.inputs, *node.others]
 
 
-def _cheapest(tensor: GraphTensor) -> int:
-    """Return the index of the channel whose keeping costs least.
+def _round_up(plan: Plan) -> None:
+    """Round widths up, and note by how much."""
+    needed = {tensor: _kept(tensor) for tensor in plan.graph.tensors}
+    while found := _uneven(plan):
+        _add_channels(*found)
+        _repeat(plan)
+    plan.filled = {x: _kept(x) - count for x, count in needed.items()}
 
-    This is a constant one, if there is any, as it needs no inputs.
+
+def _uneven(plan: Plan) -> tuple[GraphTensor, int] | None:
+    """Return a tensor to be rounded up, and how many channels that takes.
+
+    Only the layers that make channels of their own count: the others hand on
+    the numbers of these, or their sum.
     """
-    return int(np.argmax(~np.isnan(tensor.constant)))
+    for node in reversed(plan.graph.nodes):
+        tensor, rule = node.outputs[0], plan.rule_of(node)
+        missing = min(-_kept(tensor) % plan.round_to, int((~tensor.keep).sum()))
+        if missing and not rule.hands_on and not node.is_gone:
+            return tensor, missing
+    return None
+
+
+def _add_channels(tensor: GraphTensor, count: int) -> None:
+    """Keep some more channels of a tensor, those whose keeping costs least.
+
+    These are constant ones, if there are any, as they need no inputs.
+    """
+    gone = np.flatnonzero(~tensor.keep)
+    order = np.argsort(np.isnan(tensor.constant[gone]), kind="stable")
+    tensor.keep[gone[order[:count]]] = True
 
 
 def _repeat(plan: Plan) -> None:
@@ -258,14 +306,16 @@ def _repeat(plan: Plan) -> None:
 def _require(plan: Plan) -> None:
     for node in reversed(plan.graph.nodes):
         (first, *_) = node.outputs
-        flattened = plan.gathered.get(first)
-        if flattened is None:
+        if first not in plan.gathered:
             plan.rule_of(node).require(node)
+        elif plan.gathered[first] is None:
+            for tensor in node.inputs:
+                tensor.keep |= first.keep.any()
         else:
             # A channel of the flattened tensor can go if it is read at none
             # of its positions.
-            rows = first.keep.reshape(-1, flattened.width)
-            flattened.keep |= rows.any(axis=0)
+            read = plan.flattening(node).channels_of(node, first.keep)
+            node.inputs[0].keep |= read
 
 
 def _tie(rule: Rule) -> None:
@@ -277,4 +327,8 @@ def _tie(rule: Rule) -> None:
 
 
 def _count(plan: Plan) -> int:
-    return sum(int(np.count_nonzero(x.keep)) for x in plan.graph.tensors)
+    return sum(map(_kept, plan.graph.tensors))
+
+
+def _kept(tensor: GraphTensor) -> int:
+    return int(np.count_nonzero(tensor.keep))

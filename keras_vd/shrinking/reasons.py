@@ -74,7 +74,8 @@ def _needed_by(
             # Constants of 0 stay constant at the border; NaN marks a channel
             # that is not constant, to which this does not apply.
             constants = np.nan_to_num(tensor.constant)
-            if rule.sees_borders() and constants.any():
+            is_even = rule.merges_constants or not rule.sees_borders()
+            if constants.any() and not is_even:
                 return (
                     f"'{node.operation.name}' has {_padding(rule.layer)}, "
                     "where a constant is not the same at the border"

@@ -137,7 +137,7 @@ class _Builder:
         if kept.all():
             return symbolic
         kept = np.flatnonzero(kept).astype("int32")
-        taken = ops.take(symbolic, kept, axis=-1)
+        taken = ops.take(symbolic, kept, axis=tensor.axis)
         rename_operation(taken, self.names.unique(f"{name}_kept"))
         return taken
 
@@ -152,9 +152,10 @@ class _Builder:
         for tensor, symbolic in zip(
             node.outputs, keras.tree.flatten(made), strict=True
         ):
-            self.tensors[tensor] = self._gathered(
-                tensor, symbolic, self.layer_names[id(rule.layer)]
-            )
+            if symbolic is not None:
+                self.tensors[tensor] = self._gathered(
+                    tensor, symbolic, self.layer_names[id(rule.layer)]
+                )
         if weights is not None:
             layer.set_weights(weights)
 

@@ -18,9 +18,11 @@ class LayerRow:
         name: Name of the layer, after those of the models around it.
         layer: Name of its class.
         inputs: Number of input units, channels or words.
-        kept_inputs: Number of those that it still has.
+        kept_inputs: Number of those that it still has, including a channel of
+            ones that stands for several constant ones.
         outputs: Number of output units, channels or columns.
         kept_outputs: Number of those that it still has.
+        filled_outputs: Number of dead ones among these, kept for `round_to`.
         parameters: Number of its parameters before.
         kept_parameters: Number of them now, including the table that an
             embedding needs where several words share a row.
@@ -32,8 +34,26 @@ class LayerRow:
     kept_inputs: int
     outputs: int
     kept_outputs: int
+    filled_outputs: int
     parameters: int
     kept_parameters: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ZeroedRow:
+    """Entries of one weight that count as zero because they are small.
+
+    Attributes:
+        name: Path of the weight.
+        entries: Number of its entries.
+        zeroed: Number of those that were not zero before.
+        largest: The largest absolute value among these.
+    """
+
+    name: str
+    entries: int
+    zeroed: int
+    largest: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +69,13 @@ class ShrinkReport(Report):
             convolution, recurrent and attention layers; None where a spatial
             size or the number of time steps is not known.
         kept_macs: The same of the new model.
+        round_to: What numbers of outputs were rounded up to multiples of.
+        tolerance: Absolute value up to which weights count as zero.
+        zeroed: One `ZeroedRow` per weight in which there were some.
+        difference: The largest difference between predictions of the two
+            models for a few inputs drawn at random, as a share of the largest
+            prediction: an example of what `tolerance` has changed, not a bound.
+            None if nothing was zeroed.
     """
 
     rows: tuple[LayerRow, ...]
@@ -57,6 +84,10 @@ class ShrinkReport(Report):
     kept_parameters: int
     macs: int | None
     kept_macs: int | None
+    round_to: int = 1
+    tolerance: float = 0.0
+    zeroed: tuple[ZeroedRow, ...] = ()
+    difference: float | None = None
 
     @property
     def is_unchanged(self) -> bool:
@@ -71,12 +102,13 @@ class ShrinkReport(Report):
         return {
             **dataclasses.asdict(self),
             "rows": [dataclasses.asdict(row) for row in self.rows],
+            "zeroed": [dataclasses.asdict(row) for row in self.zeroed],
             "is_unchanged": self.is_unchanged,
         }
 
     def to_table(self) -> rich.table.Table:
         title = "Nothing could be removed" if self.is_unchanged else "Shrunk"
-        table = rich.table.Table(title=title)
+        table = rich.table.Table(title=title, caption=self._caption())
         table.add_column("layer")
         for header in ("inputs", "outputs", "parameters", "ratio"):
             table.add_column(header, justify="right")
@@ -85,7 +117,8 @@ class ShrinkReport(Report):
             table.add_row(
                 f"{row.name} ({row.layer})",
                 _change(row.inputs, row.kept_inputs),
-                _change(row.outputs, row.kept_outputs),
+                _change(row.outputs, row.kept_outputs)
+                + _filled(row.filled_outputs),
                 *_changes(row.parameters, row.kept_parameters),
                 self.kept_whole.get(row.name, ""),
             )
@@ -102,6 +135,27 @@ class ShrinkReport(Report):
         for label, (before, after) in totals.items():
             table.add_row(label, "", "", *_changes(before, after))
         return table
+
+    def _caption(self) -> str | None:
+        """Tell what was done beyond removing what has no effect at all."""
+        said = []
+        if self.zeroed:
+            count = sum(row.zeroed for row in self.zeroed)
+            largest = max(row.largest for row in self.zeroed)
+            said.append(
+                f"{count:,} weights of at most {largest:.1e} count as zero "
+                f"(tolerance={self.tolerance:g}). For a few random inputs, "
+                f"predictions differ by {self.difference:.1e} of the largest."
+            )
+        if self.round_to > 1:
+            said.append(
+                f"Outputs are rounded up to multiples of {self.round_to}."
+            )
+        return "\n".join(said) or None
+
+
+def _filled(count: int) -> str:
+    return f" ({count:,} dead)" if count else ""
 
 
 def _change(before: int | None, after: int | None) -> str:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Literal, overload
 
 import keras
 
 from keras_vd._backend.keras_internals import functional_part
-from keras_vd._backend.validation import NOT_BUILT, check_plain_model
+from keras_vd._backend.validation import (
+    NOT_BUILT,
+    check_integer,
+    check_number,
+    check_plain_model,
+)
 from keras_vd.conversion.cloning import copy_model
 from keras_vd.conversion.fine_tuning import refreeze_zeros
 from keras_vd.conversion.functional import Written, written_out
@@ -16,7 +22,8 @@ from keras_vd.rules.graph import read_graph
 from keras_vd.shrinking.analysis import Plan, make_plan
 from keras_vd.shrinking.reasons import find_reasons, full_name
 from keras_vd.shrinking.rebuild import rebuild
-from keras_vd.shrinking.report import LayerRow, ShrinkReport
+from keras_vd.shrinking.report import LayerRow, ShrinkReport, ZeroedRow
+from keras_vd.shrinking.zeroing import difference_of, with_zeros
 
 
 @overload
@@ -25,6 +32,8 @@ def shrink(
     gather_inputs: bool | None = None,
     return_report: Literal[False] = False,
     verbose: int = 1,
+    tolerance: float = 0.0,
+    round_to: int = 1,
 ) -> keras.Model: ...
 @overload
 def shrink(
@@ -33,24 +42,30 @@ def shrink(
     *,
     return_report: Literal[True],
     verbose: int = 1,
+    tolerance: float = 0.0,
+    round_to: int = 1,
 ) -> tuple[keras.Model, ShrinkReport]: ...
 def shrink(
     model: keras.Model,
     gather_inputs: bool | None = None,
     return_report: bool = False,
     verbose: int = 1,
+    tolerance: float = 0.0,
+    round_to: int = 1,
 ) -> keras.Model | tuple[keras.Model, ShrinkReport]:
     """Remove from a plain model what its predictions do not depend on.
 
     These are input features, units, channels, hidden units and columns of an
     embedding that are zero, constant or not read by anything, and rows of an
     embedding that are the same for several words. Constants end up in the
-    biases of the layers that read them. Predictions stay as they are, to 1e-5,
+    biases of the layers that read them, or, in front of a padded convolution,
+    in the kernel of one channel of ones. Predictions stay as they are, to 1e-5,
     and so do inputs and outputs. A layer for which there is no rule is kept
     whole; the report says which, and why.
 
     Nested models are written out: their layers become layers of the result.
-    A Sequential model that uses a layer twice comes back as a Functional one.
+    A Sequential model that uses a layer twice, or gets a channel of ones,
+    comes back as a Functional one.
     A layer of a subclass that only adapts a constructor comes back, where it
     gets smaller, as the Keras layer that it extends. Keras 3.10 refuses inputs
     that nothing reads: there, a channel of each stays.
@@ -60,41 +75,55 @@ def shrink(
             models and layers made of layers are written out, see
             `to_functional`.
         gather_inputs: Whether to leave out dead input features, and dead
-            entries of what a Flatten makes, at the cost of picking out the
-            others. None: where at least half of them are dead.
+            entries of what a Flatten or LayerNormalization makes, at the cost
+            of picking out the others. None: where at least half of them are
+            dead.
         return_report: Whether to return the report as well.
         verbose: 1 to print the report, 0 not to.
+        tolerance: Trained weights whose absolute value is at most this count
+            as zero, and are zero in the result. With a tolerance above 0
+            predictions change; the report tells which weights were not zero
+            before, and how far predictions move for some random inputs.
+        round_to: The number of outputs that a layer keeps is rounded up to a
+            multiple of this, for hardware that prefers such numbers, but never
+            above the number that it has. Dead outputs are kept to that end.
 
     Returns:
         A new model, not compiled, or with `return_report` the model and its
         `ShrinkReport`. A model with nothing to remove comes back as a copy.
 
     Raises:
-        TypeError: if `model` is no Keras model.
-        ValueError: if it is not built, cannot be written out, or has layers of
-            `keras_vd` or weights that are not finite.
+        TypeError: if `model` is no Keras model, `tolerance` no number or
+            `round_to` no integer.
+        ValueError: if the model is not built, cannot be written out, or has
+            layers of `keras_vd` or weights that are not finite; if `tolerance`
+            is negative or not finite, or `round_to` less than 1.
     """
+    tolerance = check_number("tolerance", tolerance, 0.0)
+    round_to = check_integer("round_to", round_to, 1)
     check_plain_model(model)
     with written_out(model) as written:
-        functional = _graph_of(written)
-        plan = make_plan(read_graph(functional), gather_inputs)
-        if plan.is_unchanged:
-            smaller, layers = copy_model(written.model), None
-        else:
-            smaller, layers = rebuild(plan, written.model)
-            refreeze_zeros(smaller)
-        report = _report(plan, written.model, smaller, layers)
+        original = _checked(written)
+        sparser, zeroed = original, tuple[ZeroedRow, ...]()
+        if tolerance:
+            sparser, zeroed = with_zeros(original, tolerance)
+        smaller, report = _removed(sparser, gather_inputs, round_to)
+        report = dataclasses.replace(
+            report,
+            tolerance=tolerance,
+            zeroed=zeroed,
+            difference=difference_of(original, smaller) if zeroed else None,
+        )
     if verbose:
         print(str(report))
     return (smaller, report) if return_report else smaller
 
 
-def _graph_of(written: Written) -> keras.Model:
-    """Return the Functional model to read, or raise an error with advice."""
+def _checked(written: Written) -> keras.Model:
+    """Return the model to read, or raise an error with advice."""
     model = written.model
-    functional = functional_part(model)
-    if functional is not None:
-        return functional
+    if functional_part(model) is not None:
+        return model
     if not model.built or isinstance(model, keras.Sequential):
         raise ValueError(NOT_BUILT.format(name=model.name))
     raise ValueError(
@@ -103,6 +132,20 @@ def _graph_of(written: Written) -> keras.Model:
         f"{type(model).__name__}, which cannot be written out: "
         f"{written.reasons[id(model)]}."
     )
+
+
+def _removed(
+    model: keras.Model, gather_inputs: bool | None, round_to: int
+) -> tuple[keras.Model, ShrinkReport]:
+    """Remove what has no effect at all."""
+    graph = read_graph(functional_part(model))
+    plan = make_plan(graph, gather_inputs, round_to=round_to)
+    if plan.is_unchanged:
+        smaller, layers = copy_model(model), None
+    else:
+        smaller, layers = rebuild(plan, model)
+        refreeze_zeros(smaller)
+    return smaller, _report(plan, model, smaller, layers)
 
 
 def _report(
@@ -130,6 +173,7 @@ def _report(
                 kept_inputs=kept_inputs,
                 outputs=outputs,
                 kept_outputs=kept_outputs,
+                filled_outputs=plan.filled[rule.output],
                 parameters=old.count_params(),
                 kept_parameters=after,
             )
@@ -141,4 +185,5 @@ def _report(
         kept_parameters=smaller.count_params(),
         macs=count_macs(model),
         kept_macs=count_macs(smaller),
+        round_to=plan.round_to,
     )

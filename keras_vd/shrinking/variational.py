@@ -152,8 +152,10 @@ def _find_resizes(model: keras.Model) -> list[Resize]:
     for gate, (maker, position) in gates.items():
         rule = plan.rules.get(id(counterparts[maker]))
         if rule is not None and _shrinks(rule):
-            keep = rule.uses[0].outputs[position].keep
-            if keep.size == gate.units and not keep.all():
+            tensor = rule.uses[0].outputs[position]
+            keep = tensor.keep
+            is_its_axis = tensor.axis == -1 and keep.size == gate.units
+            if is_its_axis and not keep.all():
                 indices = {"output": np.flatnonzero(keep)}
                 resizes.append(Resize(gate, rule, indices, None))
     return resizes
@@ -216,6 +218,9 @@ def _unsupported(plain: keras.Model, layers: dict[str, Any]) -> dict[int, str]:
 def _is_known(layer: Any) -> bool:
     if type(layer).__module__.split(".")[0] not in ("keras", "keras_vd"):
         return False
+    # The inputs of a kernel would be those of a group.
+    if getattr(layer, "groups", 1) != 1 and hasattr(layer, "kernel_size"):
+        return False
     weights = _WEIGHTS.get(_plain_class(layer))
     if weights is None or not all(map(_fits_any_shape, layer.variables)):
         return False
@@ -267,7 +272,11 @@ def _failed(plan: Plan, gates: Container[str]) -> dict[int, str]:
     failed = {}
     for key, rule in plan.rules.items():
         layer = rule.layer
-        if not isinstance(layer, keras.layers.Layer) or not _shrinks(rule):
+        if not _shrinks(rule):
+            continue
+        if rule.has_fixed_size:
+            failed[key] = "it has a fixed size"
+        if not isinstance(layer, keras.layers.Layer):
             continue
         if isinstance(rule, EmbeddingRule) or layer.name in gates:
             continue
@@ -394,7 +403,9 @@ def _adopt(resize: Resize) -> None:
     twin = type(layer).from_config(config)
     shape = rule.input.shape
     if not isinstance(rule, EmbeddingRule):
-        shape = (*shape[:-1], len(resize.indices["input"]))
+        sizes = list(shape)
+        sizes[rule.input.axis] = len(resize.indices["input"])
+        shape = tuple(sizes)
     twin.build(shape)
     adopt_sizes(layer, twin)
     if isinstance(layer, VariationalLayer):

@@ -419,7 +419,7 @@ def test_transformer():
         assert attention.num_heads == 3
         assert smaller.get_layer(f"up_{block}").units == 8
         reason = report.kept_whole[f"first_{block}"]
-        assert "LayerNormalization" in reason
+        assert reason == "it normalizes over all of its channels"
 
 
 SERVE = """

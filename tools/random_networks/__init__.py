@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from tools.random_networks import recurrent, spatial  # noqa: F401, layers
+from tools.random_networks import first, recurrent, spatial  # noqa: F401
 from tools.random_networks.graphs import GRAPHS, chain, grow, is_usable, step
 from tools.random_networks.net import (
     BATCH_SIZES,

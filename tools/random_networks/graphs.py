@@ -14,6 +14,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from keras_vd._backend.keras_internals import LayerScale
 from tools.random_networks import attention as attentions
 from tools.random_networks import recurrent
 from tools.random_networks.net import Certain, Net, centred
@@ -142,10 +143,27 @@ _BINARY = {
     "x * y": lambda x, y: x * y,
     "ops.maximum": ops.maximum,
     "ops.minimum": ops.minimum,
+    # Of what is not near 0, or not negative.
+    "x / y": lambda x, y: x / (1.0 + ops.abs(y)),
+    "ops.divide": lambda x, y: ops.divide(x, 2.0 + ops.square(y)),
+    "x ** y": lambda x, y: ops.abs(x) ** ops.sigmoid(y),
 }
 _UNARY = {
     f"ops.{name}": getattr(ops, name)
-    for name in ("relu", "sigmoid", "silu", "gelu", "elu", "leaky_relu", "tanh")
+    for name in (
+        *("relu", "sigmoid", "silu", "gelu", "elu", "leaky_relu", "tanh"),
+        *("relu6", "hard_sigmoid", "hard_silu", "hard_tanh", "softplus"),
+        *("softsign", "selu", "celu", "log_sigmoid", "negative", "absolute"),
+        *("abs", "square", "sin", "cos", "sign", "stop_gradient", "copy"),
+    )
+} | {
+    "ops.exp": lambda x: ops.exp(-ops.abs(x)),
+    "ops.sqrt": lambda x: ops.sqrt(ops.abs(x)),
+    "ops.log": lambda x: ops.log(1.0 + ops.abs(x)),
+    "ops.log1p": lambda x: ops.log1p(ops.square(x)),
+    "ops.reciprocal": lambda x: ops.reciprocal(1.0 + ops.exp(x)),
+    "ops.clip": lambda x: ops.clip(x, -0.5, 0.75),
+    "hard swish": lambda x: x * (ops.relu6(x + 3.0) * (1.0 / 6.0)),
 }
 
 
@@ -171,22 +189,145 @@ def _operators() -> None:
 _operators()
 
 
+@graph("numbers per channel")
+def columns(net, x, pool):
+    """A number for each channel, or for each position and channel."""
+    width = x.shape[-1]
+    shape = net.pick((width,), (1, width), (1,))
+    if None not in x.shape[1:] and net.chance(3):
+        shape = net.pick(x.shape[1:], (*x.shape[1:-1], 1))
+    numbers = net.generator.integers(-2, 3, shape) / 2.0
+    numbers = numbers.astype("float32")
+    return net.pick(
+        *(lambda: x * numbers,) * 2,
+        *(lambda: ops.subtract(numbers, x),) * 2,
+        lambda: ops.maximum(x, numbers),
+        lambda: x / (0.5 + numbers**2),
+    )()
+
+
+_REDUCE = {name: getattr(ops, name) for name in ("mean", "sum", "max", "min")}
+
+
+def _reductions() -> None:
+    for name, function in _REDUCE.items():
+
+        @graph(f"ops.{name}")
+        def reduce(net, x, pool, function=function):
+            last = len(x.shape) - 1
+            axis = net.pick(*range(1, last), -2) if last > 1 else last
+            if net.chance(8):
+                return function(x, axis=-1, keepdims=True)
+            if axis == last:
+                return None
+            return function(x, axis=axis, keepdims=net.chance())
+
+
+_reductions()
+
+
+@graph("ops.stack")
+def stack(net, x, pool):
+    axis = net.pick(*range(1, len(x.shape)), *(-1,) * net.chance(5))
+    return ops.stack([x, fitting(net, x, pool)], axis=axis)
+
+
+@graph("ops.split")
+def split(net, x, pool):
+    axis = net.pick(-1, -1, len(x.shape) - 1, 1)
+    size = x.shape[axis]
+    if size is None or size < 2:
+        return None
+    if size % 2 == 0 and net.chance():
+        parts = ops.split(x, 2, axis=axis)
+    else:
+        parts = ops.split(x, [net.number(1, size - 1)], axis=axis)
+    if (axis == 1 and len(x.shape) > 2) or net.chance():
+        return net.pick(*parts)
+    return ops.concatenate([net.pick(*parts), parts[0]], axis=-1)
+
+
+@graph("slices")
+def slices(net, x, pool):
+    width = x.shape[-1]
+    start = net.number(0, width - 1)
+    stop = net.number(start + 1, width)
+    return net.pick(
+        lambda: x[..., start:stop],
+        lambda: x[..., start:],
+        lambda: x[..., :stop],
+        lambda: x[..., ::2],
+        lambda: x[..., start : start - width or None],
+        lambda: x[:, None],
+        lambda: x[:, 0] if len(x.shape) > 2 else x[:, start:],
+        lambda: x[:, -1:, ...] if len(x.shape) > 2 else x[:, :, None],
+        lambda: x[:, 1:] if len(x.shape) > 2 else x[:, start],
+    )()
+
+
+@graph("ops.reshape")
+def new_shape(net, x, pool):
+    if None in x.shape[1:]:
+        return None
+    *inner, width = x.shape[1:]
+    part = net.pick(*(n for n in (2, 3, width) if width % n == 0))
+    return net.pick(
+        lambda: ops.reshape(x, (-1, int(np.prod(inner)) * width)),
+        lambda: ops.reshape(x, (-1, *inner, 1, width)),
+        lambda: ops.reshape(x, (-1, *inner, part, width // part)),
+        lambda: ops.reshape(x, (-1, int(np.prod(inner)), width)),
+    )()
+
+
+@graph("ops.transpose")
+def transpose(net, x, pool):
+    axes = [*range(1, len(x.shape))]
+    if net.chance(5):
+        return ops.transpose(x, (0, *axes[::-1]))
+    return ops.transpose(x, (0, *axes[:-1][::-1], axes[-1]))
+
+
+@graph("axes of size 1")
+def axes(net, x, pool):
+    y = ops.expand_dims(x, net.number(1, len(x.shape)))
+    if net.chance():
+        return y
+    y = ops.tanh(ops.expand_dims(x, 1))
+    return ops.squeeze(y, axis=net.pick(1, (1,)))
+
+
+@graph("ops.pad")
+def pad(net, x, pool):
+    value = net.pick(None, 0.0, 1.0, 0.5)
+    sides = [(0, 0)] * (len(x.shape) - 1)
+    channels = net.pick((0, 0), (0, 1), (2, 1))
+    if len(x.shape) > 2 and net.chance():
+        sides[1] = (1, net.number(0, 1))
+    return ops.pad(x, [*sides, channels], constant_values=value)
+
+
 @graph("unknown operations")
 def unknown(net, x, pool):
     width = x.shape[-1]
     return net.pick(
-        lambda: ops.sin(x),
-        lambda: x[..., : net.number(1, width)],
+        lambda: ops.floor(x),
+        lambda: ops.cumsum(x, axis=-1),
         lambda: ops.flip(x, axis=-1),
-        lambda: x / 2.0,
-        lambda: -x,
-        lambda: ops.square(x),
         lambda: ops.cast(ops.cast(x, "float16"), "float32"),
         lambda: ops.expand_dims(ops.sum(x, axis=-1), -1),
         lambda: ops.softmax(x),
         lambda: ops.matmul(x, np.eye(width, dtype="float32")),
-        lambda: layers.Lambda(lambda y: y + 1.0)(x),
     )()
+
+
+@graph("LayerScale")
+def layer_scale(net, x, pool):
+    return net.apply(LayerScale(0.5, x.shape[-1], **net.common()), x)
+
+
+@graph("Lambda")
+def function(net, x, pool):
+    return layers.Lambda(lambda y: y + 1.0)(x)
 
 
 @graph("MultiHeadAttention", 3)

@@ -157,8 +157,11 @@ def rescaling(net, x):
 def rescaling_elsewhere(net, x):
     if not is_fixed(x):
         return None
-    numbers = [[float(net.number(-1, 1))] for _ in range(x.shape[-2])]
-    return layers.Rescaling(numbers, 0.5)
+    rows = net.generator.integers(-1, 2, (x.shape[-2], 1)).astype(float)
+    if net.chance():
+        rows = np.tile(rows, x.shape[-1])
+        rows[:, 0] = net.pick(0.0, 0.5, rows[0, 0])
+    return layers.Rescaling(rows.tolist(), 0.5)
 
 
 @single("BatchNormalization")
@@ -186,17 +189,52 @@ def layer_normalization(net, x):
 
 
 @single("other normalizations", 2, 3, 4)
-def normalization(net, x):
-    width = x.shape[-1]
+def other_normalization(net, x):
     return net.pick(
-        lambda: layers.GroupNormalization(1, epsilon=0.1),
-        lambda: layers.GroupNormalization(width, epsilon=0.1),
         lambda: layers.UnitNormalization(),
-        lambda: layers.RMSNormalization(epsilon=0.1),
-        lambda: layers.Normalization(
-            mean=[0.5] * width, variance=[2.0] * width
+        lambda: layers.SpectralNormalization(layers.Dense(x.shape[-1])),
+    )()
+
+
+@single("GroupNormalization", 2, 3, 4)
+def group_normalization(net, x):
+    width = x.shape[-1]
+    sizes = [n for n in range(1, width + 1) if width % n == 0]
+    return layers.GroupNormalization(
+        net.pick(*sizes, -1),
+        epsilon=0.1,
+        center=not net.chance(4),
+        scale=not net.chance(4),
+        **net.common(),
+    )
+
+
+@single("RMSNormalization")
+def rms_normalization(net, x):
+    return layers.RMSNormalization(epsilon=0.1, **net.common())
+
+
+@single("Normalization")
+def normalization(net, x):
+    width, rank = x.shape[-1], len(x.shape)
+    options = {"invert": net.chance(3), **net.common()}
+    numbers = {
+        "mean": net.generator.normal(size=width).tolist(),
+        "variance": net.generator.uniform(0.5, 2.0, width).tolist(),
+    }
+    return net.pick(
+        lambda: layers.Normalization(**numbers, **options),
+        lambda: layers.Normalization(**options),
+        lambda: layers.Normalization(mean=0.5, variance=2.0, **options),
+        lambda: layers.Normalization(axis=None, **options),
+        lambda: (
+            layers.Normalization(
+                axis=net.pick(1, *([*range(i, rank)] for i in range(1, rank))),
+                **options,
+            )
+            if is_fixed(x)
+            else None
         ),
-        lambda: layers.SpectralNormalization(layers.Dense(width)),
     )()
 
 

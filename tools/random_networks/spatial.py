@@ -70,9 +70,10 @@ def _conv(net: Net, x: Any, dims: int) -> Any:
         options["padding"] = "causal"
     width = x.shape[1] if first else x.shape[-1]
     filters = net.width()
-    if width > 1 and net.chance(8):
-        options["groups"] = width
-        filters = width * net.number(1, 2)
+    if width > 1 and net.chance(6):
+        sizes = [n for n in range(2, width + 1) if width % n == 0]
+        options["groups"] = net.pick(*sizes)
+        filters = options["groups"] * net.number(1, 2)
     return getattr(layers, f"Conv{dims}D")(
         filters, activation=net.activation(), **options, **net.weighted()
     )

@@ -12,7 +12,11 @@ from keras_vd._backend.keras_internals import flatten_layers, own_variables
 from tools.random_networks.attention import ATTENTION, thin_out_heads
 from tools.random_networks.net import Net
 
-_POSITIVE = ("gamma", "moving_variance", "variance")
+_NORMALIZING = (
+    layers.BatchNormalization,
+    layers.LayerNormalization,
+    layers.GroupNormalization,
+)
 _GATES = {layers.SimpleRNNCell: 1, layers.LSTMCell: 4, layers.GRUCell: 3}
 
 
@@ -29,6 +33,8 @@ def set_weights(model: keras.Model, net: Net) -> None:
             if keras.backend.is_float_dtype(variable.dtype):
                 variable.assign(_values(generator, variable, own_rate))
         _kill_parts(net, layer, own_rate)
+        if isinstance(layer, layers.Normalization):
+            layer.finalize_state()
     for certain in net.certain:
         _kill_for_sure(net, certain)
     for layer in net.silent:
@@ -41,7 +47,7 @@ def _values(
 ) -> np.ndarray:
     shape = tuple(variable.shape)
     values = generator.uniform(0.2, 1.0, shape)
-    if variable.name == "moving_variance":
+    if variable.name in ("moving_variance", "variance"):
         return values
     values *= generator.choice([-1.0, 1.0], shape)
     if variable.name == "gamma":
@@ -90,11 +96,11 @@ def _kill_parts(net: Net, layer: keras.layers.Layer, rate: float) -> None:
         _kill_units(net, layer, rate)
     elif isinstance(layer, layers.Embedding):
         _repeat_words(net, layer, rate)
-    elif isinstance(layer, layers.BatchNormalization) and net.chance(3):
-        dead = generator.uniform(size=layer.moving_mean.shape) < rate
-        for variable in (layer.gamma, layer.beta):
-            if variable is not None:
-                variable.assign(np.where(dead, 0.0, numbers(variable)))
+    elif isinstance(layer, _NORMALIZING) and layer.built and net.chance(3):
+        parts = [x for x in (layer.gamma, layer.beta) if x is not None]
+        dead = generator.uniform(size=parts[0].shape if parts else ()) < rate
+        for variable in parts:
+            variable.assign(np.where(dead, 0.0, numbers(variable)))
     elif net.chance(6):
         # A layer that is dead as a whole.
         for variable in own_variables(layer):

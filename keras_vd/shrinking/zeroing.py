@@ -1,0 +1,65 @@
+"""Count small weights as zero, and tell what difference that makes."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_vd._backend.keras_internals import (
+    flatten_layers,
+    own_trainable_variables,
+)
+from keras_vd.conversion.cloning import copy_model
+from keras_vd.shrinking.report import ZeroedRow
+
+
+def with_zeros(
+    model: keras.Model, tolerance: float
+) -> tuple[keras.Model, tuple[ZeroedRow, ...]]:
+    """Return a copy of a model in which small weights are zero.
+
+    Statistics that a layer gathers, such as a moving variance, stay.
+
+    Args:
+        model: The model.
+        tolerance: The largest absolute value that counts as zero.
+
+    Returns:
+        The copy, and a row per weight of which an entry has become zero.
+    """
+    copy = copy_model(model)
+    rows = []
+    for layer in flatten_layers(copy):
+        for variable in own_trainable_variables(layer):
+            value = np.array(ops.convert_to_numpy(variable))
+            sizes = np.abs(value.astype("float64"))
+            is_small = (sizes <= tolerance) & (sizes > 0.0)
+            if is_small.any():
+                value[is_small] = 0.0
+                variable.assign(value)
+                rows.append(
+                    ZeroedRow(
+                        variable.path,
+                        entries=value.size,
+                        zeroed=int(is_small.sum()),
+                        largest=float(sizes[is_small].max()),
+                    )
+                )
+    return copy, tuple(rows)
+
+
+def difference_of(model: keras.Model, other: keras.Model) -> float:
+    """Return how far predictions differ for a few random inputs.
+
+    That is the largest difference, as a share of the largest prediction.
+    """
+    # Loads the writers of files, which few need.
+    from keras_vd.deployment.drawing import flat_inputs
+    from keras_vd.deployment.interface import (
+        difference,
+        predict,
+    )
+
+    inputs = flat_inputs(model, None)
+    return difference(predict(other, inputs), predict(model, inputs))
