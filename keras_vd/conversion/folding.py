@@ -170,7 +170,7 @@ def _passed_on(call: Call, read: Any, factors: np.ndarray) -> np.ndarray | None:
     A gate, for which there is no rule, lets them pass if its own factors are
     constant.
     """
-    layer = call.operation
+    layer, shape = call.operation, read.shape[1:]
     first = call.args[0] if call.args else None
     rule = known_rule(layer)
     if rule is ConcatenateRule and isinstance(first, (list, tuple)):
@@ -183,9 +183,7 @@ def _passed_on(call: Call, read: Any, factors: np.ndarray) -> np.ndarray | None:
         return None
     if isinstance(layer, StructuredGate):
         return None if layer.constant_factors() is None else factors
-    if rule is None:
-        return None
-    return rule.passed_on(layer, factors, read.shape[1:])
+    return None if rule is None else rule.passed_on(layer, factors, shape)
 
 
 def absorb(layer: Any, factors: np.ndarray) -> None:

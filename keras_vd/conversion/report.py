@@ -58,11 +58,11 @@ class ConversionReport(Report):
 
     Attributes:
         rows: One `ConversionRow` per layer with weights.
-        gates: One `StreamRow` per set of channels, if gates were asked for.
+        streams: One `StreamRow` per set of channels, if gates were asked for.
     """
 
     rows: tuple[ConversionRow, ...]
-    gates: tuple[StreamRow, ...] = ()
+    streams: tuple[StreamRow, ...] = ()
 
     @property
     def converted(self) -> list[str]:
@@ -77,7 +77,7 @@ class ConversionReport(Report):
     @property
     def gated(self) -> dict[str, tuple[str, ...]]:
         """Names of the layers whose channels a gate is for, by its name."""
-        return {row.name: row.layers for row in self.gates if row.name}
+        return {row.name: row.layers for row in self.streams if row.name}
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -101,12 +101,12 @@ class ConversionReport(Report):
                 f"{row.parameters:,}",
             )
         table.add_section()
-        for gate in self.gates:
+        for stream in self.streams:
             table.add_row(
-                gate.name or "no gate",
-                f"{gate.channels:,} channels of {', '.join(gate.layers)}",
-                gate.gate or "",
-                gate.reason or "",
+                stream.name or "no gate",
+                f"{stream.channels:,} channels of {', '.join(stream.layers)}",
+                stream.gate or "",
+                stream.reason or "",
                 "",
             )
         return table
