@@ -69,11 +69,15 @@ def find_streams(functional: keras.Model) -> list[Stream]:
 class _Finder:
     """What is known about the streams of a model.
 
+    A stream is named by one of its tensors, its root.
+
     Attributes:
         graph: The model.
         rules: The rule of each layer or operation, by its `id`.
+        reads: The tensors that each node reads as data.
         readers: The nodes that read a tensor as data.
-        root: A representative of the stream that each tensor belongs to.
+        members: The tensors of each stream.
+        nodes: The nodes that read or make tensors of each stream, in order.
     """
 
     def __init__(self, functional: keras.Model) -> None:
@@ -81,18 +85,28 @@ class _Finder:
         self.rules = find_rules(self.graph)
         self.folding = FoldingGraph(functional, graph_calls(functional))
         self.uses = count_uses(functional, [self.folding])
+        self.reads = {node: node.inputs for node in self.graph.nodes}
         self.readers: dict[GraphTensor, list[Node]] = {}
-        self.root = {tensor: tensor for tensor in self.graph.tensors}
-        for node in self.graph.nodes:
-            for tensor in dict.fromkeys(node.inputs):
+        self._parents = {tensor: tensor for tensor in self.graph.tensors}
+        for node, read in self.reads.items():
+            for tensor in dict.fromkeys(read):
                 self.readers.setdefault(tensor, []).append(node)
-            if self._hands_on(node):
-                self._unite([*node.inputs, *node.outputs])
+        self._handing_on = {x for x in self.graph.nodes if self._hands_on(x)}
+        for node in self._handing_on:
+            self._unite([*self.reads[node], *node.outputs])
         for rule in self.rules.values():
             if rule.ties_uses and not rule.reason:
-                tensors = ((*x.inputs, *x.outputs) for x in rule.uses)
+                tensors = ((*self.reads[x], *x.outputs) for x in rule.uses)
                 for tied in zip(*tensors, strict=True):
                     self._unite(tied)
+        self.members: dict[GraphTensor, list[GraphTensor]] = {}
+        for tensor in self.graph.tensors:
+            self.members.setdefault(self._root_of(tensor), []).append(tensor)
+        self.nodes: dict[GraphTensor, list[Node]] = {}
+        for node, read in self.reads.items():
+            near = (*read, *node.others, *node.outputs)
+            for root in dict.fromkeys(map(self._root_of, near)):
+                self.nodes.setdefault(root, []).append(node)
         self._obstacles: dict[GraphTensor, str | None] = {}
 
     def find(self) -> list[Stream]:
@@ -111,33 +125,32 @@ class _Finder:
         if reason is None:
             edges = self._edges(root)
             reason = self._misplaced(edges, units)
+        if reason is None:
+            reason = self._unabsorbed(edges, units)
         return Stream(
             [node.operation for node in makers],
             units,
-            [] if reason else _reads(edges),
-            reason or self._unabsorbed(edges, units),
+            [] if reason else _symbolic(edges),
+            reason,
         )
 
     def _rule_of(self, node: Node) -> Rule:
         return self.rules[id(node.operation)]
 
     def _root_of(self, tensor: GraphTensor) -> GraphTensor:
-        while self.root[tensor] is not tensor:
-            tensor = self.root[tensor]
+        while self._parents[tensor] is not tensor:
+            tensor = self._parents[tensor]
         return tensor
 
     def _unite(self, tensors: Any) -> None:
         first, *others = map(self._root_of, tensors)
         for other in others:
-            self.root[other] = first
-
-    def _tensors(self, root: GraphTensor) -> list[GraphTensor]:
-        return [x for x in self.graph.tensors if self._root_of(x) is root]
+            self._parents[other] = first
 
     def _hands_on(self, node: Node) -> bool:
         """Tell whether what a node makes are the channels that it reads."""
         rule = self._rule_of(node)
-        widths = {x.width for x in (*node.inputs, *node.outputs)}
+        widths = {x.width for x in (*self.reads[node], *node.outputs)}
         is_same = len(widths) == 1 or isinstance(rule, ReshapeRule)
         return not rule.reason and rule.hands_on and is_same
 
@@ -150,30 +163,42 @@ class _Finder:
         return self._obstacles[root]
 
     def _find_obstacle(self, root: GraphTensor) -> str | None:
-        tensors = self._tensors(root)
-        if any(x in self.graph.outputs for x in tensors):
+        members = self.members[root]
+        if any(x in self.graph.outputs for x in members):
             return "the model returns them"
-        if any(x in self.graph.inputs for x in tensors):
+        if any(x in self.graph.inputs for x in members):
             return "inputs of the model are added to them, or multiplied"
-        for node in self.graph.nodes:
-            makes = any(x in tensors for x in node.outputs)
-            reason = self._why_not_made(node) if makes else None
-            for tensor in tensors if reason is None else ():
-                reason = reason or self._why_not_lost(node, tensor)
+        for node in self.nodes[root]:
+            reason = None
+            if any(self._root_of(x) is root for x in node.outputs):
+                reason = self._why_not_made(node)
+            if any(self._root_of(x) is root for x in node.others):
+                reason = "it reads them as a mask or state"
+            for position, tensor in enumerate(self.reads[node]):
+                if reason is None and self._root_of(tensor) is root:
+                    reason = self._why_not_lost(node, position)
             if reason:
                 return f"'{node.operation.name}' needs all of them: {reason}"
-        if all(self._hands_on(x) for t in tensors for x in self._readers(t)):
+        if not self._mixing(root):
             return "nothing reads them"
         return None
 
-    def _readers(self, tensor: GraphTensor) -> list[Node]:
-        return self.readers.get(tensor, [])
+    def _mixing(self, root: GraphTensor) -> list[_Edge]:
+        """List the tensors of a stream, with the nodes that mix channels."""
+        return [
+            (tensor, node)
+            for tensor in self.members[root]
+            for node in self.readers.get(tensor, ())
+            if node not in self._handing_on
+        ]
 
     def _why_not_made(self, node: Node) -> str | None:
         """Return why a node must make all of its outputs, by trying."""
         rule = self._rule_of(node)
-        if rule.reason or rule.hands_on:
+        if rule.reason:
             return rule.reason
+        if node in self._handing_on or isinstance(rule, ConcatenateRule):
+            return None
         rule = _untouched(rule)
         for use in rule.uses:
             for tensor in use.outputs:
@@ -187,56 +212,47 @@ class _Finder:
         _reset(rule)
         return None if is_free else reason
 
-    def _why_not_lost(self, node: Node, tensor: GraphTensor) -> str | None:
-        """Return why a node must read a tensor's channel that is 0.
-
-        None if it does not, or does not read the tensor.
-        """
-        if tensor in node.others:
-            return "it reads them as a mask or state"
-        if tensor not in node.inputs or self._hands_on(node):
-            return None
+    def _why_not_lost(self, node: Node, position: int) -> str | None:
+        """Return why a node needs a channel that is 0 in one of its inputs."""
         rule = self._rule_of(node)
         if rule.reason:
             return rule.reason
+        if node in self._handing_on:
+            return None
         if isinstance(rule, ConcatenateRule):
             return self._obstacle(self._root_of(node.outputs[0]))
-        position = node.inputs.index(tensor)
         rule = _untouched(rule)
         for use in rule.uses:
             for one in use.outputs:
                 one.keep[:] = True
-            use.inputs[position].constant[0] = 0.0
+            self.reads[use][position].constant[0] = 0.0
         _ask(rule)
-        is_read = tensor.keep[0]
+        is_read = self.reads[node][position].keep[0]
         _reset(rule)
         return "it depends on all channels" if is_read else None
 
     def _edges(self, root: GraphTensor) -> list[_Edge]:
         """List what is to read a gate's output: layers that mix channels."""
-        edges = {
-            (tensor, node): None
-            for tensor in self._tensors(root)
-            for node in self._readers(tensor)
-            if not self._hands_on(node)
-        }
-        for node in reversed(self.graph.nodes):
-            made = [
-                (x, reader) for x in node.outputs for reader in self._readers(x)
-            ]
-            is_free = made and all(edge in edges for edge in made)
+        edges = dict.fromkeys(self._mixing(root))
+        for node in reversed(self.nodes[root]):
+            if node not in self._handing_on:
+                continue
+            (made, *_) = node.outputs
+            readers = [(made, x) for x in self.readers.get(made, ())]
+            is_free = readers and all(edge in edges for edge in readers)
             if is_free and self._comes_after_gates(node):
-                for edge in made:
+                for edge in readers:
                     del edges[edge]
-                edges[node.inputs[0], node] = None
+                edges[self.reads[node][0], node] = None
         return list(edges)
 
     def _comes_after_gates(self, node: Node) -> bool:
         rule = self._rule_of(node)
-        if not isinstance(rule, _AFTER_GATES) or not self._hands_on(node):
-            return False
-        shape = node.inputs[0].shape[1:]
-        return rule.passed_on(rule.layer, _ones(shape), shape) is not None
+        shape = self.reads[node][0].shape[1:]
+        return (
+            isinstance(rule, _AFTER_GATES)
+            and rule.passed_on(rule.layer, _ones(shape), shape) is not None
+        )
 
     def _misplaced(self, edges: list[_Edge], units: int) -> str | None:
         for tensor, node in edges:
@@ -251,7 +267,7 @@ class _Finder:
     def _unabsorbed(self, edges: list[_Edge], units: int) -> str | None:
         """Return which layer's weights cannot take in factors of a gate."""
         found = []
-        for symbolic, call in _reads(edges):
+        for symbolic, call in _symbolic(edges):
             factors = _ones((*symbolic.shape[1:-1], units))
             targets = self.folding.targets(symbolic, factors, [call])
             if targets is None:
@@ -269,7 +285,7 @@ def _ones(shape: tuple[Any, ...]) -> np.ndarray:
     return np.ones((*[1] * (len(shape) - 1), shape[-1]))
 
 
-def _reads(edges: list[_Edge]) -> list[tuple[Any, Call]]:
+def _symbolic(edges: list[_Edge]) -> list[tuple[Any, Call]]:
     """Return the symbolic tensors and the calls that edges stand for."""
     found = {}
     for tensor, node in edges:

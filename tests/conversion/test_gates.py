@@ -277,6 +277,10 @@ def grouped(x):
     return K.Conv1D(4, 1, groups=2, name="dense")(x)
 
 
+def multiplied(x):
+    return K.DepthwiseConv1D(2, depth_multiplier=2, name="dense")(x)
+
+
 def used_elsewhere(x):
     """`again` reads gated channels, and others that are none of a layer's."""
     again = K.Dense(6, name="again")
@@ -298,6 +302,7 @@ def state(x):
         (lstm, "'dense' needs all of them: its units depend on each other"),
         (unread, "no weights take in a factor past 'other'"),
         (grouped, "'dense' needs all of them: its channels are in groups"),
+        (multiplied, "'dense' needs all of them: its units depend"),
         (used_elsewhere, "inputs of the model are added"),
         (state, "'gru' needs all of them: it reads them as a mask or state"),
     ],
