@@ -6,6 +6,7 @@ from keras_vd.conversion.report import (
     ConversionReport,
     ConversionRow,
     FunctionalReport,
+    StreamRow,
 )
 from keras_vd.deployment.report import ArtifactRow, DeploymentReport
 from keras_vd.shrinking.report import LayerRow, ShrinkReport, ZeroedRow
@@ -26,6 +27,7 @@ __all__ = [
     "MonteCarloPrediction",
     "ShrinkReport",
     "SparsityReport",
+    "StreamRow",
     "WeightRow",
     "ZeroedRow",
 ]

@@ -8,6 +8,7 @@ from keras_vd.conversion.report import (
     ConversionReport,
     ConversionRow,
     FunctionalReport,
+    StreamRow,
 )
 from keras_vd.conversion.variational import to_variational
 
@@ -16,6 +17,7 @@ __all__ = [
     "ConversionReport",
     "ConversionRow",
     "FunctionalReport",
+    "StreamRow",
     "freeze_zeros",
     "to_deterministic",
     "to_functional",

@@ -7,6 +7,7 @@ confuse classes that have the same name.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import tempfile
 import warnings
@@ -17,6 +18,7 @@ import keras
 from keras import ops
 
 from keras_vd._backend.keras_internals import (
+    Call,
     arguments_of_lambda,
     copied_operation,
     flatten_layers,
@@ -36,6 +38,9 @@ Config = dict[str, Any]
 # Without a config it is what the class says of the layer that is replaced.
 Replacement: TypeAlias = tuple[type, Config | None] | keras.layers.Layer
 
+# A tensor of a graph and a call that reads it: see `read_by`.
+Read: TypeAlias = tuple[int, int]
+
 _OBJECTS = (
     keras.initializers.Initializer,
     keras.regularizers.Regularizer,
@@ -45,6 +50,11 @@ _OBJECTS = (
 # `keras.initializers.get`, which accept objects as well as names.
 _TAKE_OBJECTS = ("activation", "_initializer", "_regularizer", "_constraint")
 _OF_THE_GRAPH = {"name", "trainable", "layers", "input_layers", "output_layers"}
+
+
+def read_by(call: Call, tensor: Any) -> Read:
+    """Return what identifies a tensor as it is read by a call in a graph."""
+    return id(tensor), id(call.outputs[0])
 
 
 class Cloner:
@@ -68,6 +78,7 @@ class Cloner:
         left_out: Container[Any] = (),
         names: Mapping[int, str] | None = None,
         keeps_class: Callable[[Any], bool] = lambda model: False,
+        inserted: Mapping[Read, keras.layers.Layer] | None = None,
     ) -> None:
         """Prepare to clone a model or parts of it.
 
@@ -79,11 +90,14 @@ class Cloner:
             names: New names by the `id` of layers and operations.
             keeps_class: Whether a model with a graph is made from its config,
                 with its class, in place of its graph.
+            inserted: New layers, by what of a graph is to read their outputs
+                in place of their inputs.
         """
         self.replace = replace
         self.left_out = left_out
         self.names = names or {}
         self.keeps_class = keeps_class
+        self.inserted = inserted or {}
         self.clones: dict[int, Any] = {}
         self.counterparts: dict[int, keras.layers.Layer] = {}
         # Posteriors are not cloned by identity: a layer serializes one of them
@@ -223,24 +237,49 @@ class Cloner:
             return self._clone_graph(model, functional, name)
         is_plain = type(model).__init__ is keras.Sequential.__init__
         chain = (type(model) if is_plain else keras.Sequential)(name=name)
+        inserted = self._inserted_before(functional) if functional else {}
         for layer in layers:
+            if id(layer) in inserted:
+                chain.add(inserted[id(layer)], rebuild=False)
             chain.add(self.clone(layer), rebuild=False)
         if functional:
             chain.build(model.input_shape)
         return chain
 
+    def _inserted_before(self, functional: Any) -> dict[int, Any]:
+        """Return the layers that are inserted into a chain.
+
+        They are keyed by the `id` of the layer after each.
+        """
+        return {
+            id(call.operation): self.inserted[read_by(call, tensor)]
+            for call in graph_calls(functional)
+            for tensor in call.args
+            if read_by(call, tensor) in self.inserted
+        }
+
     def _clone_graph(
         self, model: Any, functional: Any, name: str
     ) -> keras.Model:
         tensors: dict[int, Any] = {}
+        passed: dict[tuple[int, int], Any] = {}
 
         def new(value: Any) -> Any:
             is_tensor = isinstance(value, keras.KerasTensor)
             return tensors[id(value)] if is_tensor else value
 
+        def read(value: Any, call: Call) -> Any:
+            layer = self.inserted.get(read_by(call, value))
+            if layer is None:
+                return new(value)
+            key = id(value), id(layer)
+            if key not in passed:
+                passed[key] = layer(new(value))
+            return passed[key]
+
         for call in graph_calls(functional):
             args, kwargs = keras.tree.map_structure(
-                new, (call.args, call.kwargs)
+                functools.partial(read, call=call), (call.args, call.kwargs)
             )
             if isinstance(call.operation, keras.layers.InputLayer):
                 made = self.clone(call.operation).output

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -23,6 +24,7 @@ from keras_vd._backend.keras_internals import (
     sublayers,
 )
 from keras_vd.layers.structured import StructuredGate
+from keras_vd.rules.merging import ConcatenateRule
 from keras_vd.rules.rule import absorbed_by, known_rule
 
 # A layer that absorbs factors into its weights, and the factors: an array that
@@ -33,6 +35,8 @@ Target = tuple[keras.layers.Layer, np.ndarray]
 def find_folds(model: keras.Model) -> dict[StructuredGate, list[Target]]:
     """Find the gates of a model that can go, and what absorbs their factors.
 
+    A gate that is used several times can go if that holds for each use.
+
     Args:
         model: A built model; what is neither Sequential nor Functional, at
             any level, is left alone.
@@ -40,23 +44,30 @@ def find_folds(model: keras.Model) -> dict[StructuredGate, list[Target]]:
     parts = [functional_part(layer) for layer in flatten_layers(model)]
     # A Sequential model and the Functional one inside it are one graph.
     graphs = [
-        _Graph(part, graph_calls(part))
+        FoldingGraph(part, graph_calls(part))
         for part in {id(part): part for part in parts}.values()
         if part is not None
     ]
-    uses = _count_uses(model, graphs)
-    folds = {}
+    uses = count_uses(model, graphs)
+    outputs: dict[StructuredGate, list[tuple[FoldingGraph, Any]]] = {}
     for graph in graphs:
         for call in graph.calls:
-            gate = call.operation
-            if isinstance(gate, StructuredGate) and uses[id(gate)] == 1:
-                targets = graph.targets(call, gate.constant_factors())
-                if targets and all(_is_alone(x, uses) for x, _ in targets):
-                    folds[gate] = targets
+            if isinstance(call.operation, StructuredGate):
+                gated = graph, call.outputs[0]
+                outputs.setdefault(call.operation, []).append(gated)
+    folds = {}
+    for gate, found in outputs.items():
+        factors = gate.constant_factors()
+        if factors is None or len(found) != uses[id(gate)]:
+            continue
+        targets = [graph.targets(output, factors) for graph, output in found]
+        merged = merge(targets, uses)
+        if merged:
+            folds[gate] = merged
     return folds
 
 
-def _count_uses(model: keras.Model, graphs: list[_Graph]) -> Counter[int]:
+def count_uses(model: keras.Model, graphs: list[FoldingGraph]) -> Counter[int]:
     """Count the calls of each layer, by its `id`.
 
     These are its calls in graphs, and one for each layer that contains it and
@@ -69,43 +80,78 @@ def _count_uses(model: keras.Model, graphs: list[_Graph]) -> Counter[int]:
     return uses
 
 
-def _is_alone(layer: keras.layers.Layer, uses: Counter[int]) -> bool:
-    """Tell whether a layer, and each layer in it, is used only once."""
-    return all(uses[id(below)] == 1 for below in flatten_layers(layer))
+def merge(
+    found: Iterable[list[Target] | None], uses: Counter[int]
+) -> list[Target] | None:
+    """Join what absorbs the factors of several uses of a gate.
+
+    A layer may absorb factors only if all of its uses read the same ones.
+
+    Args:
+        found: What absorbs the factors of each use; None if nothing can.
+        uses: Number of uses of each layer, by its `id`.
+
+    Returns:
+        Each layer once, with its factors; None if the gate cannot go.
+    """
+    merged: dict[int, Target] = {}
+    counts: Counter[int] = Counter()
+    for targets in found:
+        if targets is None:
+            return None
+        for layer, factors in targets:
+            _, first = merged.setdefault(id(layer), (layer, factors))
+            if not np.array_equal(first, factors):
+                return None
+            counts[id(layer)] += 1
+    for key, (layer, _) in merged.items():
+        below = flatten_layers(layer)
+        if any(uses[id(x)] != counts[key] for x in below):
+            return None
+    return list(merged.values())
 
 
 @dataclasses.dataclass(frozen=True)
-class _Graph:
+class FoldingGraph:
     """One Functional model and its calls."""
 
     functional: keras.Model
     calls: list[Call]
 
     def targets(
-        self, call: Call, factors: np.ndarray | None
+        self,
+        output: Any,
+        factors: np.ndarray | None,
+        readers: list[Call] | None = None,
     ) -> list[Target] | None:
-        """List the layers that absorb the factors of a call's output.
+        """List the layers that absorb the factors of a tensor.
 
-        None if something that reads the output can neither absorb them nor
-        pass them on, or if the output is one of the model's.
+        A layer stands in the list once for each call that reads them.
+
+        Args:
+            output: The symbolic tensor.
+            factors: They broadcast to one example of it.
+            readers: The calls that get them; None for all that read `output`.
+
+        Returns:
+            None if one of them can neither absorb the factors nor pass them
+            on, or if they reach an output of the model.
         """
         if factors is None:
             return None
-        (output,) = call.outputs
-        if any(output is x for x in self.functional.outputs):
-            return None
-        found: list[Target] = []
-        for reader in self.calls:
-            if not _reads(reader, output):
-                continue
-            if not reader.args or reader.args[0] is not output:
+        if readers is None:
+            if any(output is x for x in self.functional.outputs):
                 return None
+            readers = [x for x in self.calls if _reads(x, output)]
+        found: list[Target] = []
+        for reader in readers:
             layer = reader.operation
-            if absorbed_by(layer, factors) is not None:
+            first = reader.args[0] if reader.args else None
+            if first is output and absorbed_by(layer, factors) is not None:
                 found.append((layer, factors))
                 continue
             further = self.targets(
-                reader, _passed_on(layer, factors, output.shape[1:])
+                reader.outputs[0], _passed_on(reader, output, factors)
             )
             if further is None:
                 return None
@@ -118,17 +164,25 @@ def _reads(call: Call, tensor: Any) -> bool:
     return any(x is tensor for x in read)
 
 
-def _passed_on(
-    layer: Any, factors: np.ndarray, shape: tuple[Any, ...]
-) -> np.ndarray | None:
-    """Return the factors of a layer's outputs, as `Rule.passed_on` does.
+def _passed_on(call: Call, read: Any, factors: np.ndarray) -> np.ndarray | None:
+    """Return the factors of a call's output, as `Rule.passed_on` does.
 
     A gate, for which there is no rule, lets them pass if its own factors are
     constant.
     """
+    layer, shape = call.operation, read.shape[1:]
+    first = call.args[0] if call.args else None
+    rule = known_rule(layer)
+    if rule is ConcatenateRule and isinstance(first, (list, tuple)):
+        return ConcatenateRule.joined(
+            layer,
+            [factors if x is read else None for x in first],
+            [x.shape[1:] for x in first],
+        )
+    if first is not read:
+        return None
     if isinstance(layer, StructuredGate):
         return None if layer.constant_factors() is None else factors
-    rule = known_rule(layer)
     return None if rule is None else rule.passed_on(layer, factors, shape)
 
 

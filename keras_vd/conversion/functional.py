@@ -132,17 +132,21 @@ class Written:
 
 
 @contextlib.contextmanager
-def written_out(model: keras.Model) -> Iterator[Written]:
+def written_out(model: keras.Model, flat: bool = False) -> Iterator[Written]:
     """Write a model out, where that loses nothing, within a context.
 
     After the context the layers are as they were before. A subclassed model
     with a training step of its own stays, as it would lose that.
+
+    Args:
+        model: The model.
+        flat: Whether to take nested models apart, too.
     """
     nothing = FunctionalReport(())
     if not model.built:
         yield Written(model, nothing, {}, contextlib.ExitStack())
         return
-    written = _write(model)
+    written = _write(model, flat)
     with written.undo:
         lost = _left_behind(model) if functional_part(model) is None else []
         if lost and id(model) not in written.reasons:
@@ -166,16 +170,17 @@ def _left_behind(model: keras.Model) -> list[str]:
     return [x for x in changed if x[0] != "_" and x not in _IMMATERIAL]
 
 
-def _write(model: keras.Model) -> Written:
+def _write(model: keras.Model, flat: bool = False) -> Written:
     """Write a model out; what computes something else then stays whole."""
+    nested = set(_nested(model)) if flat else set[int]()
     with warnings.catch_warnings():
         # Keras gives this warning whenever the model is called.
         warnings.filterwarnings("ignore", ".*input with a mask attach")
-        writing = _written_with_types(model, {})
+        writing = _written_with_types(model, {}, nested)
         differences = []
         if not _is_equal(model, writing):
             if predict_the_same(model, model):
-                writing = _written_as_far_as_equal(model, writing)
+                writing = _written_as_far_as_equal(model, writing, nested)
             else:
                 differences.append(_NOT_COMPARED)
         differences += _differences(model, writing)
@@ -183,12 +188,24 @@ def _write(model: keras.Model) -> Written:
     return Written(writing.functional, report, writing.reasons, writing.undo)
 
 
-def _written_as_far_as_equal(model: keras.Model, writing: Writing) -> Writing:
+def _nested(model: keras.Model) -> list[int]:
+    """List the `id`s of the models with a graph that are inside a model."""
+    below = flatten_layers(model)[1:]
+    own = functional_part(model)
+    return [
+        id(x) for x in below if x is not own and functional_part(x) is not None
+    ]
+
+
+def _written_as_far_as_equal(
+    model: keras.Model, writing: Writing, inlined: set[int]
+) -> Writing:
     """Write out composites of those classes only that this does not change.
 
     Args:
         model: The model.
         writing: What is not equal to it.
+        inlined: As of `Writing`.
     """
     found = writing.dissolved
     reason = (
@@ -200,11 +217,11 @@ def _written_as_far_as_equal(model: keras.Model, writing: Writing) -> Writing:
     for kind in dict.fromkeys(map(type, found.values())):
         tried = {k: v for k, v in reasons.items() if type(found[k]) is not kind}
         writing.undo.close()
-        writing = _written_with_types(model, tried)
+        writing = _written_with_types(model, tried, inlined)
         if _is_equal(model, writing):
             reasons = tried
     writing.undo.close()
-    return _written_with_types(model, reasons)
+    return _written_with_types(model, reasons, inlined)
 
 
 def _is_equal(model: keras.Model, writing: Writing) -> bool:
@@ -234,13 +251,15 @@ def _differences(model: keras.Model, writing: Writing) -> list[str]:
     return found
 
 
-def _written_with_types(model: keras.Model, reasons: dict[int, str]) -> Writing:
+def _written_with_types(
+    model: keras.Model, reasons: dict[int, str], inlined: set[int]
+) -> Writing:
     """Write a model out, and find out the types of its inputs."""
     if functional_part(model) is not None:
-        return _settled(model, reasons, ())
+        return _settled(model, reasons, inlined, ())
     choices = possible_types(model)
     for dtypes in choices:
-        writing = _settled(model, reasons, dtypes)
+        writing = _settled(model, reasons, inlined, dtypes)
         if id(model) not in writing.reasons:
             found = writing.types_read(dtypes)
             if found == dtypes:
@@ -249,14 +268,17 @@ def _written_with_types(model: keras.Model, reasons: dict[int, str]) -> Writing:
             break
         writing.undo.close()
     writing.undo.close()
-    return _settled(model, reasons, choices[0])
+    return _settled(model, reasons, inlined, choices[0])
 
 
 def _settled(
-    model: keras.Model, reasons: dict[int, str], dtypes: Types
+    model: keras.Model,
+    reasons: dict[int, str],
+    inlined: set[int],
+    dtypes: Types,
 ) -> Writing:
     """Write a model out, again and again until no more has to stay whole."""
-    reasons, inlined = dict(reasons), set[int]()
+    reasons, inlined = dict(reasons), set(inlined)
     while True:
         writing = Writing(model, reasons, inlined)
         try:

@@ -21,6 +21,7 @@ class ConversionRow:
         converted_to: Name of its class now; None if it was not converted.
         reason: Why it was not converted; None if it was.
         parameters: Number of its parameters before the conversion.
+        groups: Names of its groups of weights.
     """
 
     name: str
@@ -28,6 +29,27 @@ class ConversionRow:
     converted_to: str | None
     reason: str | None
     parameters: int
+    groups: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamRow:
+    """Outcome for channels that can only go together.
+
+    Attributes:
+        name: Name of their gate; None if they have none.
+        gate: Name of its class.
+        layers: Names of the layers that make the channels. There are several
+            where sums or products tie their outputs.
+        channels: Number of channels.
+        reason: Why they have no gate; None if they have.
+    """
+
+    name: str | None
+    gate: str | None
+    layers: tuple[str, ...]
+    channels: int
+    reason: str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +58,11 @@ class ConversionReport(Report):
 
     Attributes:
         rows: One `ConversionRow` per layer with weights.
+        streams: One `StreamRow` per set of channels, if gates were asked for.
     """
 
     rows: tuple[ConversionRow, ...]
+    streams: tuple[StreamRow, ...] = ()
 
     @property
     def converted(self) -> list[str]:
@@ -50,8 +74,13 @@ class ConversionReport(Report):
         """Reasons why layers were not converted, by their names."""
         return {row.name: row.reason for row in self.rows if row.reason}
 
+    @property
+    def gated(self) -> dict[str, tuple[str, ...]]:
+        """Names of the layers whose channels a gate is for, by its name."""
+        return {row.name: row.layers for row in self.streams if row.name}
+
     def to_dict(self) -> dict[str, Any]:
-        return {"rows": [dataclasses.asdict(row) for row in self.rows]}
+        return dataclasses.asdict(self)
 
     def to_table(self) -> rich.table.Table:
         total = sum(row.parameters for row in self.rows)
@@ -67,11 +96,25 @@ class ConversionReport(Report):
             table.add_row(
                 row.name,
                 row.layer,
-                row.converted_to or row.layer,
+                _with_groups(row),
                 row.reason or "",
                 f"{row.parameters:,}",
             )
+        table.add_section()
+        for stream in self.streams:
+            table.add_row(
+                stream.name or "no gate",
+                f"{stream.channels:,} channels of {', '.join(stream.layers)}",
+                stream.gate or "",
+                stream.reason or "",
+                "",
+            )
         return table
+
+
+def _with_groups(row: ConversionRow) -> str:
+    groups = f" ({', '.join(row.groups)})" if row.groups else ""
+    return (row.converted_to or row.layer) + groups
 
 
 @dataclasses.dataclass(frozen=True)

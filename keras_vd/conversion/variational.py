@@ -29,6 +29,8 @@ from keras_vd.conversion.cloning import Cloner, Config
 from keras_vd.conversion.comparing import predict_alike
 from keras_vd.conversion.deterministic import to_deterministic
 from keras_vd.conversion.functional import Written, written_out
+from keras_vd.conversion.gates import Gates, check_gates, make_gates
+from keras_vd.conversion.groups import Groups, find_groups
 from keras_vd.conversion.in_place import (
     exchange_parts,
     exchangeable,
@@ -39,6 +41,7 @@ from keras_vd.conversion.report import (
     ConversionReport,
     ConversionRow,
     FunctionalReport,
+    StreamRow,
 )
 from keras_vd.conversion.selection import Path, Selectors, select
 from keras_vd.layers.base import COUNTERPARTS, VariationalLayer
@@ -53,6 +56,8 @@ def to_variational(
     include: Selectors | None = None,
     exclude: Selectors | None = None,
     kl_weight: float | None = None,
+    groups: Groups = (),
+    gates: Any = None,
     return_report: Literal[False] = False,
     verbose: int = 1,
 ) -> keras.Model: ...
@@ -63,6 +68,8 @@ def to_variational(
     include: Selectors | None = None,
     exclude: Selectors | None = None,
     kl_weight: float | None = None,
+    groups: Groups = (),
+    gates: Any = None,
     *,
     return_report: Literal[True],
     verbose: int = 1,
@@ -73,6 +80,8 @@ def to_variational(
     include: Selectors | None = None,
     exclude: Selectors | None = None,
     kl_weight: float | None = None,
+    groups: Groups = (),
+    gates: Any = None,
     return_report: bool = False,
     verbose: int = 1,
 ) -> keras.Model | tuple[keras.Model, ConversionReport]:
@@ -83,6 +92,17 @@ def to_variational(
     small enough that no weight counts as zero: see `start_from_weight` of
     `keras_vd.posteriors.AdditiveGaussian`. Train on with `KLAnnealing`.
 
+    With `gates`, channels and hidden units can go as well. A gate,
+    `<layer>_gate`, stands after the normalization and activation of what a
+    layer makes, before each layer that mixes its channels. Where sums or
+    products tie the channels of several layers, as along a residual stream,
+    one gate is used in all places, with draws of its own in each: a channel
+    that it closes goes from all of them in `shrink`. What a gate multiplies
+    with at first is divided out of the weights that read it, so predictions
+    stay as they are, up to rounding. Channels have no gate if the model returns
+    them, or if an unknown layer, attention or one such as `LayerNormalization`
+    reads them. Heads have `groups=("heads",)`. Nested models are taken apart.
+
     Args:
         model: A built model; not changed. Subclassed models and layers made
             of layers are written out, see `to_functional`. Where that cannot
@@ -92,27 +112,37 @@ def to_variational(
             than to call the layers: that is tried.
         posterior: `"sparse_vd"`, `"vd"`, `"ard"`, `"gaussian"`, an object
             from `keras_vd.posteriors`, or a function that returns one of these
-            for a layer of `model`.
+            for a layer of `model`. None: kernels stay as they are, for gates
+            alone.
         include: What to convert: names (of a layer, or of a model or wrapper
             that it is in), layer classes, or functions of a layer that return
             a bool; one, or a sequence of them. None: all layers.
         exclude: Layers that stay, likewise. It wins over `include`.
         kl_weight: Float >= 0 or None: multiplier of the KL in nats, normally
             1 / (number of training examples). None: set by `KLAnnealing`.
+        groups: Tuple of names of groups of weights, as `("heads",)`; each
+            layer that is converted gets those that it knows. Or a function
+            that returns a layer's tuple.
+        gates: `"log_normal"`, `"beta_bernoulli"`, `"hard_concrete"`, a gate
+            from `keras_vd.layers`, or a function that returns one of these or
+            None for a layer of `model`; channels of several layers get the
+            gate of the first, if there is one for each. None: no gates.
         return_report: Whether to return the report as well.
         verbose: 1 to print the report, 0 not to.
 
     Returns:
         A new model, not compiled, or with `return_report` the model and its
-        `ConversionReport`: what was converted, what was not and why. Shared
-        layers stay so; a Sequential model with one, and a model that is
-        written out, become Functional ones.
+        `ConversionReport`: what was converted, which gates there are, what was
+        not possible and why. Shared layers stay so; a Sequential model with
+        one, and a model that is written out, become Functional ones.
 
     Raises:
         TypeError: if an argument is of the wrong type.
         ValueError: if the model is not built, a weight is not finite, an
             argument is not allowed, a part of `include` or `exclude` fits no
-            layer, none can be converted, or one cannot be rebuilt.
+            layer, none can be converted, one cannot be rebuilt, no layer knows
+            a name in `groups`, no channels can have a gate, or there is
+            neither a posterior nor a gate.
 
     Example:
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
@@ -123,7 +153,9 @@ def to_variational(
     check_model(model)
     check_built(model)
     check_finite_model(model)
-    with _opened(model) as written:
+    check_gates(gates)
+    _check_posterior(posterior, groups, gates)
+    with _opened(model, gates) as written:
         places = _places(written.model)
         tied = _tied(written.model)
         reasons = {
@@ -132,29 +164,67 @@ def to_variational(
         }
         for key in _left_out(places, include, exclude):
             reasons[key] = reasons[key] or "not chosen"
-        result = _convert(written, places, reasons, posterior, kl_weight)
-        report = _report(places, reasons)
+        if posterior is None:
+            reasons = {k: x or "posterior=None" for k, x in reasons.items()}
+        chosen = {k: x for k, x in reasons.items() if x is None}
+        layers = [x for x in _unique(places) if id(x) in chosen]
+        names = find_groups(groups, layers)
+        added = {
+            id(layer): _added_arguments(
+                posterior, kl_weight, layer, names[id(layer)]
+            )
+            for layer in layers
+        }
+        if gates is None:
+            result = _convert(written, places, reasons, added)
+            placed: tuple[StreamRow, ...] = ()
+        else:
+            with written_out(written.model, flat=True) as flat:
+                made = make_gates(flat, gates, kl_weight)
+                result = _convert(flat, places, reasons, added, made)
+            placed = made.rows
+        report = _report(places, reasons, names, placed)
     if verbose:
         print(str(report))
     return (result, report) if return_report else result
 
 
 @contextlib.contextmanager
-def _opened(model: keras.Model) -> Iterator[Written]:
-    """Write a model out, unless that would take methods of its own from it."""
-    if keeps_class(model):
+def _opened(model: keras.Model, gates: Any) -> Iterator[Written]:
+    """Write a model out, unless that would take methods of its own from it.
+
+    Gates need its graph.
+    """
+    if gates is None and keeps_class(model):
         yield Written(model, FunctionalReport(()), {}, contextlib.ExitStack())
         return
     with written_out(model) as written:
         yield written
 
 
+def _check_posterior(posterior: Any, groups: Groups, gates: Any) -> None:
+    """Raise a ValueError if nothing would become of a model without one."""
+    if posterior is not None:
+        return
+    if groups:
+        raise ValueError(
+            "Argument `posterior` must not be None where there are `groups`, "
+            "whose multipliers have posteriors. Received: posterior=None, "
+            f"groups={groups!r}."
+        )
+    if gates is None:
+        raise ValueError(
+            "Argument `posterior` must not be None unless there are `gates`. "
+            "Received: posterior=None, gates=None."
+        )
+
+
 def _convert(
     written: Written,
     places: dict[Path, keras.layers.Layer],
     reasons: dict[int, str | None],
-    posterior: Any,
-    kl_weight: float | None,
+    added: dict[int, Config],
+    gates: Gates | None = None,
 ) -> keras.Model:
     """Build the variational model.
 
@@ -163,14 +233,10 @@ def _convert(
         places: Its layers.
         reasons: Why layers are not to be converted, by their `id`; extended in
             place by layers that no config describes.
-        posterior: As in `to_variational`.
-        kl_weight: As in `to_variational`.
+        added: Arguments of the variational layers beyond those of Keras, by
+            the `id` of the layer.
+        gates: Its gates, if it is to have some.
     """
-    added = {
-        id(layer): _added_arguments(posterior, kl_weight, layer)
-        for layer in {id(x): x for x in places.values()}.values()
-        if reasons[id(layer)] is None
-    }
 
     def replace(layer: keras.layers.Layer) -> tuple[type, Config] | None:
         if id(layer) not in added:
@@ -180,10 +246,12 @@ def _convert(
         return COUNTERPARTS[kind], config
 
     model = written.model
+    is_from_config = gates is None and keeps_class(model)
     cloner = Cloner(
         model,
         replace,
-        keeps_class=keeps_class if keeps_class(model) else lambda x: False,
+        keeps_class=keeps_class if is_from_config else lambda x: False,
+        inserted=gates.inserted if gates else None,
     )
     result: keras.Model = cloner.clone(model)
     cloner.copy_values(model)
@@ -198,12 +266,15 @@ def _convert(
     reason = _not_only_called(result) if len(left) < len(by_code) else None
     if reason is not None:
         reasons |= dict.fromkeys(by_code, reason)
-        return _convert(written, places, reasons, posterior, kl_weight)
-    if all(reasons[key] for key in added):
+        rest = {k: x for k, x in added.items() if k not in by_code}
+        return _convert(written, places, reasons, rest, gates)
+    if all(reasons[key] for key in added) and (added or gates is None):
         raise ValueError(
             "Argument `model` must have a layer that can be converted. "
             f"'{model.name}' has none: {_report(places, reasons).skipped}."
         )
+    if gates:
+        gates.divide_out(result)
     copied = set(map(id, cloner.counterparts.values()))
     for weight in variational_weights(result):
         if id(weight) not in copied:
@@ -352,8 +423,11 @@ def _left_out(
 
 
 def _added_arguments(
-    posterior: Any, kl_weight: float | None, layer: keras.layers.Layer
-) -> dict[str, Any]:
+    posterior: Any,
+    kl_weight: float | None,
+    layer: keras.layers.Layer,
+    groups: tuple[str, ...],
+) -> Config:
     """Return the arguments of a variational layer beyond those of Keras."""
     is_function = callable(posterior) and not isinstance(
         posterior, posteriors.WeightPosterior
@@ -361,11 +435,22 @@ def _added_arguments(
     template = posteriors.instantiate(
         posterior(layer) if is_function else posterior, "template", kl_weight
     )
-    return posteriors.layer_arguments(template)
+    arguments = posteriors.layer_arguments(template)
+    # Keras' convolutions have an integer of that name, which has to stay.
+    return {**arguments, "groups": list(groups)} if groups else arguments
+
+
+def _unique(
+    places: dict[Path, keras.layers.Layer],
+) -> list[keras.layers.Layer]:
+    return list({id(x): x for x in places.values()}.values())
 
 
 def _report(
-    places: dict[Path, keras.layers.Layer], reasons: dict[int, str | None]
+    places: dict[Path, keras.layers.Layer],
+    reasons: dict[int, str | None],
+    groups: dict[int, tuple[str, ...]] | None = None,
+    gates: tuple[StreamRow, ...] = (),
 ) -> ConversionReport:
     rows: dict[int, ConversionRow] = {}
     for path, layer in places.items():
@@ -377,6 +462,7 @@ def _report(
             None if reason else COUNTERPARTS[computing_class(cls)].__name__,
             reason,
             layer.count_params(),
+            () if reason else (groups or {}).get(id(layer), ()),
         )
         rows.setdefault(id(layer), row)
-    return ConversionReport(tuple(rows.values()))
+    return ConversionReport(tuple(rows.values()), gates)

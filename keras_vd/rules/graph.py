@@ -84,6 +84,7 @@ class Node:
         kwargs: Keyword arguments, with `GraphTensor`s in them.
         outputs: What it returns, flattened.
         path: Names of the nested models that it stands in, from outside.
+        call: The call in the model, or in the nested one.
     """
 
     operation: Any
@@ -91,6 +92,7 @@ class Node:
     kwargs: dict[str, Any]
     outputs: tuple[GraphTensor, ...]
     path: tuple[str, ...]
+    call: Call
 
     @property
     def inputs(self) -> list[GraphTensor]:
@@ -206,7 +208,7 @@ def _append_calls(
             )
         else:
             made = tuple(_tensor(x) for x in call.outputs)
-            nodes.append(Node(call.operation, args, kwargs, made, path))
+            nodes.append(Node(call.operation, args, kwargs, made, path, call))
             # Not every mask is seen from inside a nested model.
             if any(x.may_be_masked for x in tensors_in((args, kwargs))):
                 for tensor in made:

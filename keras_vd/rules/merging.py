@@ -14,6 +14,7 @@ from keras_vd._backend.keras_internals import (
 )
 from keras_vd._backend.names import Names
 from keras_vd.rules.channelwise import OnAnyAxis
+from keras_vd.rules.factors import along
 from keras_vd.rules.graph import GraphTensor, Node
 from keras_vd.rules.rule import Rule, join, rule_for
 
@@ -155,12 +156,44 @@ class ConcatenateRule(MergeRule):
             return "it joins a tensor with numbers"
         return None
 
-    def _joins_channels(self, node: Node) -> bool:
+    @classmethod
+    def joined(
+        cls,
+        layer: Any,
+        factors: list[np.ndarray | None],
+        shapes: list[tuple[Any, ...]],
+    ) -> np.ndarray | None:
+        """Return the factors of the outputs, from those of each input.
+
+        Args:
+            layer: The layer.
+            factors: Of each input, as in `passed_on`; None for an input that
+                has none.
+            shapes: Shape of one example of each input.
+
+        Returns:
+            An array that broadcasts to one example of the outputs; None if
+            the factors depend on more than the channel, or if the channels are
+            not what is joined.
+        """
+        rank = len(shapes[0]) + 1
+        if layer.axis % rank != rank - 1:
+            return None
+        parts = []
+        for one, shape in zip(factors, shapes, strict=True):
+            part = np.ones(shape[-1]) if one is None else along(one, -1)
+            if part is None or part.size != shape[-1]:
+                return None
+            parts.append(part)
+        return np.concatenate(parts).reshape(*[1] * (rank - 2), -1)
+
+    def joins_channels(self, node: Node) -> bool:
+        """Tell whether a use puts channels side by side."""
         (outputs,) = node.outputs
         return (self.layer.axis - outputs.axis) % len(outputs.shape) == 0
 
     def find_constants(self, node: Node) -> None:
-        if self._joins_channels(node):
+        if self.joins_channels(node):
             node.outputs[0].constant = np.concatenate(
                 [self.constants_of(x) for x in node.inputs]
             )
@@ -175,10 +208,10 @@ class ConcatenateRule(MergeRule):
         if node.is_gone:
             return True
         rest = [x for x in node.inputs if x.keep.any()]
-        return self._joins_channels(node) and _keeps_mask(node, rest)
+        return self.joins_channels(node) and _keeps_mask(node, rest)
 
     def require(self, node: Node) -> None:
-        if not self._joins_channels(node):
+        if not self.joins_channels(node):
             super().require(node)
             return
         (outputs,) = node.outputs

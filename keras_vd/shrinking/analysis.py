@@ -9,17 +9,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-import keras
 import numpy as np
 
-from keras_vd._backend.keras_internals import (
-    flatten_layers,
-    own_variables,
-    refuses_unread_inputs,
-)
+from keras_vd._backend.keras_internals import refuses_unread_inputs
+from keras_vd.rules.finding import find_rules
 from keras_vd.rules.graph import Graph, GraphTensor, Node
 from keras_vd.rules.merging import FlattenRule
-from keras_vd.rules.rule import Rule, find_rule, join
+from keras_vd.rules.rule import Rule, join
 from keras_vd.shrinking.sides import place_channels
 
 
@@ -89,14 +85,7 @@ def make_plan(
         round_to: As in `shrink`.
     """
     place_channels(graph)
-    uses: dict[int, list[Node]] = {}
-    for node in graph.nodes:
-        uses.setdefault(id(node.operation), []).append(node)
-    reasons = {**_sharing(uses), **(kept_whole or {})}
-    rules = {
-        key: find_rule(nodes[0].operation, nodes, reasons.get(key))
-        for key, nodes in uses.items()
-    }
+    rules = find_rules(graph, kept_whole)
     for rule in rules.values():
         rule.merges_constants = rule.can_merge_constants and not keeps_layers
     plan = Plan(graph, rules, {}, keeps_layers, round_to)
@@ -113,28 +102,6 @@ def make_plan(
         _settle(plan)
     _round_up(plan)
     return plan
-
-
-def _sharing(uses: dict[int, list[Node]]) -> dict[int, str]:
-    """Return why layers are kept that share weights with other layers.
-
-    The reasons are keyed by the `id` of the layer. One layer that is called
-    several times has a single entry in `uses` and does not count.
-    """
-    owners: dict[int, list[keras.layers.Layer]] = {}
-    for nodes in uses.values():
-        layer = nodes[0].operation
-        if isinstance(layer, keras.layers.Layer):
-            for below in flatten_layers(layer):
-                if own_variables(below):
-                    owners.setdefault(id(below), []).append(layer)
-    return {
-        id(layer): f"it shares weights with '{other.name}'"
-        for sharing in owners.values()
-        for layer in sharing
-        for other in sharing
-        if other is not layer
-    }
 
 
 def _find_constants(plan: Plan) -> None:

@@ -36,6 +36,35 @@ def shared_gate(x):
     return K.Dense(2)(gate(K.ReLU()(gate(x))))
 
 
+def gate_of_two_branches(x):
+    gate = Gate()
+    one = K.Dense(2)(gate(K.Dense(4)(x)))
+    return K.Add()([one, K.Dense(2)(K.ReLU()(gate(K.Dense(4)(x))))])
+
+
+def gate_of_two_branches_one_cannot(x):
+    gate = Gate()
+    one = K.Dense(2)(gate(K.Dense(4)(x)))
+    return K.Add()(
+        [one, K.Dense(2)(K.ReLU(max_value=0.3)(gate(K.Dense(4)(x))))]
+    )
+
+
+def gate_and_reader_of_two_branches(x):
+    gate, dense = Gate(), K.Dense(2)
+    return K.Add()([dense(gate(K.Dense(4)(x))) for _ in range(2)])
+
+
+def reader_of_two_gates(x):
+    dense = K.Dense(2)
+    return K.Add()([dense(Gate()(K.Dense(4)(x))) for _ in range(2)])
+
+
+def side_by_side(x, axis=-1):
+    joined = K.Concatenate(axis)([Gate()(x), K.ReLU()(x), Gate()(x)])
+    return K.Dense(2)(K.ReLU()(joined))
+
+
 def two_readers(x):
     gated = Gate()(x)
     return K.Concatenate()([K.Dense(2)(gated), K.Dense(3)(K.ReLU()(gated))])
@@ -338,6 +367,12 @@ FOLDED = {
 # Names play no part.
 FOLDED |= {
     "equal names": (lambda: graph((6,), submodels), (6,)),
+    "two uses": (lambda: graph((6,), gate_of_two_branches), (6,)),
+    "two uses, one reader": (
+        lambda: graph((6,), gate_and_reader_of_two_branches),
+        (6,),
+    ),
+    "side by side": (lambda: graph((3, 6), side_by_side), (3, 6)),
     "name of a layer": (lambda: graph((6,), name_of_a_layer), (6,)),
     "name of an operation": (lambda: graph((6,), name_of_an_operation), (6,)),
 }
@@ -362,6 +397,21 @@ LEFT = {
         1,
     ),
     "residual": (lambda: graph((6,), residual), (6,), 1),
+    "two uses, one cannot": (
+        lambda: graph((6,), gate_of_two_branches_one_cannot),
+        (6,),
+        1,
+    ),
+    "one reader of two gates": (
+        lambda: graph((6,), reader_of_two_gates),
+        (6,),
+        2,
+    ),
+    "side by side in time": (
+        lambda: graph((3, 6), lambda x: side_by_side(x, axis=1)),
+        (3, 6),
+        2,
+    ),
     "shared reader": (lambda: graph((6,), shared_consumer), (6,), 1),
     "shared gate": (lambda: graph((6,), shared_gate), (6,), 1),
     "one of two readers": (lambda: graph((6,), one_reader_cannot), (6,), 1),
