@@ -336,10 +336,16 @@ def _extended_signature(cls: type) -> inspect.Signature:
 
 def _own_parameters(cls: type) -> dict[str, inspect.Parameter]:
     """Return the keyword arguments that a layer's variational bases add."""
-    return {
-        parameter.name: parameter
-        for base in reversed(cls.__mro__)
-        if issubclass(base, VariationalLayer)
-        for parameter in inspect.signature(base.__init__).parameters.values()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    }
+    found: dict[str, inspect.Parameter] = {}
+    of_keras: set[str] = set()
+    for base in reversed(cls.__mro__):
+        parameters = inspect.signature(base.__init__).parameters
+        if not issubclass(base, VariationalLayer):
+            of_keras.update(parameters)
+            continue
+        for name, parameter in parameters.items():
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+                found[name] = parameter
+    # An argument of a Keras layer further up is none of ours.
+    hidden = of_keras - set(inspect.signature(VariationalLayer).parameters)
+    return {k: x for k, x in found.items() if k not in hidden}

@@ -228,7 +228,7 @@ def test_channels_that_have_no_gate():
     found = reasons(report)
     assert found[("classes",)] == "the model returns them"
     assert found[("attention",)].startswith("inputs of the model are added")
-    assert "unknown: LayerNormalization" in found[("narrow",)]
+    assert "it normalizes over all" in found[("narrow",)]
     assert "classes" in str(report)
     assert "wide_gate" in str(report)
     assert report.to_dict()["streams"][2]["reason"] == found[("narrow",)]
@@ -295,13 +295,13 @@ def state(x):
 @pytest.mark.parametrize(
     ("build", "expected"),
     [
-        (with_lambda, "'odd' needs all of them: unknown: Lambda"),
+        (with_lambda, "'odd' needs all of them: a Lambda may"),
         (softmax, "'dense' needs all of them: its activation mixes channels"),
         (lonely, "'dense' needs all of them: there is only one"),
         (added_to_inputs, "inputs of the model are added"),
         (lstm, "'dense' needs all of them: its units depend on each other"),
         (unread, "no weights take in a factor past 'other'"),
-        (grouped, "'dense' needs all of them: its channels are in groups"),
+        (grouped, "'dense' needs all of them: its units depend"),
         (multiplied, "'dense' needs all of them: its units depend"),
         (used_elsewhere, "inputs of the model are added"),
         (state, "'gru' needs all of them: it reads them as a mask or state"),
