@@ -412,7 +412,7 @@ def test_nothing_happens_where_nothing_is_dead(capsys):
 
 
 def test_a_gate_of_branches_that_would_differ_stays_whole():
-    """Its variables have one size, so both branches must keep the same units."""
+    """Its variables have one size, so branches must keep the same units."""
     assert not shrink_in_place(compiled(gate_of_branches(dead=[0])))
 
 

@@ -489,6 +489,7 @@ def test_grouped_convolutions_have_no_groups_of_weights():
         ({"gates": 3}, TypeError, "Received: 3"),
         ({"gates": True}, TypeError, "Received: True"),
         ({"gates": layers.LogNormalDropout}, TypeError, "type type"),
+        ({"gates": K.Dropout(0.5)}, TypeError, "of type Dropout"),
         ({"gates": ["log_normal"]}, TypeError, "of type list"),
         ({"gates": lambda layer: 3}, TypeError, "Received: 3"),
         ({"gates": lambda layer: "l0"}, ValueError, "gates='l0'"),
