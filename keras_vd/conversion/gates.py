@@ -70,8 +70,10 @@ def check_gates(gates: Any) -> None:
         ValueError: if it is an unknown string, or a gate along another axis
             than the last.
     """
-    is_function = callable(gates) and not isinstance(gates, StructuredGate)
-    if gates is not None and (inspect.isclass(gates) or not is_function):
+    is_function = callable(gates) and not (
+        inspect.isclass(gates) or isinstance(gates, keras.layers.Layer)
+    )
+    if gates is not None and not is_function:
         _template(gates)
 
 

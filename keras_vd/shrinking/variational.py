@@ -135,12 +135,19 @@ def _find_resizes(model: keras.Model) -> list[Resize]:
     counterparts = {x.operation.name: x.operation for x in graph_calls(plain)}
     kept_whole = _unsupported(plain, layers)
     gates = _read_by_gates(calls, counterparts)
-    for gate, (maker, _) in gates.items():
-        if not _can_shrink(gate, calls, layers[maker]):
-            kept_whole[id(counterparts[maker])] = "a gate reads it"
+    for gate, read in gates.items():
+        if not _can_shrink(gate, calls, [layers[name] for name, _ in read]):
+            kept_whole |= _reasons_of(read, counterparts)
     while True:
         plan = make_plan(read_graph(plain), False, kept_whole, True)
+        kept = {
+            gate: _kept_by(gate, read, plan, counterparts)
+            for gate, read in gates.items()
+        }
         failed = _failed(plan, {gate.name for gate in gates})
+        for gate, keep in kept.items():
+            if keep is None:
+                failed |= _reasons_of(gates[gate], counterparts)
         if not failed:
             break
         kept_whole |= failed
@@ -149,22 +156,22 @@ def _find_resizes(model: keras.Model) -> list[Resize]:
         for rule in plan.rules.values()
         if _shrinks(rule) and getattr(rule.layer, "weights", None)
     ]
-    for gate, (maker, position) in gates.items():
-        rule = plan.rules.get(id(counterparts[maker]))
-        if rule is not None and _shrinks(rule):
-            tensor = rule.uses[0].outputs[position]
-            keep = tensor.keep
-            is_its_axis = tensor.axis == -1 and keep.size == gate.units
-            if is_its_axis and not keep.all():
-                indices = {"output": np.flatnonzero(keep)}
-                resizes.append(Resize(gate, rule, indices, None))
+    for gate, keep in kept.items():
+        if keep is not None and not keep.all():
+            indices = {"output": np.flatnonzero(keep)}
+            rule = plan.rules[id(counterparts[gates[gate][0][0]])]
+            resizes.append(Resize(gate, rule, indices, None))
     return resizes
+
+
+# The name of a layer, and which of its outputs is meant.
+_Read = tuple[str, int]
 
 
 def _read_by_gates(
     calls: list[Call], counterparts: Container[str]
-) -> dict[StructuredGate, tuple[str, int]]:
-    """Find what each gate reads: the name of its maker, and which output.
+) -> dict[StructuredGate, list[_Read]]:
+    """Find what each gate reads, at each of its uses.
 
     Args:
         calls: Those of the variational model.
@@ -176,21 +183,55 @@ def _read_by_gates(
         for call in calls
         for position, tensor in enumerate(call.outputs)
     }
-    found = {}
+    found: dict[StructuredGate, list[_Read]] = {}
     for call in calls:
         if isinstance(call.operation, StructuredGate):
             maker, position = makers[id(call.args[0])]
             while maker.operation.name not in counterparts:
                 maker, position = makers[id(maker.args[0])]
-            found[call.operation] = maker.operation.name, position
+            read = maker.operation.name, position
+            found.setdefault(call.operation, []).append(read)
     return found
 
 
-def _can_shrink(gate: StructuredGate, calls: list[Call], maker: Any) -> bool:
+def _reasons_of(
+    read: list[_Read], counterparts: dict[str, Any]
+) -> dict[int, str]:
+    """Return why what a gate reads is kept whole, by the `id` of layers."""
+    return {id(counterparts[name]): "a gate reads it" for name, _ in read}
+
+
+def _kept_by(
+    gate: StructuredGate,
+    read: list[_Read],
+    plan: Plan,
+    counterparts: dict[str, Any],
+) -> np.ndarray | None:
+    """Return which units of a gate stay, `(units,)`.
+
+    None if its uses read tensors that keep different ones.
+    """
+    found = []
+    for name, position in read:
+        rule = plan.rules.get(id(counterparts[name]))
+        keep = np.ones(gate.units, bool)
+        if rule is not None and _shrinks(rule):
+            tensor = rule.uses[0].outputs[position]
+            # Gates multiply along the last axis.
+            keep = tensor.keep if tensor.axis == -1 else keep
+        found.append(keep)
+    first = found[0]
+    is_same = all(np.array_equal(first, x) for x in found)
+    return first if is_same and first.size == gate.units else None
+
+
+def _can_shrink(
+    gate: StructuredGate, calls: list[Call], makers: list[Any]
+) -> bool:
     uses = Counter(id(call.operation) for call in calls)
     shapes = {tuple(variable.shape) for variable in own_variables(gate)}
     return (
-        uses[id(gate)] == uses[id(maker)] == 1
+        all(uses[id(maker)] == 1 for maker in makers)
         and gate.is_along_channels
         and shapes <= {(), (gate.units,)}
         and type(gate).__module__.split(".")[0] == "keras_vd"

@@ -161,11 +161,45 @@ def gates():
     model = keras.Model(inputs, outputs)
     randomize(model)
     for name, dead in (("folded", [1, 2]), ("kept", [5])):
-        gate = model.get_layer(name)
-        mask = np.ones(gate.units, bool)
-        mask[dead] = False
-        gate.keep_mask.assign(mask)
+        close(model.get_layer(name), dead)
     kill_inputs(model.get_layer("c"), [0])
+    return model
+
+
+def close(gate, dead):
+    mask = np.ones(gate.units, bool)
+    mask[dead] = False
+    gate.keep_mask.assign(mask)
+
+
+def gate_of_a_stream():
+    """One gate for the channels that a sum ties."""
+    inputs = keras.Input((6,))
+    gate = LogNormalDropout(name="gate", kl_weight=1.0)
+    x = VDDense(8, "relu", name="a", kl_weight=1.0)(inputs)
+    y = VDDense(8, "relu", name="b", kl_weight=1.0)(gate(x))
+    x = L.Add(name="sum")([x, y])
+    outputs = VDDense(3, name="c", kl_weight=1.0)(gate(x))
+    model = keras.Model(inputs, outputs)
+    randomize(model)
+    close(gate, [1, 2])
+    return model
+
+
+def gate_of_branches(dead=()):
+    """One gate for two branches, one of which has `dead` units of its own."""
+    inputs = keras.Input((6,))
+    gate = LogNormalDropout(name="gate", kl_weight=1.0)
+    branches = [
+        VDDense(3, name=end, kl_weight=1.0)(
+            gate(VDDense(8, "relu", name=name, kl_weight=1.0)(inputs))
+        )
+        for name, end in (("a", "c"), ("b", "d"))
+    ]
+    model = keras.Model(inputs, L.Add()(branches))
+    randomize(model)
+    close(gate, [1, 2])
+    kill_inputs(model.get_layer("c"), list(dead))
     return model
 
 
@@ -178,6 +212,8 @@ ZOO = {
     recurrent: {"e": 5, "l": 3, "g": 3, "c": 3},
     gates: {"a": 6, "folded": 6, "b": 4, "kept": 4, "c": 3},
     groups: {"a": 4, "b": 4, "c": 3},
+    gate_of_a_stream: {"a": 6, "b": 6, "gate": 6, "c": 3},
+    gate_of_branches: {"a": 6, "b": 6, "gate": 6, "c": 3, "d": 3},
 }
 
 
@@ -373,6 +409,11 @@ def test_nothing_happens_where_nothing_is_dead(capsys):
     assert model.train_function is functions
     after = [v.value for v in model.non_trainable_variables]
     assert all(a is b for a, b in zip(before, after, strict=True))
+
+
+def test_a_gate_of_branches_that_would_differ_stays_whole():
+    """Its variables have one size, so branches must keep the same units."""
+    assert not shrink_in_place(compiled(gate_of_branches(dead=[0])))
 
 
 def test_gates_that_depend_on_inputs_stay_whole():

@@ -11,6 +11,7 @@ import pytest
 import keras_vd
 from keras_vd import layers, posteriors
 from keras_vd._backend.keras_internals import flatten_layers
+from keras_vd.shrinking.variational import shrink_in_place
 from tests.helpers import gateable
 from tests.helpers.arrays import random_inputs, to_float64, to_numpy
 from tests.helpers.gateable import GATED, K, classified, normalized
@@ -200,6 +201,14 @@ def test_training_and_saving(gates, tmp_path):
     for gate, mean in zip(gates_of(variational), before, strict=True):
         assert np.abs(to_numpy(gate.mean()) - mean).max() > 1e-6
     close_half(variational)
+    expected = predict(variational)
+    assert shrink_in_place(variational)
+    largest = np.abs(expected).max()
+    np.testing.assert_allclose(
+        predict(variational), expected, rtol=0.0, atol=1e-5 * largest
+    )
+    assert variational.get_layer("a_inner").filters == WIDTH // 2
+    variational.fit(x, y, epochs=1, verbose=0)
     variational.save(tmp_path / "gated.keras")
     loaded = keras.saving.load_model(tmp_path / "gated.keras")
     np.testing.assert_array_equal(predict(loaded), predict(variational))
@@ -480,6 +489,7 @@ def test_grouped_convolutions_have_no_groups_of_weights():
         ({"gates": 3}, TypeError, "Received: 3"),
         ({"gates": True}, TypeError, "Received: True"),
         ({"gates": layers.LogNormalDropout}, TypeError, "type type"),
+        ({"gates": K.Dropout(0.5)}, TypeError, "of type Dropout"),
         ({"gates": ["log_normal"]}, TypeError, "of type list"),
         ({"gates": lambda layer: 3}, TypeError, "Received: 3"),
         ({"gates": lambda layer: "l0"}, ValueError, "gates='l0'"),
