@@ -83,6 +83,8 @@ def module_names():
 def test_docstring_examples(name):
     module = importlib.import_module(name)
     names = {"keras": keras, "keras_vd": keras_vd, "np": np}
+    # What an example defines is the reader's.
+    names["__name__"] = "__main__"
     finder = doctest.DocTestFinder(exclude_empty=True)
     runner = doctest.DocTestRunner(
         optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE

@@ -191,7 +191,7 @@ def files(model: keras.Model, inputs: Any) -> dict[str, str | None]:
             try:
                 write(model, Path(folder, name), x=inputs)
                 found[name] = None
-            except (ValueError, RuntimeError) as error:
+            except (ValueError, RuntimeError, OSError) as error:
                 found[name] = " ".join(str(error).split())
     return found
 

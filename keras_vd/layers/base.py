@@ -338,7 +338,8 @@ def _own_parameters(cls: type) -> dict[str, inspect.Parameter]:
     """Return the keyword arguments that a layer's variational bases add."""
     found: dict[str, inspect.Parameter] = {}
     of_keras: set[str] = set()
-    for base in reversed(cls.__mro__):
+    bases: list[Any] = [*reversed(cls.__mro__)]
+    for base in bases:
         parameters = inspect.signature(base.__init__).parameters
         if not issubclass(base, VariationalLayer):
             of_keras.update(parameters)
