@@ -76,6 +76,11 @@ LAYERS: dict[str, tuple[tuple[int, ...], Callable[[], Any]]] = {
         one(layers.DependentBetaBernoulliDropout),
     ),
 }
+if "VDReversibleEmbedding" in layers.__all__:
+    LAYERS["VDReversibleEmbedding"] = (
+        (5,),
+        one(layers.VDReversibleEmbedding, 7, 3, tie_weights=False),
+    )
 POSTERIORS: dict[str, Any] = {
     "VD": posteriors.VD(share="unit", noise="input"),
     "SparseVD": posteriors.SparseVD(

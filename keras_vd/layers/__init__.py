@@ -3,6 +3,8 @@
 The former are named `VD` plus the Keras name.
 """
 
+import keras
+
 from keras_vd.layers.attention import (
     VDGroupQueryAttention,
     VDMultiHeadAttention,
@@ -28,7 +30,6 @@ from keras_vd.layers.embedding import VDEmbedding
 from keras_vd.layers.hard_concrete import HardConcreteDropout
 from keras_vd.layers.log_normal import LogNormalDropout
 from keras_vd.layers.recurrent import VDGRU, VDLSTM, VDSimpleRNN
-from keras_vd.layers.reversible_embedding import VDReversibleEmbedding
 
 __all__ = [
     "VDGRU",
@@ -50,8 +51,15 @@ __all__ = [
     "VDEmbedding",
     "VDGroupQueryAttention",
     "VDMultiHeadAttention",
-    "VDReversibleEmbedding",
     "VDSeparableConv1D",
     "VDSeparableConv2D",
     "VDSimpleRNN",
 ]
+
+# Keras has it since 3.13.
+if hasattr(keras.layers, "ReversibleEmbedding"):
+    from keras_vd.layers.reversible_embedding import (
+        VDReversibleEmbedding as VDReversibleEmbedding,
+    )
+
+    __all__ += ["VDReversibleEmbedding"]

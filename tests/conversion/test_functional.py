@@ -328,6 +328,9 @@ class Branching(keras.Model):
         super().__init__(**kwargs)
         self.dense = K.Dense(6, name="dense")
 
+    def build(self, shape):
+        self.dense.build(shape)
+
     def call(self, x):
         return self.dense(x) if ops.max(x) > 0 else x
 
