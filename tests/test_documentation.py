@@ -3,7 +3,6 @@
 import doctest
 import importlib
 import pathlib
-import pkgutil
 import re
 
 import keras
@@ -12,6 +11,7 @@ import pytest
 
 import keras_vd
 from tests.helpers.deployment import measure_quickly
+from tests.helpers.package import MODULES
 from tools import layer_table
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -74,12 +74,7 @@ def test_every_layer_is_in_the_documentation():
     assert missing == []
 
 
-def module_names():
-    found = pkgutil.walk_packages(keras_vd.__path__, "keras_vd.")
-    return [module.name for module in found]
-
-
-@pytest.mark.parametrize("name", module_names())
+@pytest.mark.parametrize("name", MODULES)
 def test_docstring_examples(name):
     module = importlib.import_module(name)
     names = {"keras": keras, "keras_vd": keras_vd, "np": np}

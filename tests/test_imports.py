@@ -4,20 +4,18 @@ import importlib
 import inspect
 import json
 import pathlib
-import pkgutil
 import warnings
 
 import keras
 import pytest
 
 import keras_vd
+from tests.helpers import package
 from tests.helpers.models import REPOSITORY, run_python
 
 PACKAGE = pathlib.Path(keras_vd.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-MODULES = ["keras_vd"] + [
-    module.name for module in pkgutil.walk_packages([str(PACKAGE)], "keras_vd.")
-]
+MODULES = ["keras_vd", *package.MODULES]
 # Optional: needed by plots and examples, or installed by users who want them.
 OPTIONAL = (
     "matplotlib",
