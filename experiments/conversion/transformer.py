@@ -2,11 +2,14 @@
 
     python -m experiments.conversion.transformer --dataset synthetic
     python -m experiments.conversion.transformer --dataset imdb
+    python -m experiments.conversion.transformer --network guide
 
 Trains a plain Keras Transformer, converts it with `keras_vd.to_variational`,
 trains it on with noise, prunes it, trains what is left, shrinks it (attention
 heads, units of the feed-forward layers, words) and writes it for TensorFlow,
 LiteRT and ONNX Runtime. The table says what each stage costs and brings.
+`--network guide` is the one of the Keras guide on text classification with a
+Transformer, made of layers of its own.
 Writes to --out: results.json, the models and a picture.
 """
 
@@ -26,9 +29,13 @@ from keras import layers, ops
 from experiments import common
 from experiments.conversion import stages
 from experiments.imdb import data as imdb_data
+from experiments.models import own
 
-VOCABULARY = 10_000
-LENGTHS = {"imdb": 128, "synthetic": 25}
+SIZES: dict[str, dict[str, int]] = {
+    "small": {"words": 10_000, "length": 128, "heads": 4, "units": 64},
+    "guide": {"words": 20_000, "length": 200, "heads": 2, "units": 32},
+}
+SYNTHETIC_LENGTH = 25
 RECIPE = stages.Recipe(
     epochs=2,
     variational_epochs=8,
@@ -48,19 +55,26 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--dataset", choices=("imdb", "synthetic"), default="imdb")
+    add("--network", choices=("small", "guide"), default="small")
     add("--data", type=Path, metavar="FILE.npz", help="texts of your own")
     add("--length", type=int, help="last tokens to read; default: of the data")
     add("--width", type=int, default=32, help="of the embedding")
-    add("--heads", type=int, default=4, help="of the attention")
+    add("--heads", type=int, help="of the attention; default: 4, or 2")
     add("--blocks", type=int, default=1, help="of attention and feed-forward")
-    add("--units", type=int, default=64, help="of the feed-forward layers")
+    add("--units", type=int, help="of the feed-forward layers; default: 64, 32")
     stages.add_arguments(parser, "gaussian")
     add("--holdout", action="store_true", help="report on held-out texts")
     parsed = parser.parse_args(arguments)
+    defaults = SIZES[parsed.network]
+    for name in ("heads", "units"):
+        if getattr(parsed, name) is None:
+            setattr(parsed, name, defaults[name])
     stages.check_arguments(parsed)
     sizes = ("length", "width", "heads", "blocks", "units")
     common.check_minima(parsed, dict.fromkeys(sizes, 1))
-    if parsed.width % parsed.heads:
+    if parsed.network == "guide" and parsed.blocks != 1:
+        common.fail(f"--network guide has one block, not {parsed.blocks}")
+    if parsed.network == "small" and parsed.width % parsed.heads:
         common.fail(
             f"--width must be a multiple of --heads, not {parsed.width} for "
             f"{parsed.heads} heads"
@@ -123,8 +137,8 @@ def make_task(
     )
 
 
-def describe_heads(file: Path, heads: int, blocks: int) -> list[str]:
-    """What a shrunk Transformer has left of its attention."""
+def describe_heads(file: Path, names: list[str], heads: int) -> list[str]:
+    """What a shrunk Transformer has left of its attention layers."""
     model = keras.saving.load_model(file)
     left = {
         layer.name: layer
@@ -132,7 +146,7 @@ def describe_heads(file: Path, heads: int, blocks: int) -> list[str]:
         if isinstance(layer, layers.MultiHeadAttention)
     }
     found = []
-    for name in (f"attention_{block}" for block in range(blocks)):
+    for name in names:
         if name in left:
             config = left[name].get_config()
             found.append(
@@ -151,9 +165,17 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         or Path("runs") / f"transformer-{data}-seed{arguments.seed}"
     )
     keras.utils.set_random_seed(arguments.seed)
-    length = arguments.length or LENGTHS[arguments.dataset]
+    defaults = SIZES[arguments.network]
+    is_imdb = arguments.dataset == "imdb"
+    length = arguments.length or (
+        defaults["length"] if is_imdb else SYNTHETIC_LENGTH
+    )
     texts = imdb_data.load(
-        arguments.dataset, arguments.data, VOCABULARY, length, arguments.seed
+        arguments.dataset,
+        arguments.data,
+        defaults["words"],
+        length,
+        arguments.seed,
     )
     if arguments.limit:
         texts = texts.limited(arguments.limit)
@@ -163,7 +185,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         name: getattr(arguments, name)
         for name in ("width", "heads", "blocks", "units")
     }
-    dense = build(len(texts.words), length, **sizes)
+    if arguments.network == "guide":
+        options = {k: x for k, x in sizes.items() if k != "blocks"}
+        dense = own.guide_transformer(
+            words=len(texts.words), length=length, **options
+        )
+    else:
+        dense = build(len(texts.words), length, **sizes)
     task.fit(dense, recipe.epochs, recipe.learning_rate)
     results = stages.run(
         dense,
@@ -175,14 +203,18 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         {
             "data": data,
             "model": "transformer",
+            "network": arguments.network,
             "seed": arguments.seed,
             "holdout": arguments.holdout,
             "length": length,
             **sizes,
         },
     )
+    names = [f"attention_{block}" for block in range(arguments.blocks)]
+    if arguments.network == "guide":
+        names = ["attention"]
     file = out / "shrunk.keras"
-    for line in describe_heads(file, arguments.heads, arguments.blocks):
+    for line in describe_heads(file, names, arguments.heads):
         print(line)
     return results
 

@@ -11,10 +11,12 @@ from keras import layers, ops
 class TokenAndPositionEmbedding(layers.Layer):
     """Sum of the vectors of words and of places."""
 
-    def __init__(self, length: int, words: int, width: int) -> None:
-        super().__init__()
-        self.words = layers.Embedding(words, width)
-        self.places = layers.Embedding(length, width)
+    def __init__(
+        self, length: int, words: int, width: int, **options: Any
+    ) -> None:
+        super().__init__(**options)
+        self.words = layers.Embedding(words, width, name="words")
+        self.places = layers.Embedding(length, width, name="places")
 
     def call(self, ids: Any) -> Any:
         places = ops.arange(0, ops.shape(ids)[-1], 1)
@@ -24,14 +26,21 @@ class TokenAndPositionEmbedding(layers.Layer):
 class TransformerBlock(layers.Layer):
     """Attention and two dense layers, normalized after each."""
 
-    def __init__(self, width: int, heads: int, units: int, rate: float = 0.1):
-        super().__init__()
-        self.attention = layers.MultiHeadAttention(heads, width)
+    def __init__(
+        self, width: int, heads: int, units: int, **options: Any
+    ) -> None:
+        super().__init__(**options)
+        self.attention = layers.MultiHeadAttention(
+            heads, width, name="attention"
+        )
         self.dense = keras.Sequential(
-            [layers.Dense(units, activation="relu"), layers.Dense(width)]
+            [
+                layers.Dense(units, activation="relu", name="inner"),
+                layers.Dense(width, name="outer"),
+            ]
         )
         self.norms = [layers.LayerNormalization(epsilon=1e-6) for _ in "ab"]
-        self.drops = [layers.Dropout(rate) for _ in "ab"]
+        self.drops = [layers.Dropout(0.1) for _ in "ab"]
 
     def call(self, inputs: Any) -> Any:
         read = self.drops[0](self.attention(inputs, inputs))
@@ -39,13 +48,30 @@ class TransformerBlock(layers.Layer):
         return self.norms[1](hidden + self.drops[1](self.dense(hidden)))
 
 
-def guide_transformer(units: int) -> keras.Model:
-    """The classifier of the Keras guide on Transformers, with other sizes."""
-    ids = keras.Input((12,), dtype="int32")
-    hidden = TokenAndPositionEmbedding(12, 50, 16)(ids)
-    hidden = TransformerBlock(16, 2, units)(hidden)
-    hidden = layers.GlobalAveragePooling1D()(hidden)
-    return keras.Model(ids, layers.Dense(2, activation="softmax")(hidden))
+def guide_transformer(
+    units: int = 32,
+    words: int = 50,
+    length: int = 12,
+    width: int = 16,
+    heads: int = 2,
+) -> keras.Model:
+    """The classifier of the Keras guide on Transformers, with one logit.
+
+    Args:
+        units: Hidden units of the block.
+        words: Number of token ids.
+        length: Number of tokens of a text.
+        width: Features of a token, and of each head.
+        heads: Attention heads.
+    """
+    ids = keras.Input((length,), dtype="int32", name="ids")
+    embedding = TokenAndPositionEmbedding(length, words, width, name="embed")
+    block = TransformerBlock(width, heads, units, name="block")
+    hidden = layers.GlobalAveragePooling1D()(block(embedding(ids)))
+    hidden = layers.Dropout(0.1)(hidden)
+    hidden = layers.Dense(20, activation="relu", name="hidden")(hidden)
+    hidden = layers.Dropout(0.1)(hidden)
+    return keras.Model(ids, layers.Dense(1, name="opinion")(hidden))
 
 
 class HandWrittenTransformer(keras.Model):
