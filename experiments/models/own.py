@@ -8,6 +8,7 @@ import keras
 from keras import layers, ops
 
 
+@keras.saving.register_keras_serializable("experiments")
 class TokenAndPositionEmbedding(layers.Layer):
     """Sum of the vectors of words and of places."""
 
@@ -23,6 +24,7 @@ class TokenAndPositionEmbedding(layers.Layer):
         return self.words(ids) + self.places(places)
 
 
+@keras.saving.register_keras_serializable("experiments")
 class TransformerBlock(layers.Layer):
     """Attention and two dense layers, normalized after each."""
 

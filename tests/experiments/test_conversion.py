@@ -132,6 +132,27 @@ def test_a_transformer_goes_through_all_stages(tmp_path, monkeypatch):
     assert kinds["inner_1"] == kinds["outer_1"] == kinds["opinion"] == "VDDense"
 
 
+@pytest.mark.integration
+def test_the_network_of_the_guide(tmp_path, monkeypatch):
+    """Its layers are those of a composite, which is written out."""
+    few = functools.partial(imdb_data.make_synthetic, texts=150)
+    monkeypatch.setattr(imdb_data, "make_synthetic", few)
+    results = run(
+        transformer,
+        *("--dataset", "synthetic", "--limit", 64, "--out", tmp_path),
+        *("--network", "guide", "--width", 8, "--units", 6),
+        *(*QUICK, "--no-deploy"),
+    )
+    check(results, tmp_path)
+    kinds = {
+        row["name"].rpartition("/")[2]: row["converted_to"]
+        for row in results["conversion"]["rows"]
+    }
+    assert kinds["words"] == kinds["places"] == "VDEmbedding"
+    assert kinds["attention"] == "VDMultiHeadAttention"
+    assert kinds["inner"] == kinds["outer"] == kinds["hidden"] == "VDDense"
+
+
 def test_padding_does_not_change_an_opinion():
     # Oracle: the same network built for shorter texts.
     sizes = {"width": 8, "heads": 2, "blocks": 1, "units": 6}
