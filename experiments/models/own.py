@@ -19,6 +19,10 @@ class TokenAndPositionEmbedding(layers.Layer):
         self.words = layers.Embedding(words, width, name="words")
         self.places = layers.Embedding(length, width, name="places")
 
+    def build(self, shape: Any) -> None:
+        self.words.build()
+        self.places.build()
+
     def call(self, ids: Any) -> Any:
         places = ops.arange(0, ops.shape(ids)[-1], 1)
         return self.words(ids) + self.places(places)
@@ -43,6 +47,11 @@ class TransformerBlock(layers.Layer):
         )
         self.norms = [layers.LayerNormalization(epsilon=1e-6) for _ in "ab"]
         self.drops = [layers.Dropout(0.1) for _ in "ab"]
+
+    def build(self, shape: Any) -> None:
+        self.attention.build(shape, shape)
+        for layer in (self.dense, *self.norms):
+            layer.build(shape)
 
     def call(self, inputs: Any) -> Any:
         read = self.drops[0](self.attention(inputs, inputs))
