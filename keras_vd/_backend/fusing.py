@@ -50,7 +50,7 @@ def recomputed(
     function: Callable[..., tuple[Any, ...]],
     variables: Sequence[Any],
     constants: Sequence[Any],
-    key: Any = None,
+    find_key: Callable[[], Any] = lambda: None,
 ) -> tuple[Any, ...]:
     """Call an elementwise function without storing its temporaries.
 
@@ -64,7 +64,8 @@ def recomputed(
             alone.
         variables: Float tensors whose gradients are needed.
         constants: Other tensors.
-        key: Hashable, equal for functions that do the same; None: see `key_of`.
+        find_key: Returns a hashable that is equal for functions that do the
+            same, or None: see `key_of`. Asked where there are kernels.
 
     Returns:
         What `function` returns.
@@ -72,7 +73,7 @@ def recomputed(
     if keras.backend.backend() == "tensorflow":
         variables, constants = map(_tensors, (variables, constants))
     if _is_worth_a_kernel(variables):
-        key = key_of(function) if key is None else key
+        key = find_key() or key_of(function)
         return _with_gradient(function, variables, constants, key)
     return function(variables, *constants)
 

@@ -416,9 +416,11 @@ class WeightPosterior(Posterior):
                 return *outputs, moments.kl_divergence(self.prior)
             return outputs
 
-        parts = (self._recipe, key_of(function))
-        key = None if None in parts else (*parts, form, has_divergence)
-        return recomputed(compute, variables, (keep_mask, *constants), key)
+        def find_key() -> Any:
+            parts = self._recipe, key_of(function)
+            return None if None in parts else (*parts, form, has_divergence)
+
+        return recomputed(compute, variables, (keep_mask, *constants), find_key)
 
     @property
     def _recipe(self) -> Any:
