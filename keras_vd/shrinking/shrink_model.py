@@ -7,7 +7,11 @@ from typing import Any, Literal, overload
 
 import keras
 
-from keras_vd._backend.keras_internals import functional_part
+from keras_vd._backend.keras_internals import (
+    flatten_layers,
+    functional_part,
+    graph_calls,
+)
 from keras_vd._backend.validation import (
     NOT_BUILT,
     check_integer,
@@ -102,7 +106,7 @@ def shrink(
     tolerance = check_number("tolerance", tolerance, 0.0)
     round_to = check_integer("round_to", round_to, 1)
     check_plain_model(model)
-    with written_out(model) as written:
+    with written_out(model, flat=_shares_with_nested(model)) as written:
         original = _checked(written)
         sparser, zeroed = original, tuple[ZeroedRow, ...]()
         if tolerance:
@@ -117,6 +121,27 @@ def shrink(
     if verbose:
         print(str(report))
     return (smaller, report) if return_report else smaller
+
+
+def _shares_with_nested(model: keras.Model) -> bool:
+    """Tell whether a nested model has a layer that something else has, too.
+
+    Keras would write the weights of such a layer once, and look for them twice.
+    """
+    graphs = {
+        id(graph): graph
+        for graph in map(functional_part, flatten_layers(model))
+        if graph is not None
+    }
+    owned = [
+        {
+            id(call.operation)
+            for call in graph_calls(graph)
+            if getattr(call.operation, "weights", None)
+        }
+        for graph in graphs.values()
+    ]
+    return sum(map(len, owned)) > len(set[int]().union(*owned))
 
 
 def _checked(written: Written) -> keras.Model:

@@ -458,3 +458,19 @@ def test_kept_weights_are_the_same_to_the_bit():
         found = weights_of(smaller, name)[0]
         expected = to_float64(model.get_layer(name).kernel)[rows]
         np.testing.assert_array_equal(found, expected)
+
+
+def test_a_file_of_a_layer_that_a_nested_model_shares(tmp_path):
+    """Keras' own file of such a model does not load."""
+    shared = layers.Dense(4, name="shared")
+    inputs = keras.Input((4,))
+    inner = keras.Model(inputs, shared(inputs), name="inner")
+    model = keras.Model(inputs, shared(inner(inputs)))
+    smaller = keras_vd.shrink(model, verbose=0)
+    smaller.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    x = random_inputs(3, 4)
+    np.testing.assert_allclose(
+        to_float64(loaded(x)), to_float64(model(x)), rtol=1e-6
+    )
+    assert smaller.count_params() == 20
