@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import tempfile
@@ -47,6 +48,16 @@ def check_minima(
         if value is not None and value < minimum:
             option = "--" + name.replace("_", "-")
             fail(f"{option} must be at least {minimum}, not {value}")
+
+
+def check_positive(arguments: argparse.Namespace, *names: str) -> None:
+    """End the program if one of the values of an option is not above 0."""
+    for name in names:
+        given = getattr(arguments, name)
+        for value in given if isinstance(given, list) else [given]:
+            if not 0 < value < math.inf:
+                option = "--" + name.replace("_", "-")
+                fail(f"{option} must be above 0, not {value}")
 
 
 def describe_device() -> str:

@@ -47,6 +47,14 @@ class Images:
             self, x_train=self.x_train[:number], y_train=self.y_train[:number]
         )
 
+    def scaled(self, white: float) -> Images:
+        """The same images in [0, white]."""
+        return dataclasses.replace(
+            self,
+            x_train=(self.x_train * white).astype("float32"),
+            x_test=(self.x_test * white).astype("float32"),
+        )
+
     def held_out(self, number: int) -> Images:
         """The last `number` training images take the place of the test set."""
         if number >= len(self.x_train):

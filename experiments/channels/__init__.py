@@ -1,0 +1,1 @@
+"""Channels of a trained network: gates against magnitude, at equal MACs."""

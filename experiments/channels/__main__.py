@@ -1,0 +1,252 @@
+"""Channels of a trained CNN: what gates remove, and magnitude at equal MACs.
+
+    python -m experiments.channels --model M.h5 --dataset cifar10 --scale 255
+    python -m experiments.channels --dataset digits
+
+Takes a trained classifier (--model, of Keras; without it a small residual
+network is trained first). Trains it on as it is; with log-normal gates on all
+channels that can go, for each KL weight, and what they leave after that; and
+prunes it by the magnitude of kernels to the MACs that the gates came to. All
+train for as many epochs. Writes results.json, a picture of accuracy against
+MACs and the models to --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+from keras import layers
+from matplotlib.figure import Figure
+
+from experiments import common
+from experiments.channels import methods
+from experiments.mnist import data as mnist_data
+
+HEADER = ("method", "KL weight", "accuracy %", "MACs", "fewer", "parameters")
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model", type=Path, metavar="FILE", help="a trained classifier")
+    add("--dataset", choices=mnist_data.DATASETS, default="digits")
+    add("--data", type=Path, metavar="FILE.npz", help="images of your own")
+    add("--scale", type=float, default=1.0, help="what the model calls white")
+    add("--kl-weights", type=float, nargs="+", default=[1.0])
+    add("--epochs", type=int, default=20, help="in which channels go")
+    add("--finetune-epochs", type=int, default=10)
+    add("--learning-rate", type=float, default=1e-3)
+    add("--batch-size", type=int, default=128)
+    add("--shift", type=int, default=2, help="random shifts, in pixels")
+    add("--seed", type=int, default=0)
+    add("--limit", type=int, help="use only that many training images")
+    add("--holdout", type=int, help="report on that many training images")
+    add("--out", type=Path, help="default: a folder in runs/")
+    parsed = parser.parse_args(arguments)
+    minima = dict.fromkeys(("epochs", "batch_size", "limit", "holdout"), 1)
+    minima |= dict.fromkeys(("finetune_epochs", "shift", "seed"), 0)
+    common.check_minima(parsed, minima)
+    common.check_positive(parsed, "scale", "kl_weights", "learning_rate")
+    return parsed
+
+
+def build(shape: tuple[int, ...], classes: int) -> keras.Model:
+    """An untrained residual network, which returns probabilities."""
+
+    def block(x: Any, channels: int, stride: int) -> Any:
+        y = layers.Conv2D(channels, 3, stride, padding="same")(x)
+        y = layers.ReLU()(layers.BatchNormalization()(y))
+        y = layers.Conv2D(channels, 3, padding="same")(y)
+        y = layers.BatchNormalization()(y)
+        if stride > 1:
+            x = layers.Conv2D(channels, 1, stride)(x)
+        return layers.ReLU()(layers.Add()([x, y]))
+
+    inputs = keras.Input(shape)
+    x = layers.Conv2D(16, 3, padding="same")(inputs)
+    x = layers.ReLU()(layers.BatchNormalization()(x))
+    x = block(block(x, 16, 1), 32, 2)
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, layers.Dense(classes, "softmax")(x))
+
+
+class Trainer:
+    """Trains and judges classifiers of the same images."""
+
+    def __init__(
+        self, images: mnist_data.Images, batch_size: int, shift: int
+    ) -> None:
+        self.images = images
+        self.batch_size = batch_size
+        self.shift = shift
+
+    def fit(
+        self,
+        model: keras.Model,
+        epochs: int,
+        rates: tuple[float, float],
+        callbacks: list[keras.callbacks.Callback],
+    ) -> None:
+        """Train with Adam; the learning rate moves linearly between two."""
+        if not epochs:
+            return
+        first, last = rates
+
+        def rate(epoch: int) -> float:
+            return first + (last - first) * epoch / epochs
+
+        model.compile(
+            keras.optimizers.Adam(first, global_clipnorm=1.0),
+            keras.losses.SparseCategoricalCrossentropy(
+                from_logits=not _ends_in_softmax(model)
+            ),
+        )
+        batches = mnist_data.ShiftedBatches(
+            self.images, self.batch_size, self.shift, random.randrange(2**31)
+        )
+        schedule = keras.callbacks.LearningRateScheduler(rate)
+        model.fit(
+            batches,
+            epochs=epochs,
+            callbacks=[*callbacks, schedule],
+            verbose=1 if sys.stdout.isatty() else 2,
+        )
+
+    def accuracy_percent(self, model: keras.Model) -> float:
+        found = model.predict(self.images.x_test, batch_size=500, verbose=0)
+        return 100.0 * float(np.mean(found.argmax(-1) == self.images.y_test))
+
+
+def _ends_in_softmax(model: keras.Model) -> bool:
+    found = [
+        x for x in model.layers if getattr(x, "activation", None) is not None
+    ]
+    return bool(found) and found[-1].activation is keras.activations.softmax
+
+
+def load(file: Path) -> keras.Model:
+    try:
+        return keras.models.load_model(file, compile=False)
+    # Keras raises errors of many types for what it cannot read.
+    except Exception as error:
+        common.fail(f"--model {file} cannot be read: {error}")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    data = arguments.data.stem if arguments.data else arguments.dataset
+    name = arguments.model.stem if arguments.model else "residual"
+    out = common.prepare_folder(
+        arguments.out
+        or Path("runs") / f"channels-{name}-{data}-seed{arguments.seed}"
+    )
+    images = mnist_data.load(arguments.dataset, arguments.data)
+    images = images.scaled(arguments.scale)
+    if arguments.limit:
+        images = images.limited(arguments.limit)
+    if arguments.holdout:
+        images = images.held_out(arguments.holdout)
+    keras.utils.set_random_seed(arguments.seed)
+    trainer = Trainer(images, arguments.batch_size, arguments.shift)
+    schedule = methods.Schedule(
+        arguments.epochs, arguments.finetune_epochs, arguments.learning_rate
+    )
+    rates = schedule.learning_rate, 0.0
+    epochs = schedule.epochs + schedule.finetune_epochs
+    if arguments.model:
+        start = load(arguments.model)
+    else:
+        start = build(images.x_train.shape[1:], images.classes)
+        trainer.fit(start, epochs, rates, [])
+    rows: list[dict[str, Any]] = []
+
+    def add(method: str, model: keras.Model, kl_weight: float | None) -> int:
+        macs = methods.macs_of(model)
+        rows.append(
+            {
+                "method": method,
+                "kl_weight": kl_weight,
+                "accuracy_percent": trainer.accuracy_percent(model),
+                "macs": macs,
+                "fewer": rows[0]["macs"] / macs if rows else 1.0,
+                "parameters": model.count_params(),
+            }
+        )
+        print(common.markdown(HEADER, [cells(rows[-1])]), flush=True)
+        label = "" if kl_weight is None else f"-{kl_weight:g}"
+        model.save(out / f"{method.replace(' ', '-')}{label}.keras")
+        return macs
+
+    add("as it came", start, None)
+    dense = keras.models.clone_model(start)
+    dense.set_weights(start.get_weights())
+    trainer.fit(dense, epochs, rates, [])
+    add("trained on", dense, None)
+    for kl_weight in arguments.kl_weights:
+        gated = methods.with_gates(
+            start, trainer.fit, schedule, len(images.x_train), kl_weight
+        )
+        macs = add("gates", gated, kl_weight)
+        thin = methods.by_magnitude(start, trainer.fit, schedule, macs)
+        add("magnitude", thin, kl_weight)
+    print(common.describe_device())
+    print(common.markdown(HEADER, map(cells, rows)))
+    draw(rows, out / "channels.png")
+    results = {
+        "data": data,
+        "model": name,
+        "rows": rows,
+        "device": common.describe_device(),
+        **{
+            key: getattr(arguments, key)
+            for key in ("seed", "epochs", "finetune_epochs", "holdout", "shift")
+        },
+        "learning_rate": arguments.learning_rate,
+    }
+    common.write_json(out / "results.json", results)
+    return results
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    weight = row["kl_weight"]
+    return [
+        row["method"],
+        "" if weight is None else f"{weight:g}",
+        f"{row['accuracy_percent']:.2f}",
+        f"{row['macs']:,}",
+        f"{row['fewer']:.2f}",
+        f"{row['parameters']:,}",
+    ]
+
+
+def draw(rows: list[dict[str, Any]], file: Path) -> None:
+    figure = Figure(figsize=(6.0, 4.0), layout="constrained")
+    panel = figure.add_subplot()
+    for method in dict.fromkeys(row["method"] for row in rows):
+        points = sorted(
+            (row["macs"], row["accuracy_percent"])
+            for row in rows
+            if row["method"] == method
+        )
+        panel.plot(*zip(*points, strict=True), "o-", label=method)
+    panel.set_xscale("log")
+    common.set_log_ticks(panel)
+    panel.set_xlabel("multiplications for an image")
+    panel.set_ylabel("accuracy, %")
+    panel.legend()
+    figure.savefig(file, dpi=150)
+
+
+if __name__ == "__main__":
+    run(parse_arguments())

@@ -1,0 +1,149 @@
+"""experiments.channels: which channels go, for how long is trained."""
+
+from __future__ import annotations
+
+import json
+
+import keras
+import numpy as np
+import pytest
+
+import experiments.channels.__main__ as channels
+from experiments.channels import methods
+from tests.helpers.arrays import to_numpy
+
+
+def network(hidden, features=4):
+    """Two hidden widths, with nothing that ties them."""
+    inputs = keras.Input((6, 6, 3))
+    x = keras.layers.Conv2D(hidden, 3, use_bias=False)(inputs)
+    x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
+    x = keras.layers.Conv2D(features, 3, use_bias=False)(x)
+    x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, keras.layers.Dense(2, activation="softmax")(x))
+
+
+def macs(hidden, features=4):
+    """Multiplications, counted by hand."""
+    return 16 * 27 * hidden + 4 * 9 * hidden * features + 2 * features
+
+
+def scaled(model, small):
+    """Make kernels of size 1, and those of some channels of size 0.01."""
+    generator = np.random.default_rng(0)
+    first = generator.choice((-1.0, 1.0), model.layers[1].kernel.shape)
+    first[..., small] *= 0.01
+    model.layers[1].kernel.assign(first)
+    second = model.layers[4].kernel
+    second.assign(generator.choice((-1.0, 1.0), second.shape))
+    return first
+
+
+@pytest.mark.parametrize("small", [[0, 2, 3], [5]])
+def test_magnitude_takes_the_smallest_and_no_more(small):
+    """Oracle: the kernels that were made small, and MACs by hand."""
+    model = network(6)
+    kernel = scaled(model, small)
+    left = 6 - len(small)
+    thin = methods._thinned(model, macs(left))
+    assert methods.macs_of(thin) == macs(left)
+    np.testing.assert_allclose(
+        to_numpy(thin.layers[1].kernel), np.delete(kernel, small, -1), rtol=1e-6
+    )
+    # One multiplication less allowed is one channel less.
+    thinner = methods._thinned(model, macs(left) - 1)
+    assert methods.macs_of(thinner) < macs(left)
+
+
+def test_magnitude_trains_as_long_as_gates():
+    """Oracle: the schedule, and the cube of what is left of it."""
+    whole, wish = macs(40), macs(4)
+    seen = []
+
+    def fit(model, epochs, rates, callbacks):
+        seen.append((methods.macs_of(model), epochs, rates))
+
+    schedule = methods.Schedule(7, 3, 0.5, steps=3)
+    thin = methods.by_magnitude(network(40), fit, schedule, wish)
+    assert methods.macs_of(thin) == seen[-1][0] <= wish
+    assert [(epochs, rates) for _, epochs, rates in seen] == [
+        (3, (0.5, 0.5)),
+        (2, (0.5, 0.5)),
+        (2, (0.5, 0.5)),
+        (3, (0.5, 0.0)),
+    ]
+    one_channel = macs(40) - macs(39)
+    for step, (found, *_) in enumerate(seen[:3], 1):
+        allowed = wish + (whole - wish) * (1 - step / 3) ** 3
+        assert allowed - one_channel < found <= allowed
+
+
+def test_gates_that_training_closes_go():
+    """Oracle: a network without the channels of the gates that were closed."""
+    model = network(6)
+    seen = []
+
+    def fit(model, epochs, rates, callbacks):
+        gates = gates_of(model)
+        seen.append((len(gates), epochs, [type(x).__name__ for x in callbacks]))
+        for gate in gates:
+            open_ones = np.ones(gate.keep_mask.shape)
+            open_ones[1] = 0.0
+            gate.keep_mask.assign(open_ones)
+
+    def gates_of(model):
+        return [x for x in model.layers if hasattr(x, "keep_mask")]
+
+    schedule = methods.Schedule(3, 2, 0.1)
+    smaller = methods.with_gates(model, fit, schedule, 10, 1.0)
+    assert seen == [(2, 3, ["KLAnnealing"]), (0, 2, [])]
+    assert methods.macs_of(smaller) == macs(5, 3)
+
+
+@pytest.mark.integration
+def test_one_command_makes_table_picture_and_models(tmp_path, capsys):
+    out = tmp_path / "out"
+    options = (
+        *("--limit", "100", "--epochs", "2", "--finetune-epochs", "1"),
+        *("--out", str(out), "--kl-weights", "1e-3"),
+    )
+    found = channels.run(channels.parse_arguments(options))
+    assert json.loads((out / "results.json").read_text()) == found
+    assert [x["method"] for x in found["rows"]] == [
+        *("as it came", "trained on", "gates", "magnitude")
+    ]
+    assert (out / "channels.png").stat().st_size > 1000
+    printed = capsys.readouterr().out
+    for row in found["rows"]:
+        assert f"{row['accuracy_percent']:.2f} | {row['macs']:,}" in printed
+    assert found["rows"][3]["macs"] <= found["rows"][2]["macs"]
+    # A model of one's own, from a file; white is 255 for it.
+    file = out / "trained-on.keras"
+    loaded = channels.load(file)
+    assert loaded.count_params() == found["rows"][1]["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--epochs", "0", "--epochs must be at least 1, not 0"),
+        ("--finetune-epochs", "-1", "must be at least 0, not -1"),
+        ("--scale", "0", "--scale must be above 0, not 0.0"),
+        ("--kl-weights", "-1", "--kl-weights must be above 0, not -1.0"),
+        ("--learning-rate", "nan", "--learning-rate must be above 0, not nan"),
+    ],
+)
+def test_bad_options_are_refused(option, value, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        channels.parse_arguments([option, value])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_model_that_cannot_be_read(tmp_path, capsys):
+    file = tmp_path / "model.keras"
+    file.write_text("nothing")
+    with pytest.raises(SystemExit):
+        channels.load(file)
+    assert str(file) in capsys.readouterr().err
