@@ -40,6 +40,15 @@ class Report:
         return text.getvalue()
 
 
+def as_lists(value: Any) -> Any:
+    """Turn tuples, at any depth, into what JSON reads back in their place."""
+    if isinstance(value, dict):
+        return {key: as_lists(x) for key, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_lists(x) for x in value]
+    return value
+
+
 def html_fragment(report: Report) -> str:
     """Return the table of a report as a part of a web page."""
     console = rich.console.Console(file=io.StringIO(), width=WIDTH, record=True)

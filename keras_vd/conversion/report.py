@@ -7,7 +7,7 @@ from typing import Any
 
 import rich.table
 
-from keras_vd._backend.tables import Report
+from keras_vd._backend.tables import Report, as_lists
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ class ConversionReport(Report):
         return {row.name: row.layers for row in self.streams if row.name}
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return as_lists(dataclasses.asdict(self))
 
     def to_table(self) -> rich.table.Table:
         total = sum(row.parameters for row in self.rows)
@@ -160,7 +160,7 @@ class FunctionalReport(Report):
         return {row.name: row.reason for row in self.rows if row.reason}
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return as_lists(dataclasses.asdict(self))
 
     def to_table(self) -> rich.table.Table:
         table = rich.table.Table(
