@@ -17,6 +17,7 @@ import argparse
 import os
 import random
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,12 @@ from matplotlib.figure import Figure
 from experiments import common
 from experiments.channels import methods
 from experiments.mnist import data as mnist_data
+from experiments.rates import LearningRates, make_optimizer
 
+KEPT = (
+    *("seed", "epochs", "finetune_epochs", "learning_rate", "gate_factor"),
+    *("batch_size", "shift", "limit", "holdout"),
+)
 HEADER = ("method", "KL weight", "accuracy %", "MACs", "fewer", "parameters")
 
 
@@ -48,6 +54,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--epochs", type=int, default=20, help="in which channels go")
     add("--finetune-epochs", type=int, default=10)
     add("--learning-rate", type=float, default=1e-3)
+    add("--gate-factor", type=float, default=20.0, help="rate of gates by that")
     add("--batch-size", type=int, default=128)
     add("--shift", type=int, default=2, help="random shifts, in pixels")
     add("--seed", type=int, default=0)
@@ -58,7 +65,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     minima = dict.fromkeys(("epochs", "batch_size", "limit", "holdout"), 1)
     minima |= dict.fromkeys(("finetune_epochs", "shift", "seed"), 0)
     common.check_minima(parsed, minima)
-    common.check_positive(parsed, "scale", "kl_weights", "learning_rate")
+    common.check_positive(parsed, "scale", "kl_weights")
+    common.check_positive(parsed, "learning_rate", "gate_factor")
     return parsed
 
 
@@ -86,41 +94,42 @@ class Trainer:
     """Trains and judges classifiers of the same images."""
 
     def __init__(
-        self, images: mnist_data.Images, batch_size: int, shift: int
+        self, images: mnist_data.Images, arguments: argparse.Namespace
     ) -> None:
         self.images = images
-        self.batch_size = batch_size
-        self.shift = shift
+        self.arguments = arguments
 
     def fit(
         self,
         model: keras.Model,
         epochs: int,
-        rates: tuple[float, float],
-        callbacks: list[keras.callbacks.Callback],
+        decays: bool,
+        callbacks: Sequence[keras.callbacks.Callback] = (),
     ) -> None:
-        """Train with Adam; the learning rate moves linearly between two."""
+        """Train with Adam, the learning rate constant or falling to 0."""
         if not epochs:
             return
-        first, last = rates
-
-        def rate(epoch: int) -> float:
-            return first + (last - first) * epoch / epochs
-
+        given = self.arguments
+        has_gates = any(methods.is_gate(x) for x in model.layers)
         model.compile(
-            keras.optimizers.Adam(first, global_clipnorm=1.0),
+            make_optimizer(
+                given.learning_rate,
+                given.gate_factor if has_gates else 1.0,
+                r".*_gate(_\d+)?",
+                global_clipnorm=1.0,
+            ),
             keras.losses.SparseCategoricalCrossentropy(
                 from_logits=not _ends_in_softmax(model)
             ),
         )
         batches = mnist_data.ShiftedBatches(
-            self.images, self.batch_size, self.shift, random.randrange(2**31)
+            self.images, given.batch_size, given.shift, random.randrange(2**31)
         )
-        schedule = keras.callbacks.LearningRateScheduler(rate)
+        rates = LearningRates(lambda epoch: 1.0 - decays * epoch / epochs)
         model.fit(
             batches,
             epochs=epochs,
-            callbacks=[*callbacks, schedule],
+            callbacks=[*callbacks, rates],
             verbose=1 if sys.stdout.isatty() else 2,
         )
 
@@ -158,17 +167,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.holdout:
         images = images.held_out(arguments.holdout)
     keras.utils.set_random_seed(arguments.seed)
-    trainer = Trainer(images, arguments.batch_size, arguments.shift)
-    schedule = methods.Schedule(
-        arguments.epochs, arguments.finetune_epochs, arguments.learning_rate
-    )
-    rates = schedule.learning_rate, 0.0
+    trainer = Trainer(images, arguments)
+    schedule = methods.Schedule(arguments.epochs, arguments.finetune_epochs)
     epochs = schedule.epochs + schedule.finetune_epochs
     if arguments.model:
         start = load(arguments.model)
     else:
         start = build(images.x_train.shape[1:], images.classes)
-        trainer.fit(start, epochs, rates, [])
+        trainer.fit(start, epochs, decays=True)
     rows: list[dict[str, Any]] = []
 
     def add(method: str, model: keras.Model, kl_weight: float | None) -> int:
@@ -191,7 +197,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     add("as it came", start, None)
     dense = keras.models.clone_model(start)
     dense.set_weights(start.get_weights())
-    trainer.fit(dense, epochs, rates, [])
+    trainer.fit(dense, epochs, decays=True)
     add("trained on", dense, None)
     for kl_weight in arguments.kl_weights:
         gated = methods.with_gates(
@@ -208,11 +214,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "model": name,
         "rows": rows,
         "device": common.describe_device(),
-        **{
-            key: getattr(arguments, key)
-            for key in ("seed", "epochs", "finetune_epochs", "holdout", "shift")
-        },
-        "learning_rate": arguments.learning_rate,
+        **{key: getattr(arguments, key) for key in KEPT},
     }
     common.write_json(out / "results.json", results)
     return results

@@ -15,7 +15,8 @@ import numpy as np
 
 import keras_vd
 
-# Trains a model for that many epochs, with callbacks.
+# Trains a model for that many epochs; the learning rate decays, or stays. Takes
+# callbacks.
 Fit = Callable[..., Any]
 
 
@@ -26,13 +27,11 @@ class Schedule:
     Attributes:
         epochs: Epochs in which channels are chosen.
         finetune_epochs: Epochs in which what is left trains on.
-        learning_rate: Of the first; falls linearly to 0 in the second.
         steps: Number of times that magnitude removes channels.
     """
 
     epochs: int
     finetune_epochs: int
-    learning_rate: float
     steps: int = 5
 
 
@@ -53,11 +52,10 @@ def with_gates(
         warmup_epochs=max(1, schedule.epochs // 3),
         max_weight=kl_weight,
     )
-    rate = schedule.learning_rate
-    fit(gated, schedule.epochs, (rate, rate), [annealing])
+    fit(gated, schedule.epochs, False, [annealing])
     keras_vd.prune(gated)
     smaller, _ = _removed(gated)
-    fit(smaller, schedule.finetune_epochs, (rate, 0.0), [])
+    fit(smaller, schedule.finetune_epochs, True)
     return smaller
 
 
@@ -77,13 +75,12 @@ def by_magnitude(
         macs: Multiplications of an example that may be left.
     """
     whole = macs_of(model)
-    rate = schedule.learning_rate
     parts = np.array_split(np.arange(schedule.epochs), schedule.steps)
     for step, epochs in enumerate(parts, 1):
         share = (1.0 - step / schedule.steps) ** 3
         model = _thinned(model, int(macs + (whole - macs) * share))
-        fit(model, len(epochs), (rate, rate), [])
-    fit(model, schedule.finetune_epochs, (rate, 0.0), [])
+        fit(model, len(epochs), False)
+    fit(model, schedule.finetune_epochs, True)
     return model
 
 
@@ -143,6 +140,10 @@ def _removed(gated: keras.Model) -> tuple[keras.Model, int]:
     plain = keras_vd.to_deterministic(gated)
     smaller, report = keras_vd.shrink(plain, return_report=True, verbose=0)
     return smaller, int(report.kept_macs or 0)
+
+
+def is_gate(layer: keras.layers.Layer) -> bool:
+    return isinstance(layer, keras_vd.layers.LogNormalDropout)
 
 
 def macs_of(model: keras.Model) -> int:

@@ -13,44 +13,9 @@ import numpy as np
 import keras_vd
 from experiments.mnist import models, recipes
 from experiments.mnist.data import Images, ShiftedBatches
+from experiments.rates import LearningRates, make_optimizer
 
 History = dict[str, list[float]]
-
-
-class LearningRates(keras.callbacks.Callback):
-    """Learning rates by epoch: constant first, then linear to 0.
-
-    Keras' own scheduler knows a single rate.
-    """
-
-    def __init__(self, recipe: recipes.Recipe, epochs: int) -> None:
-        super().__init__()
-        self.share_at = recipe.learning_rate_share(epochs)
-
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        optimizer = self.model.optimizer
-        self.optimizers = getattr(optimizer, "optimizers", [optimizer])
-        self.initial = [float(x.learning_rate) for x in self.optimizers]
-
-    def on_epoch_begin(
-        self, epoch: int, logs: dict[str, Any] | None = None
-    ) -> None:
-        for optimizer, rate in zip(self.optimizers, self.initial, strict=True):
-            optimizer.learning_rate = rate * self.share_at(epoch)
-
-
-def make_optimizer(
-    rate: float, gate_factor: float
-) -> keras.optimizers.Optimizer:
-    """Adam, with a rate of its own for gates where that is another one."""
-    adam = keras.optimizers.Adam(rate)
-    if gate_factor == 1.0:
-        return adam
-    faster = keras.optimizers.Adam(rate * gate_factor, name="adam_of_gates")
-    gates = rf"(.*/)?{models.GATE_NAME}_\d+/.*"
-    return keras.optimizers.MultiOptimizer(
-        keras.optimizers.OptimizerMap(adam, {gates: faster})
-    )
 
 
 def fit(
@@ -64,7 +29,11 @@ def fit(
     """Train with Adam, the learning rate constant first, then linear to 0."""
     has_gates = any(map(models.is_gate, model.layers))
     model.compile(
-        make_optimizer(learning_rate, recipe.gate_factor if has_gates else 1.0),
+        make_optimizer(
+            learning_rate,
+            recipe.gate_factor if has_gates else 1.0,
+            rf"{models.GATE_NAME}_\d+",
+        ),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
@@ -78,10 +47,11 @@ def fit(
         data = {
             "x": ShiftedBatches(images, recipe.batch_size, recipe.shift, seed)
         }
+    rates = LearningRates(recipe.learning_rate_share(epochs))
     history = model.fit(
         **data,
         epochs=epochs,
-        callbacks=[*callbacks, LearningRates(recipe, epochs)],
+        callbacks=[*callbacks, rates],
         # The test set is not looked at during training; held-out images are.
         validation_data=(
             (images.x_test, images.y_test) if images.is_held_out else None

@@ -61,17 +61,17 @@ def test_magnitude_trains_as_long_as_gates():
     whole, wish = macs(40), macs(4)
     seen = []
 
-    def fit(model, epochs, rates, callbacks):
-        seen.append((methods.macs_of(model), epochs, rates))
+    def fit(model, epochs, decays, callbacks=()):
+        seen.append((methods.macs_of(model), epochs, decays))
 
-    schedule = methods.Schedule(7, 3, 0.5, steps=3)
+    schedule = methods.Schedule(7, 3, steps=3)
     thin = methods.by_magnitude(network(40), fit, schedule, wish)
     assert methods.macs_of(thin) == seen[-1][0] <= wish
-    assert [(epochs, rates) for _, epochs, rates in seen] == [
-        (3, (0.5, 0.5)),
-        (2, (0.5, 0.5)),
-        (2, (0.5, 0.5)),
-        (3, (0.5, 0.0)),
+    assert [(epochs, decays) for _, epochs, decays in seen] == [
+        (3, False),
+        (2, False),
+        (2, False),
+        (3, True),
     ]
     one_channel = macs(40) - macs(39)
     for step, (found, *_) in enumerate(seen[:3], 1):
@@ -84,18 +84,15 @@ def test_gates_that_training_closes_go():
     model = network(6)
     seen = []
 
-    def fit(model, epochs, rates, callbacks):
-        gates = gates_of(model)
+    def fit(model, epochs, decays, callbacks=()):
+        gates = list(filter(methods.is_gate, model.layers))
         seen.append((len(gates), epochs, [type(x).__name__ for x in callbacks]))
         for gate in gates:
             open_ones = np.ones(gate.keep_mask.shape)
             open_ones[1] = 0.0
             gate.keep_mask.assign(open_ones)
 
-    def gates_of(model):
-        return [x for x in model.layers if hasattr(x, "keep_mask")]
-
-    schedule = methods.Schedule(3, 2, 0.1)
+    schedule = methods.Schedule(3, 2)
     smaller = methods.with_gates(model, fit, schedule, 10, 1.0)
     assert seen == [(2, 3, ["KLAnnealing"]), (0, 2, [])]
     assert methods.macs_of(smaller) == macs(5, 3)
