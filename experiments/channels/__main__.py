@@ -5,8 +5,8 @@
 
 Takes a trained classifier (--model, of Keras; without it a small residual
 network is trained first). Trains it on as it is; with log-normal gates on all
-channels that can go, for each KL weight, and what they leave after that; and
-prunes it by the magnitude of kernels to the MACs that the gates came to. All
+channels that can go, and after removing those with the most noise; and while
+channels with the smallest kernels go, down to the same shares of its MACs. All
 train for as many epochs. Writes results.json, a picture of accuracy against
 MACs and the models to --out.
 """
@@ -35,9 +35,12 @@ from experiments.rates import LearningRates, make_optimizer
 
 KEPT = (
     *("seed", "epochs", "finetune_epochs", "learning_rate", "gate_factor"),
-    *("batch_size", "shift", "limit", "holdout"),
+    *("kl_weight", "batch_size", "shift", "limit", "holdout"),
 )
-HEADER = ("method", "KL weight", "accuracy %", "MACs", "fewer", "parameters")
+HEADER = (
+    *("method", "accuracy %", "MACs", "times fewer"),
+    *("parameters", "times fewer"),
+)
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -50,7 +53,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--dataset", choices=mnist_data.DATASETS, default="digits")
     add("--data", type=Path, metavar="FILE.npz", help="images of your own")
     add("--scale", type=float, default=1.0, help="what the model calls white")
-    add("--kl-weights", type=float, nargs="+", default=[1.0])
+    add("--macs", type=float, nargs="+", default=[0.6, 0.4], help="shares left")
+    add("--kl-weight", type=float, default=4.0)
     add("--epochs", type=int, default=20, help="in which channels go")
     add("--finetune-epochs", type=int, default=10)
     add("--learning-rate", type=float, default=1e-3)
@@ -65,7 +69,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     minima = dict.fromkeys(("epochs", "batch_size", "limit", "holdout"), 1)
     minima |= dict.fromkeys(("finetune_epochs", "shift", "seed"), 0)
     common.check_minima(parsed, minima)
-    common.check_positive(parsed, "scale", "kl_weights")
+    common.check_positive(parsed, "scale", "kl_weight", "macs")
     common.check_positive(parsed, "learning_rate", "gate_factor")
     return parsed
 
@@ -110,11 +114,10 @@ class Trainer:
         if not epochs:
             return
         given = self.arguments
-        has_gates = any(methods.is_gate(x) for x in model.layers)
         model.compile(
             make_optimizer(
                 given.learning_rate,
-                given.gate_factor if has_gates else 1.0,
+                given.gate_factor if methods.has_gates(model) else 1.0,
                 r".*_gate(_\d+)?",
                 global_clipnorm=1.0,
             ),
@@ -177,37 +180,45 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         trainer.fit(start, epochs, decays=True)
     rows: list[dict[str, Any]] = []
 
-    def add(method: str, model: keras.Model, kl_weight: float | None) -> int:
-        macs = methods.macs_of(model)
-        rows.append(
-            {
-                "method": method,
-                "kl_weight": kl_weight,
-                "accuracy_percent": trainer.accuracy_percent(model),
-                "macs": macs,
-                "fewer": rows[0]["macs"] / macs if rows else 1.0,
-                "parameters": model.count_params(),
-            }
-        )
-        print(common.markdown(HEADER, [cells(rows[-1])]), flush=True)
-        label = "" if kl_weight is None else f"-{kl_weight:g}"
-        model.save(out / f"{method.replace(' ', '-')}{label}.keras")
-        return macs
+    def add(method: str, model: keras.Model) -> None:
+        macs, parameters = methods.macs_of(model), model.count_params()
+        row = {
+            "method": method,
+            "accuracy_percent": trainer.accuracy_percent(model),
+            "macs": macs,
+            "parameters": parameters,
+        }
+        rows.append(row)
+        print(common.markdown(HEADER, [cells(row, rows[0])]), flush=True)
+        model.save(out / f"{method.replace(' ', '-')}-{macs}.keras")
 
-    add("as it came", start, None)
+    add("as it came", start)
     dense = keras.models.clone_model(start)
     dense.set_weights(start.get_weights())
     trainer.fit(dense, epochs, decays=True)
-    add("trained on", dense, None)
-    for kl_weight in arguments.kl_weights:
-        gated = methods.with_gates(
-            start, trainer.fit, schedule, len(images.x_train), kl_weight
+    add("trained on", dense)
+    gated = methods.with_gates(
+        start,
+        trainer.fit,
+        schedule.epochs,
+        len(images.x_train),
+        arguments.kl_weight,
+    )
+    gated.save(out / "with-gates.keras")
+    for share in arguments.macs:
+        macs = int(share * rows[0]["macs"])
+        add(
+            "gates",
+            methods.by_noise(
+                gated, trainer.fit, schedule.finetune_epochs, macs
+            ),
         )
-        macs = add("gates", gated, kl_weight)
-        thin = methods.by_magnitude(start, trainer.fit, schedule, macs)
-        add("magnitude", thin, kl_weight)
+        add(
+            "magnitude",
+            methods.by_magnitude(start, trainer.fit, schedule, macs),
+        )
     print(common.describe_device())
-    print(common.markdown(HEADER, map(cells, rows)))
+    print(common.markdown(HEADER, [cells(x, rows[0]) for x in rows]))
     draw(rows, out / "channels.png")
     results = {
         "data": data,
@@ -220,15 +231,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     return results
 
 
-def cells(row: dict[str, Any]) -> list[str]:
-    weight = row["kl_weight"]
+def cells(row: dict[str, Any], first: dict[str, Any]) -> list[str]:
     return [
         row["method"],
-        "" if weight is None else f"{weight:g}",
         f"{row['accuracy_percent']:.2f}",
         f"{row['macs']:,}",
-        f"{row['fewer']:.2f}",
+        f"{first['macs'] / row['macs']:.2f}",
         f"{row['parameters']:,}",
+        f"{first['parameters'] / row['parameters']:.2f}",
     ]
 
 

@@ -38,24 +38,44 @@ class Schedule:
 def with_gates(
     model: keras.Model,
     fit: Fit,
-    schedule: Schedule,
+    epochs: int,
     num_examples: int,
     kl_weight: float,
 ) -> keras.Model:
-    """Learn log-normal gates (Neklyudov et al. 2017), and drop the closed."""
-    gated = keras_vd.to_variational(
-        model, posterior=None, gates="log_normal", verbose=0
-    )
+    """Train on with log-normal gates (Neklyudov et al. 2017)."""
+    gated, _ = _gated(model)
     annealing = keras_vd.callbacks.KLAnnealing(
         num_examples,
         start_epoch=0,
-        warmup_epochs=max(1, schedule.epochs // 3),
+        warmup_epochs=max(1, epochs // 3),
         max_weight=kl_weight,
     )
-    fit(gated, schedule.epochs, False, [annealing])
-    keras_vd.prune(gated)
-    smaller, _ = _removed(gated)
-    fit(smaller, schedule.finetune_epochs, True)
+    fit(gated, epochs, False, [annealing])
+    return gated
+
+
+def by_noise(
+    gated: keras.Model, fit: Fit, finetune_epochs: int, macs: int
+) -> keras.Model:
+    """Remove the channels whose gates have the most noise, and train on.
+
+    Gates whose signal-to-noise ratio is below the threshold are closed; those
+    with the smallest ratio follow, until few enough MACs are left.
+
+    Args:
+        gated: A network that was trained with gates; stays as it is.
+        fit: Trains a network.
+        finetune_epochs: For so long.
+        macs: Multiplications of an example that may be left.
+    """
+    masks = {x: keras.ops.convert_to_numpy(x.keep_mask) for x in _gates(gated)}
+    signal = {
+        x.name: keras.ops.convert_to_numpy(x.snr()) for x in _gates(gated)
+    }
+    smaller = _without_least(gated, signal, macs)
+    for gate, mask in masks.items():
+        gate.keep_mask.assign(mask)
+    fit(smaller, finetune_epochs, True)
     return smaller
 
 
@@ -69,8 +89,8 @@ def by_magnitude(
     root mean square of what makes a channel (Li et al. 2017, arXiv:1608.08710).
 
     Args:
-        model: The network.
-        fit: Trains it.
+        model: The network; stays as it is.
+        fit: Trains a network.
         schedule: As for gates, for as long.
         macs: Multiplications of an example that may be left.
     """
@@ -78,14 +98,19 @@ def by_magnitude(
     parts = np.array_split(np.arange(schedule.epochs), schedule.steps)
     for step, epochs in enumerate(parts, 1):
         share = (1.0 - step / schedule.steps) ** 3
-        model = _thinned(model, int(macs + (whole - macs) * share))
+        gated, made_by = _gated(model)
+        sizes = {
+            name: _sizes([model.get_layer(x) for x in layers])
+            for name, layers in made_by.items()
+        }
+        model = _without_least(gated, sizes, int(macs + (whole - macs) * share))
         fit(model, len(epochs), False)
     fit(model, schedule.finetune_epochs, True)
     return model
 
 
-def _thinned(model: keras.Model, macs: int) -> keras.Model:
-    """Remove as few channels, the smallest first, as reach so many MACs."""
+def _gated(model: keras.Model) -> tuple[keras.Model, dict[str, Any]]:
+    """Put gates on all channels; tell of what layers, by the gates' names."""
     gated, report = keras_vd.to_variational(
         model,
         posterior=None,
@@ -93,15 +118,23 @@ def _thinned(model: keras.Model, macs: int) -> keras.Model:
         return_report=True,
         verbose=0,
     )
-    sizes = {
-        row.name: _sizes([model.get_layer(name) for name in row.layers])
-        for row in report.streams
-        if row.name is not None
-    }
-    order = np.argsort(np.concatenate(list(sizes.values())), kind="stable")
-    ends = np.cumsum([len(x) for x in sizes.values()])
+    return gated, report.gated
+
+
+def _without_least(
+    gated: keras.Model, scores: dict[str, np.ndarray], macs: int
+) -> keras.Model:
+    """Remove as few channels, of the least score, as reach so many MACs.
+
+    Args:
+        gated: A network with gates. Some are closed afterwards.
+        scores: Of each gate's channels, by its name.
+        macs: Multiplications that may be left.
+    """
+    order = np.argsort(np.concatenate(list(scores.values())), kind="stable")
+    ends = np.cumsum([len(x) for x in scores.values()])
     places = np.split(np.argsort(order), ends[:-1])
-    ranks = dict(zip(sizes, places, strict=True))
+    ranks = dict(zip(scores, places, strict=True))
     low, high = 0, len(order)
     # The number of channels that go, by bisection.
     while low < high:
@@ -142,8 +175,13 @@ def _removed(gated: keras.Model) -> tuple[keras.Model, int]:
     return smaller, int(report.kept_macs or 0)
 
 
-def is_gate(layer: keras.layers.Layer) -> bool:
-    return isinstance(layer, keras_vd.layers.LogNormalDropout)
+def _gates(model: keras.Model) -> list[keras_vd.layers.LogNormalDropout]:
+    gate = keras_vd.layers.LogNormalDropout
+    return [x for x in model.layers if isinstance(x, gate)]
+
+
+def has_gates(model: keras.Model) -> bool:
+    return bool(_gates(model))
 
 
 def macs_of(model: keras.Model) -> int:

@@ -46,13 +46,18 @@ def test_magnitude_takes_the_smallest_and_no_more(small):
     model = network(6)
     kernel = scaled(model, small)
     left = 6 - len(small)
-    thin = methods._thinned(model, macs(left))
+    schedule = methods.Schedule(1, 1, steps=1)
+
+    def fit(model, epochs, decays):
+        pass
+
+    thin = methods.by_magnitude(model, fit, schedule, macs(left))
     assert methods.macs_of(thin) == macs(left)
     np.testing.assert_allclose(
         to_numpy(thin.layers[1].kernel), np.delete(kernel, small, -1), rtol=1e-6
     )
     # One multiplication less allowed is one channel less.
-    thinner = methods._thinned(model, macs(left) - 1)
+    thinner = methods.by_magnitude(model, fit, schedule, macs(left) - 1)
     assert methods.macs_of(thinner) < macs(left)
 
 
@@ -79,23 +84,30 @@ def test_magnitude_trains_as_long_as_gates():
         assert allowed - one_channel < found <= allowed
 
 
-def test_gates_that_training_closes_go():
-    """Oracle: a network without the channels of the gates that were closed."""
+def test_the_gates_with_the_most_noise_go():
+    """Oracle: networks without the channels whose gates were made noisy."""
     model = network(6)
     seen = []
 
     def fit(model, epochs, decays, callbacks=()):
-        gates = list(filter(methods.is_gate, model.layers))
+        gates = [x for x in model.layers if hasattr(x, "keep_mask")]
         seen.append((len(gates), epochs, [type(x).__name__ for x in callbacks]))
         for gate in gates:
-            open_ones = np.ones(gate.keep_mask.shape)
-            open_ones[1] = 0.0
-            gate.keep_mask.assign(open_ones)
+            noise = np.linspace(-3.0, -2.0, gate.units)
+            # Channel 1 is closed, channel 0 is next.
+            noise[:2] = -1.0, 3.0
+            gate.log_sigma.assign(noise)
 
-    schedule = methods.Schedule(3, 2)
-    smaller = methods.with_gates(model, fit, schedule, 10, 1.0)
-    assert seen == [(2, 3, ["KLAnnealing"]), (0, 2, [])]
-    assert methods.macs_of(smaller) == macs(5, 3)
+    gated = methods.with_gates(model, fit, 3, 10, 1.0)
+    assert seen == [(2, 3, ["KLAnnealing"])]
+    for wish, left in ((macs(6), macs(5, 3)), (macs(4, 2), macs(4, 2))):
+        smaller = methods.by_noise(gated, fit, 2, wish)
+        assert seen.pop() == (0, 2, [])
+        assert methods.macs_of(smaller) == left
+    # Nothing of the network with gates has changed.
+    for gate in gated.layers:
+        if hasattr(gate, "keep_mask"):
+            assert to_numpy(gate.keep_mask).all()
 
 
 @pytest.mark.integration
@@ -103,7 +115,7 @@ def test_one_command_makes_table_picture_and_models(tmp_path, capsys):
     out = tmp_path / "out"
     options = (
         *("--limit", "100", "--epochs", "2", "--finetune-epochs", "1"),
-        *("--out", str(out), "--kl-weights", "1e-3"),
+        *("--out", str(out), "--macs", "0.5"),
     )
     found = channels.run(channels.parse_arguments(options))
     assert json.loads((out / "results.json").read_text()) == found
@@ -114,11 +126,12 @@ def test_one_command_makes_table_picture_and_models(tmp_path, capsys):
     printed = capsys.readouterr().out
     for row in found["rows"]:
         assert f"{row['accuracy_percent']:.2f} | {row['macs']:,}" in printed
-    assert found["rows"][3]["macs"] <= found["rows"][2]["macs"]
-    # A model of one's own, from a file; white is 255 for it.
-    file = out / "trained-on.keras"
+    whole = found["rows"][0]["macs"]
+    for row in found["rows"][2:]:
+        assert 0.3 * whole < row["macs"] <= 0.5 * whole
+    (file,) = out.glob("gates-*.keras")
     loaded = channels.load(file)
-    assert loaded.count_params() == found["rows"][1]["parameters"]
+    assert loaded.count_params() == found["rows"][2]["parameters"]
 
 
 @pytest.mark.parametrize(
@@ -127,7 +140,7 @@ def test_one_command_makes_table_picture_and_models(tmp_path, capsys):
         ("--epochs", "0", "--epochs must be at least 1, not 0"),
         ("--finetune-epochs", "-1", "must be at least 0, not -1"),
         ("--scale", "0", "--scale must be above 0, not 0.0"),
-        ("--kl-weights", "-1", "--kl-weights must be above 0, not -1.0"),
+        ("--macs", "-1", "--macs must be above 0, not -1.0"),
         ("--learning-rate", "nan", "--learning-rate must be above 0, not nan"),
     ],
 )
