@@ -548,11 +548,11 @@ def own_methods(cls: type) -> list[str]:
 def computing_class(cls: type) -> type:
     """Return the class whose code computes what a class computes.
 
-    That is the Keras class that it extends if it only adapts the constructor or
-    the config of that one, and the class itself otherwise.
+    That is the class of Keras or KerasHub that it extends if it only adapts the
+    constructor or the config of that one, and the class itself otherwise.
     """
-    base = extended(cls, "keras")
-    return cls if overridden(cls, base) else base
+    bases = (extended(cls, package) for package in ("keras", "keras_hub"))
+    return next((base for base in bases if not overridden(cls, base)), cls)
 
 
 def exclude_from_weight_decay(

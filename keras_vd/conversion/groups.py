@@ -7,9 +7,8 @@ from typing import Any, TypeAlias
 
 import keras
 
-from keras_vd._backend.keras_internals import computing_class
 from keras_vd._backend.validation import check_choices
-from keras_vd.layers.base import COUNTERPARTS
+from keras_vd.layers.base import variational_form
 
 # Names of groups for all layers, or a function that returns those of a layer.
 Groups: TypeAlias = (
@@ -57,5 +56,5 @@ def _known(layer: Any) -> tuple[str, ...]:
     # argument `groups` is taken.
     if getattr(layer, "groups", 1) != 1:
         return ()
-    kind = COUNTERPARTS[computing_class(type(layer))]
-    return tuple(kind._available_groups)  # type: ignore[attr-defined]
+    form: Any = variational_form(layer)
+    return tuple(form._available_groups)

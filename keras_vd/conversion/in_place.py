@@ -17,15 +17,18 @@ import keras
 
 from keras_vd._backend.keras_internals import (
     change_class,
-    computing_class,
     flatten_layers,
     functional_part,
     is_made_from_graph,
     own_methods,
     sublayers,
 )
-from keras_vd.layers.base import COUNTERPARTS, LinearLayer, VariationalLayer
-from keras_vd.layers.embedding import VDEmbedding
+from keras_vd.layers.base import (
+    LinearLayer,
+    VariationalLayer,
+    variational_form,
+)
+from keras_vd.layers.embedding import TableLayer
 from keras_vd.posteriors import WeightPosterior
 
 Config = dict[str, Any]
@@ -121,8 +124,8 @@ def part_places(layer: keras.layers.Layer) -> dict[int, int]:
 
 def exchangeable(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     """List what can become variational in place: a layer, or its parts."""
-    form = COUNTERPARTS.get(computing_class(type(layer)))
-    if form is not None and issubclass(form, (LinearLayer, VDEmbedding)):
+    form = variational_form(layer)
+    if form is not None and issubclass(form, (LinearLayer, TableLayer)):
         return [layer]
     return [x for part in sublayers(layer) for x in exchangeable(part)]
 
@@ -155,7 +158,7 @@ def _exchange(layer: Any) -> None:
         # A config may have brought it as it is to become.
         if isinstance(part, VariationalLayer):
             continue
-        form: Any = COUNTERPARTS[computing_class(type(part))]
+        form: Any = variational_form(part)
         with change_class(part, form):
             part.become_variational(**arguments)
 

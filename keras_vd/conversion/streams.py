@@ -17,12 +17,11 @@ import numpy as np
 
 from keras_vd._backend.keras_internals import (
     Call,
-    computing_class,
     flatten_layers,
     graph_calls,
 )
 from keras_vd.conversion.folding import FoldingGraph, count_uses, merge
-from keras_vd.layers.base import COUNTERPARTS, VariationalLayer
+from keras_vd.layers.base import VariationalLayer, variational_form
 from keras_vd.rules.channelwise import (
     GlobalPoolingRule,
     IdentityRule,
@@ -303,8 +302,7 @@ def _symbolic(edges: list[_Edge]) -> list[tuple[Any, Call]]:
 def _has_kernel(operation: Any) -> bool:
     """Tell whether a layer, or one in it, has a variational form."""
     return isinstance(operation, keras.layers.Layer) and any(
-        isinstance(x, VariationalLayer)
-        or computing_class(type(x)) in COUNTERPARTS
+        isinstance(x, VariationalLayer) or variational_form(x) is not None
         for x in flatten_layers(operation)
     )
 

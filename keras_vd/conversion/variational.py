@@ -44,7 +44,11 @@ from keras_vd.conversion.report import (
     StreamRow,
 )
 from keras_vd.conversion.selection import Path, Selectors, select
-from keras_vd.layers.base import COUNTERPARTS, VariationalLayer
+from keras_vd.layers.base import (
+    COUNTERPARTS,
+    VariationalLayer,
+    variational_form,
+)
 from keras_vd.layers.structured import StructuredGate
 from keras_vd.posteriors.finding import variational_weights
 
@@ -242,8 +246,8 @@ def _convert(
         if id(layer) not in added:
             return None
         kind: Any = computing_class(type(layer))
-        config = {**kind.get_config(layer), **added[id(layer)]}
-        return COUNTERPARTS[kind], config
+        form: Any = variational_form(layer)
+        return form, {**kind.get_config(layer), **added[id(layer)]}
 
     model = written.model
     is_from_config = gates is None and keeps_class(model)
@@ -355,7 +359,7 @@ def _places(
     """
     path = (*inside, layer.name)
     is_whole = isinstance(layer, (VariationalLayer, StructuredGate))
-    if is_whole or computing_class(type(layer)) in COUNTERPARTS:
+    if is_whole or variational_form(layer) is not None:
         return {path: layer}
     found = {path: layer} if own_variables(layer) else {}
     for inner in sublayers(layer):
@@ -368,7 +372,7 @@ def _refusal(layer: keras.layers.Layer) -> str | None:
     if isinstance(layer, (VariationalLayer, StructuredGate)):
         return "variational already"
     kind = type(layer)
-    if computing_class(kind) not in COUNTERPARTS:
+    if variational_form(layer) is None:
         known = [x for x in kind.__mro__ if x in COUNTERPARTS]
         if known:
             changed = ", ".join(f"`{x}`" for x in overridden(kind, known[0]))
@@ -455,11 +459,11 @@ def _report(
     rows: dict[int, ConversionRow] = {}
     for path, layer in places.items():
         reason = reasons[id(layer)]
-        cls = type(layer)
+        form: Any = None if reason else variational_form(layer)
         row = ConversionRow(
             "/".join(path[1:]) or layer.name,
-            cls.__name__,
-            None if reason else COUNTERPARTS[computing_class(cls)].__name__,
+            type(layer).__name__,
+            form and form.__name__,
             reason,
             layer.count_params(),
             () if reason else (groups or {}).get(id(layer), ()),

@@ -3,6 +3,9 @@
 The former are named `VD` plus the Keras name.
 """
 
+import importlib
+from typing import Any
+
 import keras
 
 from keras_vd.layers.attention import (
@@ -63,3 +66,30 @@ if hasattr(keras.layers, "ReversibleEmbedding"):
     )
 
     __all__ += ["VDReversibleEmbedding"]
+
+# Imported when it is first named, which a star import does not: KerasHub is
+# optional, and takes seconds.
+_LATER = {"VDPositionEmbedding": "keras_vd.layers.position_embedding"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(importlib.import_module(_LATER[name]), name)
+    raise AttributeError(f"module 'keras_vd.layers' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})
+
+
+class _VDPositionEmbeddingOfFiles:
+    """What files find under the name of the layer, until that is imported."""
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Any:
+        return __getattr__("VDPositionEmbedding").from_config(config)
+
+
+keras.saving.get_custom_objects().setdefault(
+    "keras_vd>VDPositionEmbedding", _VDPositionEmbeddingOfFiles
+)

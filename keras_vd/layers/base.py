@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +13,7 @@ import keras
 from keras import ops
 
 from keras_vd import posteriors
-from keras_vd._backend.keras_internals import sublayers
+from keras_vd._backend.keras_internals import computing_class, sublayers
 from keras_vd._backend.types import Tensor
 from keras_vd._backend.validation import check_choices, refuse_rematerialization
 from keras_vd.posteriors.binding import Axes, Binding, Group
@@ -287,6 +289,17 @@ class LinearLayer(VariationalLayer):
         if self.activation is not None:
             outputs = self.activation(outputs)
         return outputs
+
+
+def variational_form(layer: keras.layers.Layer) -> type | None:
+    """Return the class that `to_variational` makes of a layer, if there is one.
+
+    A subclass that only adapts the constructor counts as what it extends.
+    """
+    # KerasHub is optional: what extends its layers waits until it is loaded.
+    if sys.modules.get("keras_hub"):
+        importlib.import_module("keras_vd.layers.position_embedding")
+    return COUNTERPARTS.get(computing_class(type(layer)))
 
 
 def along_axes(shape: Sequence[int], axes: Sequence[int]) -> Expansion:

@@ -12,8 +12,30 @@ from keras_vd.layers.base import Expansion, VariationalLayer, along_axes
 from keras_vd.posteriors.binding import Axes
 
 
+class TableLayer(VariationalLayer):
+    """Mixin of layers with a table of vectors, which are drawn once per call.
+
+    The first kind of groups has a multiplier for each vector, the second one
+    for each entry of the vectors.
+    """
+
+    def _add_posteriors(self, *arguments: Any) -> None:
+        super()._add_posteriors(*arguments)
+        self._refuse_input_noise()
+
+    def _kernel_axes(self, weight: str) -> Axes:
+        return Axes(inputs=(0,), outputs=(1,))
+
+    def _expansions(self, weight: str) -> dict[str, Expansion]:
+        shape = getattr(self, weight).shape
+        return {
+            group: along_axes(shape, (self._available_groups.index(group),))
+            for group in self.group_names
+        }
+
+
 @keras.saving.register_keras_serializable(package="keras_vd")
-class VDEmbedding(VariationalLayer, keras.layers.Embedding):
+class VDEmbedding(TableLayer, keras.layers.Embedding):
     """`keras.layers.Embedding` with a posterior over its vectors.
 
     Training looks up one sample of all vectors, drawn at each call: a token
@@ -67,23 +89,9 @@ class VDEmbedding(VariationalLayer, keras.layers.Embedding):
             is_listed = isinstance(weights, list) and len(weights) == 1
             self.embeddings.assign(weights[0] if is_listed else weights)
 
-    def _add_posteriors(self, *arguments: Any) -> None:
-        super()._add_posteriors(*arguments)
-        self._refuse_input_noise()
-
     def build(self, input_shape: Any = None) -> None:
         if not self.built:
             super().build(input_shape)
-
-    def _kernel_axes(self, weight: str) -> Axes:
-        return Axes(inputs=(0,), outputs=(1,))
-
-    def _expansions(self, weight: str) -> dict[str, Expansion]:
-        axes = {"vocabulary": (0,), "features": (1,)}
-        shape = self.embeddings.shape
-        return {
-            group: along_axes(shape, axes[group]) for group in self.group_names
-        }
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         inputs = ops.convert_to_tensor(inputs)

@@ -11,7 +11,6 @@ from keras_vd._backend.keras_internals import set_mask
 from keras_vd._backend.types import Tensor
 from keras_vd.layers.base import Expansion
 from keras_vd.layers.embedding import VDEmbedding
-from keras_vd.posteriors.binding import Axes
 
 
 @keras.saving.register_keras_serializable(package="keras_vd")
@@ -67,9 +66,6 @@ class VDReversibleEmbedding(VDEmbedding, keras.layers.ReversibleEmbedding):
     def _expansions(self, weight: str) -> dict[str, Expansion]:
         is_table = weight == "embeddings"
         return super()._expansions(weight) if is_table else {}
-
-    def _kernel_axes(self, weight: str) -> Axes:
-        return Axes(inputs=(0,), outputs=(1,))
 
     def call(  # type: ignore[override]
         self,
