@@ -21,7 +21,7 @@ FILES = sorted((pathlib.Path(__file__).parent / "files").glob("*/*.keras"))
 
 def test_there_is_a_file_of_every_layer_and_posterior():
     names = {file.stem for file in FILES}
-    assert set(keras_vd.layers.__all__) <= names
+    assert {*keras_vd.layers.__all__, *keras_vd.layers._LATER} <= names
     kinds = keras_vd.posteriors._NAMES.values()
     assert {kind.__name__ for kind in kinds} <= names
 
@@ -35,6 +35,8 @@ def version(text):
     "file", FILES, ids=lambda file: f"{file.parent.name}-{file.stem}"
 )
 def test_a_file_loads_and_computes_the_same(file):
+    if file.stem == "VDPositionEmbedding":
+        pytest.importorskip("keras_hub", exc_type=ImportError)
     with zipfile.ZipFile(file) as archive:
         written_by = json.loads(archive.read("metadata.json"))["keras_version"]
     if version(written_by) > version(keras.__version__):

@@ -10,6 +10,7 @@ its own, and a release that changes what is saved a new folder.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -81,6 +82,11 @@ if "VDReversibleEmbedding" in layers.__all__:
         (5,),
         one(layers.VDReversibleEmbedding, 7, 3, tie_weights=False),
     )
+if importlib.util.find_spec("keras_hub"):
+    LAYERS["VDPositionEmbedding"] = (
+        (4, 3),
+        one(layers.VDPositionEmbedding, 6, groups=("positions",)),
+    )
 POSTERIORS: dict[str, Any] = {
     "VD": posteriors.VD(share="unit", noise="input"),
     "SparseVD": posteriors.SparseVD(
@@ -142,7 +148,8 @@ def main() -> None:
     folder = parser.parse_args().folder / keras_vd.__version__
     folder.mkdir(parents=True, exist_ok=True)
     kinds = {kind.__name__ for kind in posteriors._NAMES.values()}
-    missing = (set(layers.__all__) | kinds) - {*LAYERS, *POSTERIORS}
+    known = {*layers.__all__, *layers._LATER}
+    missing = (known | kinds) - {*LAYERS, *POSTERIORS}
     if missing:
         raise SystemExit(f"error: add an example of {sorted(missing)} here")
     models = {name: (shape, make) for name, (shape, make) in LAYERS.items()}

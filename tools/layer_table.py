@@ -25,6 +25,9 @@ is dead pass; layers that are not listed are kept whole. *Factors*: whether
 pass on to the layers after it. *MACs*: whether its multiplications are counted.
 This page is written by `python -m tools.layer_table docs/layers.md`.
 
+`PositionEmbedding` of KerasHub becomes `VDPositionEmbedding`, whose groups are
+`"positions"` and `"features"`: it is there where KerasHub is installed.
+
 """
 HEADER = (
     *("Keras layer", "variational form", "groups"),

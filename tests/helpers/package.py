@@ -1,15 +1,23 @@
-"""The modules of the package that can be imported with this Keras."""
+"""The modules of the package that can be imported here."""
 
+import importlib.util
 import pkgutil
 
 import keras
 
 import keras_vd
 
-_NEEDS = {"keras_vd.layers.reversible_embedding": "ReversibleEmbedding"}
+_IS_POSSIBLE = {
+    "keras_vd.layers.reversible_embedding": hasattr(
+        keras.layers, "ReversibleEmbedding"
+    ),
+    "keras_vd.layers.position_embedding": bool(
+        importlib.util.find_spec("keras_hub")
+    ),
+}
 
 MODULES = [
     module.name
     for module in pkgutil.walk_packages(keras_vd.__path__, "keras_vd.")
-    if hasattr(keras.layers, _NEEDS.get(module.name, "Layer"))
+    if _IS_POSSIBLE.get(module.name, True)
 ]

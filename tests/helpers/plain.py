@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from typing import Any
 
@@ -12,11 +13,14 @@ from tests.helpers.arrays import to_numpy
 
 
 def plain_class(layer_class: type) -> type:
-    """The Keras layer that a variational layer stands for."""
+    """The layer of Keras, or KerasHub, that a variational layer stands for."""
     name = layer_class.__name__.removeprefix("VD")
     # Exported under another name than that of its class.
     if name == "GroupedQueryAttention":
         name = "GroupQueryAttention"
+    if name == "PositionEmbedding":
+        keras_hub: Any = importlib.import_module("keras_hub")
+        return keras_hub.layers.PositionEmbedding
     return getattr(keras.layers, name)
 
 
