@@ -94,7 +94,7 @@ def try_network(network: networks.Network) -> dict[str, Any]:
     expected = predict(model, inputs)
     variational = keras_vd.to_variational(model, verbose=0)
     weights = keras_vd.variational_weights(variational)
-    kernels = sum(size_of(x) for x in model.weights if len(x.shape) > 1)
+    kernels = sum(size_of(x) for x in model.weights if is_kernel(x))
     result["converted"] = sum(size_of(x.theta) for x in weights) / kernels
     result["difference"] = difference(predict(variational, inputs), expected)
     result["kl"] = train(variational, inputs, expected)
@@ -106,6 +106,11 @@ def try_network(network: networks.Network) -> dict[str, Any]:
     result |= shrink(network, model, inputs)
     result["seconds"] = time.perf_counter() - start
     return result
+
+
+def is_kernel(variable: keras.Variable) -> bool:
+    # Biases of attention have an axis for the heads.
+    return len(variable.shape) > 1 and variable.name != "bias"
 
 
 def randomize(model: keras.Model) -> None:
