@@ -1,19 +1,27 @@
 """The modules of the package that can be imported here."""
 
-import importlib.util
+import importlib
 import pkgutil
 
 import keras
 
 import keras_vd
 
+
+def _has_keras_hub() -> bool:
+    try:
+        importlib.import_module("keras_hub")
+    # It may be there and need a newer Keras.
+    except ImportError:
+        return False
+    return True
+
+
 _IS_POSSIBLE = {
     "keras_vd.layers.reversible_embedding": hasattr(
         keras.layers, "ReversibleEmbedding"
     ),
-    "keras_vd.layers.position_embedding": bool(
-        importlib.util.find_spec("keras_hub")
-    ),
+    "keras_vd.layers.position_embedding": _has_keras_hub(),
 }
 
 MODULES = [
