@@ -37,7 +37,7 @@ RUNTIMES = [
     "onnxruntime>=1.31",
     "tf2onnx>=1.17",
 ]
-HUB = ["keras-hub>=0.25"]
+HUB = ["keras-hub>=0.26"]  # the first one with embeddings of Keras
 TENSORBOARD = ["tensorboard>=2.16"]
 TFP = ["tensorflow-probability[tf]>=0.25"]
 
