@@ -5,10 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-import keras_hub
 
 from keras_vd._backend.types import Tensor
 from keras_vd.layers.embedding import TableLayer
+
+try:
+    import keras_hub
+except ImportError as error:
+    raise ImportError(
+        "`VDPositionEmbedding` needs KerasHub: `pip install keras-vd[hub]`. "
+        f"Python says: {error}"
+    ) from error
 
 
 @keras.saving.register_keras_serializable(package="keras_vd")

@@ -252,3 +252,25 @@ print(json.dumps(keras.ops.convert_to_numpy(weight.theta).tolist()))
     found = json.loads(result.stdout.splitlines()[-1])
     (weight,) = keras_vd.variational_weights(model)
     assert_equal(np.array(found, "float32"), weight.theta)
+
+
+@pytest.mark.integration
+def test_files_without_kerashub(tmp_path):
+    """The error says what is missing, and how to get it."""
+    PLAIN.model(PLAIN.make()).save(tmp_path / "model.keras")
+    code = """
+import sys
+import keras
+import keras_vd
+sys.modules["keras_hub"] = None
+for attempt in (
+    lambda: keras_vd.layers.VDPositionEmbedding,
+    lambda: keras.models.load_model(sys.argv[1]),
+):
+    try:
+        attempt()
+    except ImportError as error:
+        print(error)
+"""
+    result = run_python(code, str(tmp_path / "model.keras"))
+    assert result.stdout.count("pip install keras-vd[hub]") == 2, result.stderr
