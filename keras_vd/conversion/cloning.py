@@ -335,7 +335,7 @@ class Cloner:
             if type(old) is type(new):
                 _copy_what_was_adapted(old, new)
             pending += self._pairs_below(old, new)
-        _copy_trainable(pairs)
+        copy_trainable(pairs)
 
     def _pairs_below(self, old: Any, new: Any) -> list[tuple[Any, Any]]:
         """Pair the layers that `old` owns with their counterparts in `new`."""
@@ -453,7 +453,7 @@ def _copy_what_was_adapted(old: Any, new: Any) -> None:
             new.load_assets(folder)
 
 
-def _copy_trainable(pairs: list[tuple[Any, Any]]) -> None:
+def copy_trainable(pairs: list[tuple[Any, Any]]) -> None:
     """Copy `trainable` until every pair of layers agrees.
 
     Several passes may be needed: setting it on a layer also sets it on all

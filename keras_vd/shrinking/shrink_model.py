@@ -24,6 +24,7 @@ from keras_vd.conversion.functional import Written, written_out
 from keras_vd.rules.costs import count_macs
 from keras_vd.rules.graph import read_graph
 from keras_vd.shrinking.analysis import Plan, make_plan
+from keras_vd.shrinking.by_config import resize_unknown
 from keras_vd.shrinking.reasons import find_reasons, full_name
 from keras_vd.shrinking.rebuild import rebuild
 from keras_vd.shrinking.report import LayerRow, ShrinkReport, ZeroedRow
@@ -165,6 +166,7 @@ def _removed(
     """Remove what has no effect at all."""
     graph = read_graph(functional_part(model))
     plan = make_plan(graph, gather_inputs, round_to=round_to)
+    resize_unknown(plan)
     if plan.is_unchanged:
         smaller, layers = copy_model(model), None
     else:

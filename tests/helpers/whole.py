@@ -1,0 +1,134 @@
+"""Layers made of layers that cannot be written out.
+
+They read the number of examples, which is None when a model is written out.
+"""
+
+import keras
+from keras import layers, ops
+
+
+def registered(cls):
+    return keras.saving.register_keras_serializable("tests_whole")(cls)
+
+
+class Whole(layers.Layer):
+    """Keeps its arguments for its config."""
+
+    def __init__(self, **arguments):
+        names = {"name", "trainable", "dtype"}
+        own = {k: v for k, v in arguments.items() if k not in names}
+        super().__init__(**{k: arguments[k] for k in names & set(arguments)})
+        self.arguments = own
+
+    def get_config(self):
+        return {**super().get_config(), **self.arguments}
+
+    def ones(self, x):
+        """Ones for each example, which ties the layer to known shapes."""
+        return ops.ones((ops.shape(x)[0], 1, 1))
+
+
+@registered
+class Feedforward(Whole):
+    """`x + out(relu(inner(x)))`; with a gate, `inner(x) * sigmoid(gate(x))`."""
+
+    def __init__(
+        self, units, activation="relu", is_gated=False, use_bias=True, **kwargs
+    ):
+        super().__init__(
+            units=units,
+            activation=activation,
+            is_gated=is_gated,
+            use_bias=use_bias,
+            **kwargs,
+        )
+        options = {"use_bias": use_bias}
+        self.inner = layers.Dense(units, activation, name="inner", **options)
+        if is_gated:
+            self.gate = layers.Dense(units, "sigmoid", name="gate", **options)
+
+    def build(self, shape):
+        self.out = layers.Dense(shape[-1], name="out")
+        self.inner.build(shape)
+        if self.arguments["is_gated"]:
+            self.gate.build(shape)
+        self.out.build((*shape[:-1], self.arguments["units"]))
+
+    def call(self, x):
+        hidden = self.inner(x)
+        if self.arguments["is_gated"]:
+            hidden = hidden * self.gate(x)
+        return self.ones(x) * x + self.out(hidden)
+
+
+@registered
+class Attention(Whole):
+    """Causal attention, written with operations; query heads are in groups.
+
+    Args:
+        heads: Number of heads of the queries.
+        groups: Number of heads of keys and values.
+        dims: Size of a head; None for the width divided by the heads.
+    """
+
+    def __init__(self, heads, groups, dims=None, **kwargs):
+        super().__init__(heads=heads, groups=groups, dims=dims, **kwargs)
+        self.heads, self.groups = heads, groups
+
+    def build(self, shape):
+        width = shape[-1]
+        self.dims = self.arguments["dims"] or width // self.heads
+        sizes = {"query": self.heads, "key": self.groups, "value": self.groups}
+        self.projections = {
+            name: layers.Dense(n * self.dims, name=name)
+            for name, n in sizes.items()
+        }
+        for layer in self.projections.values():
+            layer.build(shape)
+        self.out = layers.Dense(width, name="out")
+        self.out.build((*shape[:-1], self.heads * self.dims))
+
+    def call(self, x):
+        batch, length = ops.shape(x)[:2]
+        per_group = self.heads // self.groups
+        query, key, value = (
+            ops.reshape(layer(x), (batch, length, -1, self.dims))
+            for layer in self.projections.values()
+        )
+        key, value = (ops.repeat(x, per_group, axis=2) for x in (key, value))
+        scores = ops.einsum("bqhd,bkhd->bhqk", query, key) / self.dims**0.5
+        causal = ops.tril(ops.ones((batch, 1, length, length)))
+        weights = ops.softmax(ops.where(causal > 0, scores, -1e9))
+        mixed = ops.einsum("bhqk,bkhd->bqhd", weights, value)
+        mixed = ops.reshape(mixed, (batch, length, self.heads * self.dims))
+        return x + self.out(mixed)
+
+
+@registered
+class Positions(Whole):
+    """Adds a vector for each place, out of tables of `length` rows."""
+
+    def __init__(self, length, **kwargs):
+        super().__init__(length=length, **kwargs)
+
+    def build(self, shape):
+        self.tables = [
+            layers.Embedding(self.arguments["length"], shape[-1], name=name)
+            for name in ("one", "two")
+        ]
+        for table in self.tables:
+            table.build()
+
+    def call(self, x):
+        places = ops.arange(ops.shape(x)[1])
+        one, two = (table(places) for table in self.tables)
+        return self.ones(x) * x + one * two
+
+
+def model_of(*stack, width=6):
+    """A Functional model of layers that read `(batch, length, width)`."""
+    inputs = keras.Input((None, width))
+    outputs = inputs
+    for layer in stack:
+        outputs = layer(outputs)
+    return keras.Model(inputs, outputs)
