@@ -57,6 +57,10 @@ def read_by(call: Call, tensor: Any) -> Read:
     return id(tensor), id(call.outputs[0])
 
 
+class NotRebuiltError(ValueError):
+    """A class makes no equal layer from a config; the message says which."""
+
+
 class Cloner:
     """Clones of the layers and operations of a model, one of each.
 
@@ -190,8 +194,8 @@ class Cloner:
                 if "name" in config:
                     config["name"] = name
                 made = _from_config(cls, config)
-            except (NotImplementedError, TypeError) as error:
-                raise ValueError(
+            except (AttributeError, NotImplementedError, TypeError) as error:
+                raise NotRebuiltError(
                     f"Layer '{source.name}' cannot be rebuilt. Its class, "
                     f"{cls.__name__}, needs a `get_config` that returns all "
                     f"arguments of its constructor. Keras says: {error}"
@@ -379,9 +383,16 @@ def model_like(model: Any, inputs: Any, outputs: Any, name: str) -> keras.Model:
     return made
 
 
-def copy_model(model: keras.Model) -> keras.Model:
-    """Return an equal model that shares nothing with `model`, not compiled."""
-    cloner = Cloner(model)
+def copy_model(
+    model: keras.Model, keeps_class: Callable[[Any], bool] = lambda model: False
+) -> keras.Model:
+    """Return an equal model that shares nothing with `model`, not compiled.
+
+    Args:
+        model: The model.
+        keeps_class: As of `Cloner`.
+    """
+    cloner = Cloner(model, keeps_class=keeps_class)
     copy: keras.Model = cloner.clone(model)
     cloner.copy_values(model)
     return copy

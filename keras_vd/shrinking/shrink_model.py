@@ -18,17 +18,19 @@ from keras_vd._backend.validation import (
     check_number,
     check_plain_model,
 )
-from keras_vd.conversion.cloning import copy_model
+from keras_vd.conversion.cloning import NotRebuiltError, copy_model
 from keras_vd.conversion.fine_tuning import refreeze_zeros
 from keras_vd.conversion.functional import Written, written_out
+from keras_vd.conversion.in_place import keeps_class
 from keras_vd.rules.costs import count_macs
 from keras_vd.rules.graph import read_graph
 from keras_vd.shrinking.analysis import Plan, make_plan
-from keras_vd.shrinking.by_config import resize_unknown
+from keras_vd.shrinking.by_config import resize_unknown, resized
 from keras_vd.shrinking.reasons import find_reasons, full_name
 from keras_vd.shrinking.rebuild import rebuild
 from keras_vd.shrinking.report import LayerRow, ShrinkReport, ZeroedRow
-from keras_vd.shrinking.zeroing import difference_of, with_zeros
+from keras_vd.shrinking.searching import StaysWholeError
+from keras_vd.shrinking.zeroing import difference_of, set_to_zero
 
 
 @overload
@@ -107,21 +109,84 @@ def shrink(
     tolerance = check_number("tolerance", tolerance, 0.0)
     round_to = check_integer("round_to", round_to, 1)
     check_plain_model(model)
-    with written_out(model, flat=_shares_with_nested(model)) as written:
-        original = _checked(written)
-        sparser, zeroed = original, tuple[ZeroedRow, ...]()
-        if tolerance:
-            sparser, zeroed = with_zeros(original, tolerance)
-        smaller, report = _removed(sparser, gather_inputs, round_to)
-        report = dataclasses.replace(
-            report,
-            tolerance=tolerance,
-            zeroed=zeroed,
-            difference=difference_of(original, smaller) if zeroed else None,
+    try:
+        smaller, report = _shrunk(model, gather_inputs, tolerance, round_to)
+    except NotRebuiltError as error:
+        if not keeps_class(model):
+            raise
+        smaller, report = _shrunk_as_a_whole(
+            model, tolerance, round_to, str(error)
         )
     if verbose:
         print(str(report))
     return (smaller, report) if return_report else smaller
+
+
+def _shrunk(
+    model: keras.Model,
+    gather_inputs: bool | None,
+    tolerance: float,
+    round_to: int,
+) -> tuple[keras.Model, ShrinkReport]:
+    """Shrink a model layer by layer."""
+    with written_out(model, flat=_shares_with_nested(model)) as written:
+        original = _checked(written)
+        sparser, zeroed = original, tuple[ZeroedRow, ...]()
+        if tolerance:
+            sparser = copy_model(original)
+            zeroed = set_to_zero(sparser, tolerance)
+        smaller, report = _removed(sparser, gather_inputs, round_to)
+        return smaller, _with_zeroed(
+            report, tolerance, zeroed, original, smaller
+        )
+
+
+def _shrunk_as_a_whole(
+    model: keras.Model, tolerance: float, round_to: int, error: str
+) -> tuple[keras.Model, ShrinkReport]:
+    """Shrink a model by the numbers in its own config.
+
+    Args:
+        model: The model.
+        tolerance: As in `shrink`.
+        round_to: Likewise.
+        error: Why a layer cannot be rebuilt.
+    """
+    sparser = copy_model(model, keeps_class)
+    zeroed = set_to_zero(sparser, tolerance) if tolerance else ()
+    reason = f"the model is only rebuilt from its own config. {error}"
+    try:
+        smaller, layers = resized(sparser, round_to)
+    except StaysWholeError as stays:
+        smaller, layers = sparser, None
+        reason = f"{reason} In that, {stays}."
+    graph = read_graph(functional_part(sparser))
+    whole = {id(node.operation): reason for node in graph.nodes}
+    plan = make_plan(graph, False, whole, round_to=round_to)
+    report = _report(plan, sparser, smaller, layers)
+    shrunk = {x.name for x in report.rows if x.kept_parameters < x.parameters}
+    report = dataclasses.replace(
+        report,
+        kept_whole={
+            k: v for k, v in report.kept_whole.items() if k not in shrunk
+        },
+    )
+    return smaller, _with_zeroed(report, tolerance, zeroed, model, smaller)
+
+
+def _with_zeroed(
+    report: ShrinkReport,
+    tolerance: float,
+    zeroed: tuple[ZeroedRow, ...],
+    original: keras.Model,
+    smaller: keras.Model,
+) -> ShrinkReport:
+    return dataclasses.replace(
+        report,
+        tolerance=tolerance,
+        zeroed=zeroed,
+        difference=difference_of(original, smaller) if zeroed else None,
+    )
 
 
 def _shares_with_nested(model: keras.Model) -> bool:

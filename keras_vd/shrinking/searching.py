@@ -1,0 +1,400 @@
+"""Search for the numbers of a config that can be smaller.
+
+Which of them counts what is found by trying, and so is what is dead: zeros in
+the weights say what may be, and random numbers in the place of other weights
+say what is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import warnings
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_vd._backend.keras_internals import sublayers
+from keras_vd.conversion.cloning import Cloner
+from keras_vd.rules.graph import GraphTensor
+from keras_vd.rules.rule import config_of
+
+# Sizes of open axes with which a layer is tried, in this order.
+_SIZES = (7, 16, 3, 64, 1)
+# Differences of this share of the largest output are rounding, ...
+_TOLERANCE = 1e-5
+# ... but these where only terms change that are multiplied by zero.
+_NOTHING = 1e-7
+
+Config = dict[str, Any]
+Arrays = list[np.ndarray]
+# Positions of weights in a layer, each with an axis.
+Axes = tuple[tuple[int, int], ...]
+# Positional and keyword arguments of a call.
+Arguments = tuple[Any, Any]
+
+
+class StaysWholeError(Exception):
+    """A layer cannot be rebuilt smaller; the message says why."""
+
+
+def smaller_config(
+    layer: Any, calls: list[Arguments], round_to: int
+) -> tuple[Config, Arrays]:
+    """Return a config with smaller numbers, and the weights for it.
+
+    Args:
+        layer: A layer or model; not changed.
+        calls: Arguments with which it is called, tensors of a graph in them.
+        round_to: As in `shrink`.
+
+    Raises:
+        StaysWholeError: if there is no such config.
+    """
+    values = [np.array(ops.convert_to_numpy(x)) for x in layer.weights]
+    with warnings.catch_warnings():
+        # Keras gave them when the original was built.
+        warnings.simplefilter("ignore")
+        search = _Search(layer, values, calls, round_to)
+        search.run()
+    if not search.changed:
+        raise StaysWholeError(
+            "no number in its config leaves out just what is zero in it"
+        )
+    return {**config_of(layer), **search.changed}, search.values
+
+
+def has_zeros(layer: Any) -> bool:
+    """Tell whether a kernel is all zero for some index of an axis."""
+    for weight in layer.weights:
+        is_zero = ops.convert_to_numpy(weight) == 0
+        axes = range(is_zero.ndim)
+        if is_zero.ndim > 1 and any(
+            is_zero.all(axis=tuple(x for x in axes if x != axis)).any()
+            for axis in axes
+        ):
+            return True
+    return False
+
+
+@dataclasses.dataclass(frozen=True)
+class _Units:
+    """What numbers of a config count: hidden units, say, or heads.
+
+    Attributes:
+        entries: Names of the numbers in the config.
+        count: Number of units.
+        parts: Where they lie: weights, each with an axis on which the entries
+            of a unit are next to each other. Parts are blocks, for example,
+            each of which has as many units of its own.
+    """
+
+    entries: tuple[str, ...]
+    count: int
+    parts: tuple[Axes, ...]
+
+    def of(self, values: Arrays, index: int, axis: int) -> np.ndarray:
+        """Return a view of a weight, `(units, entries of one, ...)`."""
+        moved = np.moveaxis(values[index], axis, 0)
+        return moved.reshape(self.count, -1, *moved.shape[1:])
+
+    def block(self, values: Arrays, index: int, axis: int) -> int:
+        """Return the number of entries of a unit along an axis."""
+        return int(values[index].shape[axis] // self.count)
+
+
+class _Search:
+    """The search, as far as it has come.
+
+    Attributes:
+        config: The config that has been found.
+        values: The values of the weights that go with it.
+        changed: What of the config is not as it was.
+        twin: A layer with this config.
+        expected: What the layer returns.
+    """
+
+    def __init__(
+        self, layer: Any, values: Arrays, calls: list[Arguments], round_to: int
+    ) -> None:
+        self.layer = layer
+        self.values = values
+        self.round_to = round_to
+        self.changed: Config = {}
+        self.generator = np.random.default_rng(0)
+        try:
+            self.config = config_of(layer)
+            is_half = layer.compute_dtype in ("float16", "bfloat16")
+            if is_half:
+                # The precision that tells rounding from a difference.
+                self.config["dtype"] = "float32"
+            self.calls, found = self._called(calls)
+            self.twin = self._made(self.config)
+            self.expected = self._outputs(self.twin, values)
+        # A user's code may raise anything.
+        except Exception as error:
+            text, *_ = str(error).strip().splitlines() or [""]
+            raise StaysWholeError(
+                "it cannot be rebuilt from its config and called on random "
+                f"inputs ({type(error).__name__}: {text})"
+            ) from error
+        if not _alike(found, self.expected, 0.05 if is_half else _TOLERANCE):
+            raise StaysWholeError(
+                "it computes something else when it is rebuilt from its config"
+            )
+
+    def _called(self, calls: list[Arguments]) -> tuple[list[Arguments], Arrays]:
+        """Return arguments for all calls, and what the layer returns."""
+        for size in _SIZES:
+            drawn = [
+                keras.tree.map_structure(
+                    lambda x, size=size: self._drawn(x, size), call
+                )
+                for call in calls
+            ]
+            try:
+                with keras.StatelessScope():
+                    return drawn, _call(self.layer, drawn)
+            except Exception:
+                if size == _SIZES[-1]:
+                    raise
+        raise AssertionError
+
+    def _drawn(self, value: Any, size: int) -> Any:
+        """Draw an array in place of a tensor of a graph."""
+        if not isinstance(value, (GraphTensor, keras.KerasTensor)):
+            return value
+        sizes = [
+            n or (size if axis else 2) for axis, n in enumerate(value.shape)
+        ]
+        is_real = keras.backend.is_float_dtype(value.dtype)
+        drawn = (
+            self.generator.standard_normal(sizes)
+            if is_real
+            else self.generator.integers(0, 2, sizes)
+        )
+        return ops.convert_to_tensor(drawn, dtype=value.dtype)
+
+    def _made(self, config: Config) -> Any:
+        cls, name = type(self.layer), self.layer.name
+        return Cloner(self.layer).make(cls, dict(config), self.layer, name)
+
+    def _outputs(self, layer: Any, values: Arrays) -> Arrays:
+        if not layer.built or not layer.weights:
+            _call(layer, self.calls)
+        layer.set_weights(values)
+        return _call(layer, self.calls)
+
+    def _changes(
+        self, layer: Any, values: Arrays, tolerance: float = _TOLERANCE
+    ) -> bool:
+        found = self._outputs(layer, values)
+        return not _alike(found, self.expected, tolerance)
+
+    def run(self) -> None:
+        """Make numbers smaller, one by one, as far as that changes nothing.
+
+        Pairs come first: heads of queries and of keys, in groups.
+        """
+        numbers = {
+            key: value
+            for key, value in self.config.items()
+            if type(value) is int and value > 1
+        }
+        tried = {name: self._lost((name,)) for name in numbers}
+        sizes = [name for name, (lost, _) in tried.items() if lost]
+        for pair in itertools.combinations(sizes, 2):
+            few, many = sorted(numbers[x] for x in pair)
+            alone = all(tried[x][1] for x in pair)
+            if many % few == 0 and not alone:
+                self._remove(pair)
+        for name in sizes:
+            self._remove((name,))
+
+    def _lost(
+        self, entries: tuple[str, ...]
+    ) -> tuple[dict[tuple[int, int], float], bool]:
+        """Return what share of axes goes with one of what numbers count.
+
+        Returns:
+            The shares by weights and axes, and whether the layer still works.
+        """
+        count = math.gcd(*(self.config[x] for x in entries))
+        fewer = {x: self.config[x] // count * (count - 1) for x in entries}
+        try:
+            made = self._made({**self.config, **fewer})
+        except Exception:
+            return {}, False
+        works = True
+        try:
+            _call(made, self.calls)
+        except Exception:
+            works = False
+        shapes = [tuple(x.shape) for x in made.weights]
+        if [len(x) for x in shapes] != [x.ndim for x in self.values]:
+            return {}, False
+        return {
+            (index, axis): 1.0 - new / size
+            for index, value in enumerate(self.values)
+            for axis, (size, new) in enumerate(
+                zip(value.shape, shapes[index], strict=True)
+            )
+            if size != new
+        }, works
+
+    def _units(self, entries: tuple[str, ...]) -> _Units | None:
+        """Return what some numbers count; None if there is no such thing."""
+        lost, works = self._lost(entries)
+        counts = {round(1.0 / share, 6) for share in lost.values()}
+        kernels = {i for i, _ in lost if self.values[i].ndim > 1}
+        # One kernel makes what a unit is, and another one reads it.
+        if not works or len(counts) != 1 or len(kernels) < 2:
+            return None
+        (count,) = counts
+        if count < 2 or count != int(count):
+            return None
+        parts = self._parts(self.layer, tuple(lost))
+        return _Units(entries, int(count), tuple(parts))
+
+    def _parts(self, layer: Any, axes: Axes) -> list[Axes]:
+        """Split axes into those of blocks that have units of their own."""
+        positions = {id(x): i for i, x in enumerate(self.layer.weights)}
+        inside = []
+        for below in dict.fromkeys(sublayers(layer)):
+            own = {positions[id(x)] for x in below.weights}
+            within = tuple(x for x in axes if x[0] in own)
+            kernels = {i for i, _ in within if self.values[i].ndim > 1}
+            if len(kernels) == 1:
+                return [axes]
+            if within:
+                inside.append((below, within))
+        if sorted(x for _, within in inside for x in within) != sorted(axes):
+            return [axes]
+        return [
+            part for below, own in inside for part in self._parts(below, own)
+        ]
+
+    def _remove(self, entries: tuple[str, ...]) -> None:
+        """Remove dead units, if the layer then computes what it did."""
+        units = self._units(entries)
+        if units is None:
+            return
+        kept = self._kept(units)
+        number = int(kept[0].sum())
+        sizes = [self.config[x] * number for x in entries]
+        if number == units.count or any(x % units.count for x in sizes):
+            return
+        fewer = {
+            x: size // units.count
+            for x, size in zip(entries, sizes, strict=True)
+        }
+        config, values = {**self.config, **fewer}, list(self.values)
+        for part, keep in zip(units.parts, kept, strict=True):
+            for index, axis in part:
+                block = units.block(self.values, index, axis)
+                values[index] = np.compress(
+                    np.repeat(keep, block), values[index], axis
+                )
+        try:
+            made = self._made(config)
+            is_other = self._changes(made, values)
+        except Exception:
+            return
+        if not is_other:
+            self.config, self.values, self.twin = config, values, made
+            self.changed |= fewer
+
+    def _kept(self, units: _Units) -> list[np.ndarray]:
+        """Return which units of each part stay, `(units,)`; the same number."""
+        kept = [self._alive(units, part) for part in units.parts]
+        number = self._rounded(units, max(1, *(int(x.sum()) for x in kept)))
+        for keep in kept:
+            missing = number - int(keep.sum())
+            keep[np.flatnonzero(~keep)[:missing]] = True
+        return kept
+
+    def _rounded(self, units: _Units, number: int) -> int:
+        """Round a number of units up; only a last axis is one of outputs."""
+        blocks = [
+            units.block(self.values, index, axis)
+            for part in units.parts
+            for index, axis in part
+            if axis == self.values[index].ndim - 1
+        ]
+        while any(number * x % self.round_to for x in blocks):
+            number += 1
+        return min(number, units.count)
+
+    def _alive(self, units: _Units, part: Axes) -> np.ndarray:
+        """Return which units of a part are not dead, `(units,)`."""
+        views = [units.of(self.values, *at) for at in part]
+        # (units, axes)
+        is_zero = np.stack(
+            [~x.reshape(units.count, -1).any(axis=1) for x in views], axis=1
+        )
+        is_kernel = [self.values[index].ndim > 1 for index, _ in part]
+        alive = np.ones(units.count, bool)
+        for pattern in np.unique(is_zero, axis=0):
+            which = (is_zero == pattern).all(axis=1)
+            if pattern[is_kernel].any() and self._are_dead(
+                units, part, which, pattern
+            ):
+                alive &= ~which
+        return alive
+
+    def _are_dead(
+        self, units: _Units, part: Axes, which: np.ndarray, pattern: np.ndarray
+    ) -> bool:
+        """Tell whether units with the same zeros change nothing.
+
+        They do not if their other weights may be anything. That says something
+        only if the inputs that were drawn show what a unit changes that has no
+        zeros.
+
+        Args:
+            units: All of the units.
+            part: The axes.
+            which: `(units,)`: which of them.
+            pattern: `(axes,)`: along which axes their weights are zero.
+        """
+        others = self._filled(units, part, which)
+        for at in itertools.compress(part, pattern):
+            units.of(others, *at)[which] = 0.0
+        if self._changes(self.twin, others, _NOTHING):
+            return False
+        return self._changes(self.twin, self._filled(units, part, which))
+
+    def _filled(self, units: _Units, part: Axes, which: np.ndarray) -> Arrays:
+        """Return the weights, some units of a part with random numbers.
+
+        Where no weight is negative they are positive, as variances must be.
+        """
+        values = [x.copy() for x in self.values]
+        for index, axis in part:
+            view = units.of(values, index, axis)
+            drawn = self.generator.uniform(0.5, 1.5, view[which].shape)
+            if (self.values[index] < 0.0).any():
+                drawn *= self.generator.choice([-1.0, 1.0], drawn.shape)
+            view[which] = drawn
+        return values
+
+
+def _call(layer: Any, calls: list[Arguments]) -> Arrays:
+    """Return all outputs of all calls, flattened."""
+    made = [layer(*args, **kwargs) for args, kwargs in calls]
+    return [
+        ops.convert_to_numpy(ops.cast(x, "float32"))
+        for x in keras.tree.flatten(made)
+    ]
+
+
+def _alike(found: Arrays, expected: Arrays, tolerance: float) -> bool:
+    return all(
+        one.shape == other.shape
+        and np.abs(one - other).max(initial=0.0)
+        <= tolerance * np.abs(other).max(initial=0.0)
+        for one, other in zip(found, expected, strict=True)
+    )
