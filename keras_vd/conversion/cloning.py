@@ -58,7 +58,19 @@ def read_by(call: Call, tensor: Any) -> Read:
 
 
 class NotRebuiltError(ValueError):
-    """A class makes no equal layer from a config; the message says which."""
+    """A layer cannot be made from its config.
+
+    Attributes:
+        reason: Which one, in short.
+    """
+
+    def __init__(self, layer: Any, cls: type, error: Exception) -> None:
+        self.reason = f"layer '{layer.name}' cannot be rebuilt by its own"
+        super().__init__(
+            f"Layer '{layer.name}' cannot be rebuilt. Its class, "
+            f"{cls.__name__}, needs a `get_config` that returns all arguments "
+            f"of its constructor. Keras says: {error}"
+        )
 
 
 class Cloner:
@@ -123,6 +135,8 @@ class Cloner:
                 # Keras gave these warnings when the original was built.
                 warnings.filterwarnings("ignore", ".*input with a mask attach")
                 warnings.filterwarnings("ignore", ".*includes a `lambda`")
+                # Layers without a `build` are built by the calls to come.
+                warnings.filterwarnings("ignore", "`build\\(\\)` was called on")
                 made = self._clone(operation)
             self.enter(operation, made)
         return self.clones[key]
@@ -195,11 +209,7 @@ class Cloner:
                     config["name"] = name
                 made = _from_config(cls, config)
             except (AttributeError, NotImplementedError, TypeError) as error:
-                raise NotRebuiltError(
-                    f"Layer '{source.name}' cannot be rebuilt. Its class, "
-                    f"{cls.__name__}, needs a `get_config` that returns all "
-                    f"arguments of its constructor. Keras says: {error}"
-                ) from error
+                raise NotRebuiltError(source, cls, error) from error
         made.name = name
         return made
 

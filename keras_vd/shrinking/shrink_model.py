@@ -115,7 +115,7 @@ def shrink(
         if not keeps_class(model):
             raise
         smaller, report = _shrunk_as_a_whole(
-            model, tolerance, round_to, str(error)
+            model, tolerance, round_to, error.reason
         )
     if verbose:
         print(str(report))
@@ -150,16 +150,16 @@ def _shrunk_as_a_whole(
         model: The model.
         tolerance: As in `shrink`.
         round_to: Likewise.
-        error: Why a layer cannot be rebuilt.
+        error: Which layer cannot be rebuilt.
     """
     sparser = copy_model(model, keeps_class)
     zeroed = set_to_zero(sparser, tolerance) if tolerance else ()
-    reason = f"the model is only rebuilt from its own config. {error}"
+    reason = f"the model is rebuilt by its own config, since {error}"
     try:
         smaller, layers = resized(sparser, round_to)
     except StaysWholeError as stays:
         smaller, layers = sparser, None
-        reason = f"{reason} In that, {stays}."
+        reason = f"{reason}, and {stays}"
     graph = read_graph(functional_part(sparser))
     whole = {id(node.operation): reason for node in graph.nodes}
     plan = make_plan(graph, False, whole, round_to=round_to)
