@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_vd._backend.keras_internals import flatten_layers
+from keras_vd._backend.keras_internals import computing_class, flatten_layers
 from keras_vd._backend.names import Names
 from keras_vd.conversion.cloning import Cloner, copy_trainable
 from keras_vd.rules.graph import Node
@@ -71,7 +71,8 @@ def resize_unknown(plan: Plan) -> None:
             continue
         calls = [(node.args, node.kwargs) for node in rule.uses]
         try:
-            found = smaller_config(rule.layer, calls, plan.round_to)
+            kind = computing_class(type(rule.layer))
+            found = smaller_config(rule.layer, kind, calls, plan.round_to)
             plan.rules[key] = ResizedRule(rule.layer, rule.uses, found)
         except StaysWholeError as error:
             rule.reason = f"{rule.reason}, and {error}"
@@ -89,8 +90,9 @@ def resized(
         StaysWholeError: if no number can be smaller.
     """
     calls: list[Arguments] = [((model.input,), {})]
-    config, weights = smaller_config(model, calls, round_to)
-    made = Cloner(model).make(type(model), config, model, model.name)
+    kind = type(model)
+    config, weights = smaller_config(model, kind, calls, round_to)
+    made: keras.Model = Cloner(model).make(kind, config, model, model.name)
     made.set_weights(weights)
     pairs = _paired(model, made)
     copy_trainable(pairs)

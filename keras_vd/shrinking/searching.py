@@ -20,7 +20,6 @@ from keras import ops
 from keras_vd._backend.keras_internals import sublayers
 from keras_vd.conversion.cloning import Cloner
 from keras_vd.rules.graph import GraphTensor
-from keras_vd.rules.rule import config_of
 
 # Sizes of open axes with which a layer is tried, in this order.
 _SIZES = (7, 16, 3, 64, 1)
@@ -42,12 +41,13 @@ class StaysWholeError(Exception):
 
 
 def smaller_config(
-    layer: Any, calls: list[Arguments], round_to: int
+    layer: Any, kind: Any, calls: list[Arguments], round_to: int
 ) -> tuple[Config, Arrays]:
     """Return a config with smaller numbers, and the weights for it.
 
     Args:
         layer: A layer or model; not changed.
+        kind: Its class, or one that it extends and that computes the same.
         calls: Arguments with which it is called, tensors of a graph in them.
         round_to: As in `shrink`.
 
@@ -58,13 +58,13 @@ def smaller_config(
     with warnings.catch_warnings():
         # Keras gave them when the original was built.
         warnings.simplefilter("ignore")
-        search = _Search(layer, values, calls, round_to)
+        search = _Search(layer, kind, values, calls, round_to)
         search.run()
     if not search.changed:
         raise StaysWholeError(
             "no number in its config leaves out just what is zero in it"
         )
-    return {**config_of(layer), **search.changed}, search.values
+    return {**kind.get_config(layer), **search.changed}, search.values
 
 
 def has_zeros(layer: Any) -> bool:
@@ -118,15 +118,21 @@ class _Search:
     """
 
     def __init__(
-        self, layer: Any, values: Arrays, calls: list[Arguments], round_to: int
+        self,
+        layer: Any,
+        kind: Any,
+        values: Arrays,
+        calls: list[Arguments],
+        round_to: int,
     ) -> None:
         self.layer = layer
+        self.kind = kind
         self.values = values
         self.round_to = round_to
         self.changed: Config = {}
         self.generator = np.random.default_rng(0)
         try:
-            self.config = config_of(layer)
+            self.config = dict(kind.get_config(layer))
             is_half = layer.compute_dtype in ("float16", "bfloat16")
             if is_half:
                 # The precision that tells rounding from a difference.
@@ -179,8 +185,8 @@ class _Search:
         return ops.convert_to_tensor(drawn, dtype=value.dtype)
 
     def _made(self, config: Config) -> Any:
-        cls, name = type(self.layer), self.layer.name
-        return Cloner(self.layer).make(cls, dict(config), self.layer, name)
+        cloner = Cloner(self.layer)
+        return cloner.make(self.kind, config, self.layer, self.layer.name)
 
     def _outputs(self, layer: Any, values: Arrays) -> Arrays:
         if not layer.built or not layer.weights:

@@ -70,9 +70,18 @@ def shrink(
     and so do inputs and outputs. A layer for which there is no rule is kept
     whole; the report says which, and why.
 
+    That may be a layer made of layers that cannot be written out, such as a
+    block of GPT-2 in KerasHub, or one with weights of its own. It is rebuilt
+    from its `get_config` with fewer hidden units, or groups of heads, if a
+    number of its config counts just those and, called on random inputs, it
+    then returns what it did before. Units of it that are constant but not
+    zero stay.
+
     Nested models are written out: their layers become layers of the result.
     A Sequential model that uses a layer twice, or gets a channel of ones,
-    comes back as a Functional one.
+    comes back as a Functional one. A model of a class of its own that has a
+    layer that no config can describe is rebuilt as a whole, from the config
+    of its class, with the numbers that suit all of its layers.
     A layer of a subclass that only adapts a constructor comes back, where it
     gets smaller, as the Keras layer that it extends. Keras 3.10 refuses inputs
     that nothing reads: there, a channel of each stays.

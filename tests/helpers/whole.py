@@ -125,6 +125,33 @@ class Positions(Whole):
         return self.ones(x) * x + one * two
 
 
+@registered
+class Unportable(Feedforward):
+    """Its config asks for an attribute that it does not have."""
+
+    def get_config(self):
+        return {**super().get_config(), "depth": self.depth}
+
+
+@registered
+class Stack(keras.Model):
+    """Makes its graph by itself, and has a method that Keras does not know."""
+
+    def __init__(self, units, width=6, depth=2, **kwargs):
+        inputs = keras.Input((None, width))
+        outputs = inputs
+        for i in range(depth):
+            outputs = Unportable(units, name=f"block_{i}")(outputs)
+        super().__init__(inputs, outputs, **kwargs)
+        self.arguments = {"units": units, "width": width, "depth": depth}
+
+    def get_config(self):
+        return {**self.arguments, "name": self.name}
+
+    def first(self, x):
+        return self.get_layer("block_0")(x)
+
+
 def model_of(*stack, width=6):
     """A Functional model of layers that read `(batch, length, width)`."""
     inputs = keras.Input((None, width))

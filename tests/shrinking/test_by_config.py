@@ -18,6 +18,7 @@ from tests.helpers.whole import (
     Attention,
     Feedforward,
     Positions,
+    Stack,
     Whole,
     model_of,
     registered,
@@ -299,6 +300,47 @@ def test_other_types(policy):
     np.testing.assert_array_equal(
         to_float64(new.inner.kernel), to_float64(block.inner.kernel)[:, 3:]
     )
+
+
+def stack(units=8):
+    model = Stack(units)
+    fill(model)
+    return model
+
+
+def test_a_model_whose_layers_cannot_be_rebuilt(tmp_path):
+    """Oracle: parameters by hand; the fewest dead units of a layer count."""
+    model = stack()
+    for name, dead in (("block_0", np.s_[5:]), ("block_1", np.s_[1:6])):
+        change(model.get_layer(name).out.kernel, dead)
+    smaller, report = checked(model, INPUTS)
+    assert type(smaller) is Stack
+    assert smaller.arguments == {**model.arguments, "units": 5}
+    assert smaller.count_params() == 2 * feedforward_size(5)
+    assert [x.kept_parameters for x in report.rows] == [feedforward_size(5)] * 2
+    assert report.kept_whole == {}
+    smaller.save(tmp_path / "smaller.keras")
+    loaded = keras.models.load_model(tmp_path / "smaller.keras")
+    assert_equal_predictions(smaller, loaded, INPUTS, rtol=1e-7)
+
+
+def test_such_a_model_with_nothing_dead_comes_back_as_a_copy():
+    model = stack()
+    smaller, report = checked(model, INPUTS)
+    assert type(smaller) is Stack
+    assert report.is_unchanged
+    assert "layer 'block_0' cannot be rebuilt" in report.kept_whole["block_0"]
+    change(smaller.get_layer("block_0").out.kernel, np.s_[:])
+    assert to_float64(model.get_layer("block_0").out.kernel).all()
+
+
+def test_small_weights_of_such_a_model_count_as_zero():
+    model = stack()
+    for name in ("block_0", "block_1"):
+        change(model.get_layer(name).out.kernel, np.s_[:3], value=1e-9)
+    smaller, report = shrink(model, tolerance=1e-6)
+    assert smaller.count_params() == 2 * feedforward_size(5)
+    assert [row.zeroed for row in report.zeroed] == [3 * WIDTH] * 2
 
 
 def test_the_model_itself_does_not_change():
