@@ -8,25 +8,35 @@ say what is.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_vd._backend.keras_internals import sublayers
+from keras_vd._backend.keras_internals import (
+    computing_class,
+    flatten_layers,
+    replaced_methods,
+    sublayers,
+)
 from keras_vd.conversion.cloning import Cloner
 from keras_vd.rules.graph import GraphTensor
 
 # Sizes of open axes with which a layer is tried, in this order.
 _SIZES = (7, 16, 3, 64, 1)
-# Differences of this share of the largest output are rounding, ...
-_TOLERANCE = 1e-5
+# Differences of this share of the largest output are rounding, be it that of
+# GPUs, ...
+_TOLERANCE = 1e-4
 # ... but these where only terms change that are multiplied by zero.
 _NOTHING = 1e-7
+# Weights that outweigh all biases.
+_LARGE = 1e6
 
 Config = dict[str, Any]
 Arrays = list[np.ndarray]
@@ -78,6 +88,21 @@ def has_zeros(layer: Any) -> bool:
         ):
             return True
     return False
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fold:
+    """Units that are constant to a dense layer, which may be in its bias.
+
+    Attributes:
+        kernel: Position of the kernel among the weights.
+        bias: Position of the bias.
+        constants: `(units,)`: what the layer reads; 0 for all other units.
+    """
+
+    kernel: int
+    bias: int
+    constants: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +222,10 @@ class _Search:
     def _changes(
         self, layer: Any, values: Arrays, tolerance: float = _TOLERANCE
     ) -> bool:
-        found = self._outputs(layer, values)
+        try:
+            found = self._outputs(layer, values)
+        except Exception:
+            return True
         return not _alike(found, self.expected, tolerance)
 
     def run(self) -> None:
@@ -288,8 +316,9 @@ class _Search:
         units = self._units(entries)
         if units is None:
             return
-        kept = self._kept(units)
-        number = int(kept[0].sum())
+        found = [self._alive(units, part) for part in units.parts]
+        number = max(1, *(int(keep.sum()) for keep, _ in found))
+        number = self._rounded(units, number)
         sizes = [self.config[x] * number for x in entries]
         if number == units.count or any(x % units.count for x in sizes):
             return
@@ -298,29 +327,26 @@ class _Search:
             for x, size in zip(entries, sizes, strict=True)
         }
         config, values = {**self.config, **fewer}, list(self.values)
-        for part, keep in zip(units.parts, kept, strict=True):
-            for index, axis in part:
-                block = units.block(self.values, index, axis)
-                values[index] = np.compress(
-                    np.repeat(keep, block), values[index], axis
-                )
-        try:
-            made = self._made(config)
-            is_other = self._changes(made, values)
-        except Exception:
-            return
-        if not is_other:
-            self.config, self.values, self.twin = config, values, made
-            self.changed |= fewer
-
-    def _kept(self, units: _Units) -> list[np.ndarray]:
-        """Return which units of each part stay, `(units,)`; the same number."""
-        kept = [self._alive(units, part) for part in units.parts]
-        number = self._rounded(units, max(1, *(int(x.sum()) for x in kept)))
-        for keep in kept:
+        for part, (keep, folds) in zip(units.parts, found, strict=True):
+            # Parts have the same number of units.
             missing = number - int(keep.sum())
             keep[np.flatnonzero(~keep)[:missing]] = True
-        return kept
+            for fold in folds:
+                gone = fold.constants * ~keep
+                share = gone @ self.values[fold.kernel]
+                values[fold.bias] = values[fold.bias] + share
+            for index, axis in part:
+                entries_kept = np.repeat(
+                    keep, units.block(self.values, index, axis)
+                )
+                values[index] = np.compress(entries_kept, values[index], axis)
+        try:
+            made = self._made(config)
+        except Exception:
+            return
+        if not self._changes(made, values):
+            self.config, self.values, self.twin = config, values, made
+            self.changed |= fewer
 
     def _rounded(self, units: _Units, number: int) -> int:
         """Round a number of units up; only a last axis is one of outputs."""
@@ -334,8 +360,13 @@ class _Search:
             number += 1
         return min(number, units.count)
 
-    def _alive(self, units: _Units, part: Axes) -> np.ndarray:
-        """Return which units of a part are not dead, `(units,)`."""
+    def _alive(
+        self, units: _Units, part: Axes
+    ) -> tuple[np.ndarray, list[_Fold]]:
+        """Return which units of a part must stay, `(units,)`.
+
+        The others are dead, or constant: these need what is returned as well.
+        """
         views = [units.of(self.values, *at) for at in part]
         # (units, axes)
         is_zero = np.stack(
@@ -343,13 +374,17 @@ class _Search:
         )
         is_kernel = [self.values[index].ndim > 1 for index, _ in part]
         alive = np.ones(units.count, bool)
+        folds: list[_Fold] = []
         for pattern in np.unique(is_zero, axis=0):
             which = (is_zero == pattern).all(axis=1)
-            if pattern[is_kernel].any() and self._are_dead(
-                units, part, which, pattern
-            ):
+            if not pattern[is_kernel].any():
+                continue
+            if self._are_dead(units, part, which, pattern):
                 alive &= ~which
-        return alive
+            elif found := self._folds(units, part, which, pattern):
+                alive &= ~which
+                folds += found
+        return alive, folds
 
     def _are_dead(
         self, units: _Units, part: Axes, which: np.ndarray, pattern: np.ndarray
@@ -372,6 +407,59 @@ class _Search:
         if self._changes(self.twin, others, _NOTHING):
             return False
         return self._changes(self.twin, self._filled(units, part, which))
+
+    def _folds(
+        self, units: _Units, part: Axes, which: np.ndarray, pattern: np.ndarray
+    ) -> list[_Fold]:
+        """Return how units go that have the same zeros and are constant.
+
+        They are if they stay the same to the dense layers that read them,
+        however large their other kernels may be. Empty if they are not.
+        """
+        positions = {id(x): i for i, x in enumerate(self.twin.weights)}
+        others = self._filled(units, part, which)
+        for at, is_zero in zip(part, pattern, strict=True):
+            view, own = (units.of(x, *at) for x in (others, self.values))
+            is_kernel = self.values[at[0]].ndim > 1
+            view[which] = (
+                own[which]
+                if is_zero or not is_kernel
+                # No bias hides what is as large as this.
+                else _LARGE * view[which]
+            )
+        folds = []
+        for layer in flatten_layers(self.twin):
+            is_dense = computing_class(type(layer)) is keras.layers.Dense
+            if not (is_dense and layer.built and layer.bias is not None):
+                continue
+            at = positions.get(id(layer.kernel), -1), 0
+            if at not in part:
+                continue
+            if units.block(self.values, *at) > 1:
+                return []
+            read = self._read_by(layer, (self.values, others))[:, which]
+            first = read[0]
+            if not np.abs(read - first).max() <= _NOTHING * np.abs(first).max():
+                return []
+            constants = np.zeros(units.count, read.dtype)
+            constants[which] = first
+            folds.append(_Fold(at[0], positions[id(layer.bias)], constants))
+        return folds
+
+    def _read_by(self, layer: Any, weights: Iterable[Arrays]) -> np.ndarray:
+        """Return what a layer of the twin reads, `(positions, channels)`."""
+        original, read = layer.call, []
+
+        @functools.wraps(original)
+        def call(inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            found = ops.convert_to_numpy(ops.cast(inputs, "float32"))
+            read.append(found.reshape(-1, found.shape[-1]))
+            return original(inputs, *args, **kwargs)
+
+        with replaced_methods([(layer, "call", call)]):
+            for values in weights:
+                self._outputs(self.twin, values)
+        return np.concatenate(read)
 
     def _filled(self, units: _Units, part: Axes, which: np.ndarray) -> Arrays:
         """Return the weights, some units of a part with random numbers.

@@ -74,8 +74,7 @@ def shrink(
     block of GPT-2 in KerasHub, or one with weights of its own. It is rebuilt
     from its `get_config` with fewer hidden units, or groups of heads, if a
     number of its config counts just those and, called on random inputs, it
-    then returns what it did before. Units of it that are constant but not
-    zero stay.
+    then returns what it did before.
 
     Nested models are written out: their layers become layers of the result.
     A Sequential model that uses a layer twice, or gets a channel of ones,

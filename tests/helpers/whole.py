@@ -25,38 +25,58 @@ class Whole(layers.Layer):
 
     def ones(self, x):
         """Ones for each example, which ties the layer to known shapes."""
-        return ops.ones((ops.shape(x)[0], 1, 1))
+        return ops.ones((ops.shape(x)[0], 1, 1), x.dtype)
 
 
 @registered
 class Feedforward(Whole):
-    """`x + out(relu(inner(x)))`; with a gate, `inner(x) * sigmoid(gate(x))`."""
+    """`x + out(inner(x))`; with a gate, `inner(x) * gate(x)` in the middle.
+
+    Args:
+        units: Number of hidden units.
+        activation: That of `inner`.
+        gate: Activation of the gate; None for no gate.
+        use_bias: Whether `inner` and `gate` have biases.
+        ends_with_bias: Whether `out` has one.
+    """
 
     def __init__(
-        self, units, activation="relu", is_gated=False, use_bias=True, **kwargs
+        self,
+        units,
+        activation="relu",
+        gate=None,
+        use_bias=True,
+        ends_with_bias=True,
+        **kwargs,
     ):
         super().__init__(
             units=units,
             activation=activation,
-            is_gated=is_gated,
+            gate=gate,
             use_bias=use_bias,
+            ends_with_bias=ends_with_bias,
             **kwargs,
         )
-        options = {"use_bias": use_bias}
-        self.inner = layers.Dense(units, activation, name="inner", **options)
-        if is_gated:
-            self.gate = layers.Dense(units, "sigmoid", name="gate", **options)
+        self.inner = layers.Dense(
+            units, activation, use_bias=use_bias, name="inner"
+        )
+        if gate:
+            self.gate = layers.Dense(
+                units, gate, use_bias=use_bias, name="gate"
+            )
 
     def build(self, shape):
-        self.out = layers.Dense(shape[-1], name="out")
+        self.out = layers.Dense(
+            shape[-1], use_bias=self.arguments["ends_with_bias"], name="out"
+        )
         self.inner.build(shape)
-        if self.arguments["is_gated"]:
+        if self.arguments["gate"]:
             self.gate.build(shape)
         self.out.build((*shape[:-1], self.arguments["units"]))
 
     def call(self, x):
         hidden = self.inner(x)
-        if self.arguments["is_gated"]:
+        if self.arguments["gate"]:
             hidden = hidden * self.gate(x)
         return self.ones(x) * x + self.out(hidden)
 
