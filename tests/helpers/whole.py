@@ -57,17 +57,17 @@ class Feedforward(Whole):
             ends_with_bias=ends_with_bias,
             **kwargs,
         )
-        self.inner = layers.Dense(
-            units, activation, use_bias=use_bias, name="inner"
-        )
+        options = {"use_bias": use_bias, "dtype": self.dtype_policy}
+        self.inner = layers.Dense(units, activation, name="inner", **options)
         if gate:
-            self.gate = layers.Dense(
-                units, gate, use_bias=use_bias, name="gate"
-            )
+            self.gate = layers.Dense(units, gate, name="gate", **options)
 
     def build(self, shape):
         self.out = layers.Dense(
-            shape[-1], use_bias=self.arguments["ends_with_bias"], name="out"
+            shape[-1],
+            use_bias=self.arguments["ends_with_bias"],
+            name="out",
+            dtype=self.dtype_policy,
         )
         self.inner.build(shape)
         if self.arguments["gate"]:
