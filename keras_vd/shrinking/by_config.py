@@ -17,13 +17,8 @@ from keras_vd.conversion.cloning import Cloner, copy_trainable
 from keras_vd.rules.graph import Node
 from keras_vd.rules.rule import Rule, why_unknown
 from keras_vd.shrinking.analysis import Plan
-from keras_vd.shrinking.searching import (
-    Arguments,
-    Config,
-    StaysWholeError,
-    has_zeros,
-    smaller_config,
-)
+from keras_vd.shrinking.searching import has_zeros, smaller_config
+from keras_vd.shrinking.trials import Arguments, Config, StaysWholeError
 
 
 class ResizedRule(Rule):

@@ -8,11 +8,9 @@ say what is.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import math
 import warnings
-from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -22,32 +20,22 @@ from keras import ops
 from keras_vd._backend.keras_internals import (
     computing_class,
     flatten_layers,
-    replaced_methods,
     sublayers,
 )
-from keras_vd.conversion.cloning import Cloner
-from keras_vd.rules.graph import GraphTensor
+from keras_vd.shrinking.trials import (
+    NOTHING,
+    Arguments,
+    Arrays,
+    Config,
+    StaysWholeError,
+    Trials,
+)
 
-# Sizes of open axes with which a layer is tried, in this order.
-_SIZES = (7, 16, 3, 64, 1)
-# Differences of this share of the largest output are rounding, be it that of
-# GPUs, ...
-_TOLERANCE = 1e-4
-# ... but these where only terms change that are multiplied by zero.
-_NOTHING = 1e-7
 # Weights that outweigh all biases.
 _LARGE = 1e6
 
-Config = dict[str, Any]
-Arrays = list[np.ndarray]
 # Positions of weights in a layer, each with an axis.
 Axes = tuple[tuple[int, int], ...]
-# Positional and keyword arguments of a call.
-Arguments = tuple[Any, Any]
-
-
-class StaysWholeError(Exception):
-    """A layer cannot be rebuilt smaller; the message says why."""
 
 
 def smaller_config(
@@ -64,11 +52,10 @@ def smaller_config(
     Raises:
         StaysWholeError: if there is no such config.
     """
-    values = [np.array(ops.convert_to_numpy(x)) for x in layer.weights]
     with warnings.catch_warnings():
         # Keras gave them when the original was built.
         warnings.simplefilter("ignore")
-        search = _Search(layer, kind, values, calls, round_to)
+        search = _Search(Trials(layer, kind, calls), round_to)
         search.run()
     if not search.changed:
         raise StaysWholeError(
@@ -137,96 +124,16 @@ class _Search:
     Attributes:
         config: The config that has been found.
         values: The values of the weights that go with it.
-        changed: What of the config is not as it was.
         twin: A layer with this config.
-        expected: What the layer returns.
+        changed: What of the config is not as it was.
     """
 
-    def __init__(
-        self,
-        layer: Any,
-        kind: Any,
-        values: Arrays,
-        calls: list[Arguments],
-        round_to: int,
-    ) -> None:
-        self.layer = layer
-        self.kind = kind
-        self.values = values
+    def __init__(self, trials: Trials, round_to: int) -> None:
+        self.trials = trials
         self.round_to = round_to
+        self.config, self.values = trials.config, trials.values
+        self.twin = trials.twin
         self.changed: Config = {}
-        self.generator = np.random.default_rng(0)
-        try:
-            self.config = dict(kind.get_config(layer))
-            is_half = layer.compute_dtype in ("float16", "bfloat16")
-            if is_half:
-                # The precision that tells rounding from a difference.
-                self.config["dtype"] = "float32"
-            self.calls, found = self._called(calls)
-            self.twin = self._made(self.config)
-            self.expected = self._outputs(self.twin, values)
-        # A user's code may raise anything.
-        except Exception as error:
-            text, *_ = str(error).strip().splitlines() or [""]
-            raise StaysWholeError(
-                "it cannot be rebuilt from its config and called on random "
-                f"inputs ({type(error).__name__}: {text})"
-            ) from error
-        if not _alike(found, self.expected, 0.05 if is_half else _TOLERANCE):
-            raise StaysWholeError(
-                "it computes something else when it is rebuilt from its config"
-            )
-
-    def _called(self, calls: list[Arguments]) -> tuple[list[Arguments], Arrays]:
-        """Return arguments for all calls, and what the layer returns."""
-        for size in _SIZES:
-            drawn = [
-                keras.tree.map_structure(
-                    lambda x, size=size: self._drawn(x, size), call
-                )
-                for call in calls
-            ]
-            try:
-                with keras.StatelessScope():
-                    return drawn, _call(self.layer, drawn)
-            except Exception:
-                if size == _SIZES[-1]:
-                    raise
-        raise AssertionError
-
-    def _drawn(self, value: Any, size: int) -> Any:
-        """Draw an array in place of a tensor of a graph."""
-        if not isinstance(value, (GraphTensor, keras.KerasTensor)):
-            return value
-        sizes = [
-            n or (size if axis else 2) for axis, n in enumerate(value.shape)
-        ]
-        is_real = keras.backend.is_float_dtype(value.dtype)
-        drawn = (
-            self.generator.standard_normal(sizes)
-            if is_real
-            else self.generator.integers(0, 2, sizes)
-        )
-        return ops.convert_to_tensor(drawn, dtype=value.dtype)
-
-    def _made(self, config: Config) -> Any:
-        cloner = Cloner(self.layer)
-        return cloner.make(self.kind, config, self.layer, self.layer.name)
-
-    def _outputs(self, layer: Any, values: Arrays) -> Arrays:
-        if not layer.built or not layer.weights:
-            _call(layer, self.calls)
-        layer.set_weights(values)
-        return _call(layer, self.calls)
-
-    def _changes(
-        self, layer: Any, values: Arrays, tolerance: float = _TOLERANCE
-    ) -> bool:
-        try:
-            found = self._outputs(layer, values)
-        except Exception:
-            return True
-        return not _alike(found, self.expected, tolerance)
 
     def run(self) -> None:
         """Make numbers smaller, one by one, as far as that changes nothing.
@@ -259,14 +166,11 @@ class _Search:
         count = math.gcd(*(self.config[x] for x in entries))
         fewer = {x: self.config[x] // count * (count - 1) for x in entries}
         try:
-            made = self._made({**self.config, **fewer})
+            made = self.trials.made({**self.config, **fewer})
+        # A user's code may raise anything.
         except Exception:
             return {}, False
-        works = True
-        try:
-            _call(made, self.calls)
-        except Exception:
-            works = False
+        works = self.trials.works(made)
         shapes = [tuple(x.shape) for x in made.weights]
         if [len(x) for x in shapes] != [x.ndim for x in self.values]:
             return {}, False
@@ -290,12 +194,12 @@ class _Search:
         (count,) = counts
         if count < 2 or count != int(count):
             return None
-        parts = self._parts(self.layer, tuple(lost))
+        parts = self._parts(self.trials.layer, tuple(lost))
         return _Units(entries, int(count), tuple(parts))
 
     def _parts(self, layer: Any, axes: Axes) -> list[Axes]:
         """Split axes into those of blocks that have units of their own."""
-        positions = {id(x): i for i, x in enumerate(self.layer.weights)}
+        positions = {id(x): i for i, x in enumerate(self.trials.layer.weights)}
         inside = []
         for below in dict.fromkeys(sublayers(layer)):
             own = {positions[id(x)] for x in below.weights}
@@ -341,10 +245,10 @@ class _Search:
                 )
                 values[index] = np.compress(entries_kept, values[index], axis)
         try:
-            made = self._made(config)
+            made = self.trials.made(config)
         except Exception:
             return
-        if not self._changes(made, values):
+        if not self.trials.differs(made, values):
             self.config, self.values, self.twin = config, values, made
             self.changed |= fewer
 
@@ -404,9 +308,9 @@ class _Search:
         others = self._filled(units, part, which)
         for at in itertools.compress(part, pattern):
             units.of(others, *at)[which] = 0.0
-        if self._changes(self.twin, others, _NOTHING):
+        if self.trials.differs(self.twin, others, NOTHING):
             return False
-        return self._changes(self.twin, self._filled(units, part, which))
+        return self.trials.differs(self.twin, self._filled(units, part, which))
 
     def _folds(
         self, units: _Units, part: Axes, which: np.ndarray, pattern: np.ndarray
@@ -437,29 +341,16 @@ class _Search:
                 continue
             if units.block(self.values, *at) > 1:
                 return []
-            read = self._read_by(layer, (self.values, others))[:, which]
+            read = self.trials.read_by(layer, self.twin, (self.values, others))[
+                :, which
+            ]
             first = read[0]
-            if not np.abs(read - first).max() <= _NOTHING * np.abs(first).max():
+            if not np.abs(read - first).max() <= NOTHING * np.abs(first).max():
                 return []
             constants = np.zeros(units.count, read.dtype)
             constants[which] = first
             folds.append(_Fold(at[0], positions[id(layer.bias)], constants))
         return folds
-
-    def _read_by(self, layer: Any, weights: Iterable[Arrays]) -> np.ndarray:
-        """Return what a layer of the twin reads, `(positions, channels)`."""
-        original, read = layer.call, []
-
-        @functools.wraps(original)
-        def call(inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            found = ops.convert_to_numpy(ops.cast(inputs, "float32"))
-            read.append(found.reshape(-1, found.shape[-1]))
-            return original(inputs, *args, **kwargs)
-
-        with replaced_methods([(layer, "call", call)]):
-            for values in weights:
-                self._outputs(self.twin, values)
-        return np.concatenate(read)
 
     def _filled(self, units: _Units, part: Axes, which: np.ndarray) -> Arrays:
         """Return the weights, some units of a part with random numbers.
@@ -467,28 +358,11 @@ class _Search:
         Where no weight is negative they are positive, as variances must be.
         """
         values = [x.copy() for x in self.values]
+        generator = self.trials.generator
         for index, axis in part:
             view = units.of(values, index, axis)
-            drawn = self.generator.uniform(0.5, 1.5, view[which].shape)
+            drawn = generator.uniform(0.5, 1.5, view[which].shape)
             if (self.values[index] < 0.0).any():
-                drawn *= self.generator.choice([-1.0, 1.0], drawn.shape)
+                drawn *= generator.choice([-1.0, 1.0], drawn.shape)
             view[which] = drawn
         return values
-
-
-def _call(layer: Any, calls: list[Arguments]) -> Arrays:
-    """Return all outputs of all calls, flattened."""
-    made = [layer(*args, **kwargs) for args, kwargs in calls]
-    return [
-        ops.convert_to_numpy(ops.cast(x, "float32"))
-        for x in keras.tree.flatten(made)
-    ]
-
-
-def _alike(found: Arrays, expected: Arrays, tolerance: float) -> bool:
-    return all(
-        one.shape == other.shape
-        and np.abs(one - other).max(initial=0.0)
-        <= tolerance * np.abs(other).max(initial=0.0)
-        for one, other in zip(found, expected, strict=True)
-    )

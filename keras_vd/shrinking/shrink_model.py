@@ -29,7 +29,7 @@ from keras_vd.shrinking.by_config import resize_unknown, resized
 from keras_vd.shrinking.reasons import find_reasons, full_name
 from keras_vd.shrinking.rebuild import rebuild
 from keras_vd.shrinking.report import LayerRow, ShrinkReport, ZeroedRow
-from keras_vd.shrinking.searching import StaysWholeError
+from keras_vd.shrinking.trials import StaysWholeError
 from keras_vd.shrinking.zeroing import difference_of, set_to_zero
 
 

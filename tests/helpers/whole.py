@@ -146,6 +146,21 @@ class Positions(Whole):
 
 
 @registered
+class Broadcasting(Whole):
+    """`x + out(x)`; `out` may have a single output for any width of `x`."""
+
+    def __init__(self, width, **kwargs):
+        super().__init__(width=width, **kwargs)
+        self.out = layers.Dense(width, name="out")
+
+    def build(self, shape):
+        self.out.build(shape)
+
+    def call(self, x):
+        return self.ones(x) * x + self.out(x)
+
+
+@registered
 class Unportable(Feedforward):
     """Its config asks for an attribute that it does not have."""
 

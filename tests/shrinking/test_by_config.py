@@ -16,6 +16,7 @@ from tests.helpers.comparing import (
 )
 from tests.helpers.whole import (
     Attention,
+    Broadcasting,
     Feedforward,
     Positions,
     Stack,
@@ -237,6 +238,15 @@ def test_rows_of_tables_stay():
     stays(model, "no number in its config")
     inputs = random_inputs(2, 50, WIDTH)
     assert_equal_predictions(model, shrink(model)[0], inputs)
+
+
+def test_outputs_stay_that_would_be_broadcast():
+    """They are made by one kernel, and no other one reads them."""
+    model = filled(Broadcasting(WIDTH))
+    out = model.layers[1].out
+    change(out.kernel, np.s_[:])
+    change(out.bias, np.s_[:])
+    stays(model, "no number in its config")
 
 
 def test_numbers_of_units_are_rounded_up():
