@@ -17,7 +17,10 @@ from keras_vd.conversion.cloning import Cloner, copy_trainable
 from keras_vd.rules.graph import Node
 from keras_vd.rules.rule import Rule, why_unknown
 from keras_vd.shrinking.analysis import Plan
-from keras_vd.shrinking.searching import has_zeros, smaller_config
+from keras_vd.shrinking.searching import (
+    may_have_dead_units,
+    smaller_config,
+)
 from keras_vd.shrinking.trials import Arguments, Config, StaysWholeError
 
 
@@ -58,11 +61,10 @@ def resize_unknown(plan: Plan) -> None:
     """
     for key, rule in plan.rules.items():
         is_gone = all(node.is_gone for node in rule.uses)
-        if is_gone or rule.reason != why_unknown(rule.layer):
+        is_unknown = rule.reason == why_unknown(rule.layer)
+        if is_gone or not (is_unknown and hasattr(rule.layer, "weights")):
             continue
-        if not getattr(rule.layer, "weights", None):
-            continue
-        if not has_zeros(rule.layer):
+        if not may_have_dead_units(rule.layer):
             continue
         calls = [(node.args, node.kwargs) for node in rule.uses]
         try:
@@ -84,6 +86,8 @@ def resized(
     Raises:
         StaysWholeError: if no number can be smaller.
     """
+    if not may_have_dead_units(model):
+        raise StaysWholeError("none of its kernels has units of zeros")
     calls: list[Arguments] = [((model.input,), {})]
     kind = type(model)
     config, weights = smaller_config(model, kind, calls, round_to)

@@ -64,12 +64,16 @@ def smaller_config(
     return {**kind.get_config(layer), **search.changed}, search.values
 
 
-def has_zeros(layer: Any) -> bool:
-    """Tell whether a kernel is all zero for some index of an axis."""
-    for weight in layer.weights:
-        is_zero = ops.convert_to_numpy(weight) == 0
+def may_have_dead_units(layer: Any) -> bool:
+    """Tell whether a kernel is all zero for some index of an axis.
+
+    A layer with a single kernel has no units inside.
+    """
+    kernels = [x for x in layer.weights if len(x.shape) > 1]
+    for kernel in kernels if len(kernels) > 1 else []:
+        is_zero = ops.convert_to_numpy(kernel) == 0
         axes = range(is_zero.ndim)
-        if is_zero.ndim > 1 and any(
+        if any(
             is_zero.all(axis=tuple(x for x in axes if x != axis)).any()
             for axis in axes
         ):

@@ -147,17 +147,19 @@ class Positions(Whole):
 
 @registered
 class Broadcasting(Whole):
-    """`x + out(x)`; `out` may have a single output for any width of `x`."""
+    """Adds to `x` what may have one channel for any width of `x`."""
 
     def __init__(self, width, **kwargs):
         super().__init__(width=width, **kwargs)
-        self.out = layers.Dense(width, name="out")
+        self.first = layers.Dense(3, name="first")
+        self.last = layers.Dense(width, name="last")
 
     def build(self, shape):
-        self.out.build(shape)
+        self.first.build(shape)
+        self.last.build((*shape[:-1], 3))
 
     def call(self, x):
-        return self.ones(x) * x + self.out(x)
+        return self.ones(x) * x + self.last(self.first(x))
 
 
 @registered

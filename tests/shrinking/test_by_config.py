@@ -241,12 +241,15 @@ def test_rows_of_tables_stay():
 
 
 def test_outputs_stay_that_would_be_broadcast():
-    """They are made by one kernel, and no other one reads them."""
-    model = filled(Broadcasting(WIDTH))
-    out = model.layers[1].out
-    change(out.kernel, np.s_[:])
-    change(out.bias, np.s_[:])
-    stays(model, "no number in its config")
+    """A kernel makes them, and none reads them: they are no hidden units."""
+    model = model_of(Broadcasting(2), width=2)
+    fill(model)
+    last = model.layers[1].last
+    change(last.kernel, np.s_[:])
+    change(last.bias, np.s_[:])
+    _, report = checked(model, random_inputs(4, LENGTH, 2))
+    assert report.is_unchanged
+    assert "no number in its config" in report.kept_whole[model.layers[1].name]
 
 
 def test_numbers_of_units_are_rounded_up():
