@@ -57,6 +57,22 @@ def read_by(call: Call, tensor: Any) -> Read:
     return id(tensor), id(call.outputs[0])
 
 
+class NotRebuiltError(ValueError):
+    """A layer cannot be made from its config.
+
+    Attributes:
+        reason: Which one, in short.
+    """
+
+    def __init__(self, layer: Any, cls: type, error: Exception) -> None:
+        self.reason = f"layer '{layer.name}' cannot be rebuilt by its own"
+        super().__init__(
+            f"Layer '{layer.name}' cannot be rebuilt. Its class, "
+            f"{cls.__name__}, needs a `get_config` that returns all arguments "
+            f"of its constructor. Keras says: {error}"
+        )
+
+
 class Cloner:
     """Clones of the layers and operations of a model, one of each.
 
@@ -119,6 +135,8 @@ class Cloner:
                 # Keras gave these warnings when the original was built.
                 warnings.filterwarnings("ignore", ".*input with a mask attach")
                 warnings.filterwarnings("ignore", ".*includes a `lambda`")
+                # Layers without a `build` are built by the calls to come.
+                warnings.filterwarnings("ignore", "`build\\(\\)` was called on")
                 made = self._clone(operation)
             self.enter(operation, made)
         return self.clones[key]
@@ -190,12 +208,8 @@ class Cloner:
                 if "name" in config:
                     config["name"] = name
                 made = _from_config(cls, config)
-            except (NotImplementedError, TypeError) as error:
-                raise ValueError(
-                    f"Layer '{source.name}' cannot be rebuilt. Its class, "
-                    f"{cls.__name__}, needs a `get_config` that returns all "
-                    f"arguments of its constructor. Keras says: {error}"
-                ) from error
+            except (AttributeError, NotImplementedError, TypeError) as error:
+                raise NotRebuiltError(source, cls, error) from error
         made.name = name
         return made
 
@@ -335,7 +349,7 @@ class Cloner:
             if type(old) is type(new):
                 _copy_what_was_adapted(old, new)
             pending += self._pairs_below(old, new)
-        _copy_trainable(pairs)
+        copy_trainable(pairs)
 
     def _pairs_below(self, old: Any, new: Any) -> list[tuple[Any, Any]]:
         """Pair the layers that `old` owns with their counterparts in `new`."""
@@ -379,9 +393,16 @@ def model_like(model: Any, inputs: Any, outputs: Any, name: str) -> keras.Model:
     return made
 
 
-def copy_model(model: keras.Model) -> keras.Model:
-    """Return an equal model that shares nothing with `model`, not compiled."""
-    cloner = Cloner(model)
+def copy_model(
+    model: keras.Model, keeps_class: Callable[[Any], bool] = lambda model: False
+) -> keras.Model:
+    """Return an equal model that shares nothing with `model`, not compiled.
+
+    Args:
+        model: The model.
+        keeps_class: As of `Cloner`.
+    """
+    cloner = Cloner(model, keeps_class=keeps_class)
     copy: keras.Model = cloner.clone(model)
     cloner.copy_values(model)
     return copy
@@ -453,7 +474,7 @@ def _copy_what_was_adapted(old: Any, new: Any) -> None:
             new.load_assets(folder)
 
 
-def _copy_trainable(pairs: list[tuple[Any, Any]]) -> None:
+def copy_trainable(pairs: list[tuple[Any, Any]]) -> None:
     """Copy `trainable` until every pair of layers agrees.
 
     Several passes may be needed: setting it on a layer also sets it on all

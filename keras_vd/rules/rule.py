@@ -285,7 +285,7 @@ def find_rule(layer: Any, uses: list[Node], reason: str | None = None) -> Rule:
     """
     rule = known_rule(layer)
     if rule is None:
-        return Rule(layer, uses, _why_unknown(layer))
+        return Rule(layer, uses, reason or why_unknown(layer))
     reason = reason or reason_to_keep_weights(layer)
     for node in uses:
         reason = reason or _use_refusal(node) or rule.refusal(layer, node)
@@ -328,7 +328,8 @@ def _widths(node: Node) -> tuple[int, ...]:
     return tuple(tensor.width for tensor in _data(node))
 
 
-def _why_unknown(layer: Any) -> str:
+def why_unknown(layer: Any) -> str:
+    """Return the reason to keep a layer whole that has no rule."""
     if isinstance(layer, keras.layers.Lambda):
         return (
             "a Lambda may compute anything: call `keras.ops` on the tensors "

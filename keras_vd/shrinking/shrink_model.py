@@ -18,16 +18,19 @@ from keras_vd._backend.validation import (
     check_number,
     check_plain_model,
 )
-from keras_vd.conversion.cloning import copy_model
+from keras_vd.conversion.cloning import NotRebuiltError, copy_model
 from keras_vd.conversion.fine_tuning import refreeze_zeros
 from keras_vd.conversion.functional import Written, written_out
+from keras_vd.conversion.in_place import keeps_class
 from keras_vd.rules.costs import count_macs
 from keras_vd.rules.graph import read_graph
 from keras_vd.shrinking.analysis import Plan, make_plan
+from keras_vd.shrinking.by_config import resize_unknown, resized
 from keras_vd.shrinking.reasons import find_reasons, full_name
 from keras_vd.shrinking.rebuild import rebuild
 from keras_vd.shrinking.report import LayerRow, ShrinkReport, ZeroedRow
-from keras_vd.shrinking.zeroing import difference_of, with_zeros
+from keras_vd.shrinking.trials import StaysWholeError
+from keras_vd.shrinking.zeroing import difference_of, set_to_zero
 
 
 @overload
@@ -67,9 +70,17 @@ def shrink(
     and so do inputs and outputs. A layer for which there is no rule is kept
     whole; the report says which, and why.
 
+    That may be a layer made of layers that cannot be written out, such as a
+    block of GPT-2 in KerasHub, or one with weights of its own. It is rebuilt
+    from its `get_config` with fewer hidden units, or groups of heads, if a
+    number of its config counts just those and, called on random inputs, it
+    then returns what it did before.
+
     Nested models are written out: their layers become layers of the result.
     A Sequential model that uses a layer twice, or gets a channel of ones,
-    comes back as a Functional one.
+    comes back as a Functional one. A model of a class of its own that has a
+    layer that no config can describe is rebuilt as a whole, from the config
+    of its class, with the numbers that suit all of its layers.
     A layer of a subclass that only adapts a constructor comes back, where it
     gets smaller, as the Keras layer that it extends. Keras 3.10 refuses inputs
     that nothing reads: there, a channel of each stays.
@@ -106,21 +117,84 @@ def shrink(
     tolerance = check_number("tolerance", tolerance, 0.0)
     round_to = check_integer("round_to", round_to, 1)
     check_plain_model(model)
-    with written_out(model, flat=_shares_with_nested(model)) as written:
-        original = _checked(written)
-        sparser, zeroed = original, tuple[ZeroedRow, ...]()
-        if tolerance:
-            sparser, zeroed = with_zeros(original, tolerance)
-        smaller, report = _removed(sparser, gather_inputs, round_to)
-        report = dataclasses.replace(
-            report,
-            tolerance=tolerance,
-            zeroed=zeroed,
-            difference=difference_of(original, smaller) if zeroed else None,
+    try:
+        smaller, report = _shrunk(model, gather_inputs, tolerance, round_to)
+    except NotRebuiltError as error:
+        if not keeps_class(model):
+            raise
+        smaller, report = _shrunk_as_a_whole(
+            model, tolerance, round_to, error.reason
         )
     if verbose:
         print(str(report))
     return (smaller, report) if return_report else smaller
+
+
+def _shrunk(
+    model: keras.Model,
+    gather_inputs: bool | None,
+    tolerance: float,
+    round_to: int,
+) -> tuple[keras.Model, ShrinkReport]:
+    """Shrink a model layer by layer."""
+    with written_out(model, flat=_shares_with_nested(model)) as written:
+        original = _checked(written)
+        sparser, zeroed = original, tuple[ZeroedRow, ...]()
+        if tolerance:
+            sparser = copy_model(original)
+            zeroed = set_to_zero(sparser, tolerance)
+        smaller, report = _removed(sparser, gather_inputs, round_to)
+        return smaller, _with_zeroed(
+            report, tolerance, zeroed, original, smaller
+        )
+
+
+def _shrunk_as_a_whole(
+    model: keras.Model, tolerance: float, round_to: int, error: str
+) -> tuple[keras.Model, ShrinkReport]:
+    """Shrink a model by the numbers in its own config.
+
+    Args:
+        model: The model.
+        tolerance: As in `shrink`.
+        round_to: Likewise.
+        error: Which layer cannot be rebuilt.
+    """
+    sparser = copy_model(model, keeps_class)
+    zeroed = set_to_zero(sparser, tolerance) if tolerance else ()
+    reason = f"the model is rebuilt by its own config, since {error}"
+    try:
+        smaller, layers = resized(sparser, round_to)
+    except StaysWholeError as stays:
+        smaller, layers = sparser, None
+        reason = f"{reason}, and {stays}"
+    graph = read_graph(functional_part(sparser))
+    whole = {id(node.operation): reason for node in graph.nodes}
+    plan = make_plan(graph, False, whole, round_to=round_to)
+    report = _report(plan, sparser, smaller, layers)
+    shrunk = {x.name for x in report.rows if x.kept_parameters < x.parameters}
+    report = dataclasses.replace(
+        report,
+        kept_whole={
+            k: v for k, v in report.kept_whole.items() if k not in shrunk
+        },
+    )
+    return smaller, _with_zeroed(report, tolerance, zeroed, model, smaller)
+
+
+def _with_zeroed(
+    report: ShrinkReport,
+    tolerance: float,
+    zeroed: tuple[ZeroedRow, ...],
+    original: keras.Model,
+    smaller: keras.Model,
+) -> ShrinkReport:
+    return dataclasses.replace(
+        report,
+        tolerance=tolerance,
+        zeroed=zeroed,
+        difference=difference_of(original, smaller) if zeroed else None,
+    )
 
 
 def _shares_with_nested(model: keras.Model) -> bool:
@@ -165,6 +239,7 @@ def _removed(
     """Remove what has no effect at all."""
     graph = read_graph(functional_part(model))
     plan = make_plan(graph, gather_inputs, round_to=round_to)
+    resize_unknown(plan)
     if plan.is_unchanged:
         smaller, layers = copy_model(model), None
     else:

@@ -10,14 +10,11 @@ from keras_vd._backend.keras_internals import (
     flatten_layers,
     own_trainable_variables,
 )
-from keras_vd.conversion.cloning import copy_model
 from keras_vd.shrinking.report import ZeroedRow
 
 
-def with_zeros(
-    model: keras.Model, tolerance: float
-) -> tuple[keras.Model, tuple[ZeroedRow, ...]]:
-    """Return a copy of a model in which small weights are zero.
+def set_to_zero(model: keras.Model, tolerance: float) -> tuple[ZeroedRow, ...]:
+    """Set small weights to zero, in place.
 
     Statistics that a layer gathers, such as a moving variance, stay.
 
@@ -26,11 +23,10 @@ def with_zeros(
         tolerance: The largest absolute value that counts as zero.
 
     Returns:
-        The copy, and a row per weight of which an entry has become zero.
+        A row per weight of which an entry has become zero.
     """
-    copy = copy_model(model)
     rows = []
-    for layer in flatten_layers(copy):
+    for layer in flatten_layers(model):
         for variable in own_trainable_variables(layer):
             value = np.array(ops.convert_to_numpy(variable))
             sizes = np.abs(value.astype("float64"))
@@ -46,7 +42,7 @@ def with_zeros(
                         largest=float(sizes[is_small].max()),
                     )
                 )
-    return copy, tuple(rows)
+    return tuple(rows)
 
 
 def difference_of(model: keras.Model, other: keras.Model) -> float:

@@ -5,6 +5,8 @@ These need the package `keras-hub`, which the other tests do not.
 
 from __future__ import annotations
 
+import operator
+
 import keras
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ pytestmark = [
     # Backbones do not project back by themselves.
     pytest.mark.filterwarnings("ignore:.*for variables .*reverse_embeddings"),
     pytest.mark.filterwarnings("ignore:`compile\\(\\)` was not called"),
+    pytest.mark.filterwarnings("ignore:`build\\(\\)` was called on layer"),
 ]
 
 # Parameters that stay plain. T5: what its two attentions add for each of 32
@@ -143,3 +146,97 @@ def test_tokens_and_positions_of_a_model_of_ones_own():
     assert_alike(predictions(plain, ids), expected)
     kinds = {type(x) for x in plain.layers}
     assert keras_hub.layers.PositionEmbedding in kinds
+
+
+def let_die(rng, kernel, axis, units):
+    """Zero some units along an axis of a kernel; return which."""
+    values = to_numpy(kernel).copy()
+    dead = rng.permutation(values.shape[axis])[:units]
+    np.moveaxis(values, axis, 0)[dead] = 0.0
+    kernel.assign(values)
+
+
+def shrunk(model, inputs, gone, tmp_path):
+    """Shrink; compare with the sizes, the model before, and the file."""
+    before = predictions(model, inputs)
+    smaller, report = keras_vd.shrink(model, verbose=0, return_report=True)
+    assert smaller.count_params() == model.count_params() - gone
+    assert_alike(predictions(smaller, inputs), before, 1e-5)
+    smaller.save(tmp_path / "smaller.keras")
+    loaded = keras.models.load_model(tmp_path / "smaller.keras")
+    assert_alike(predictions(loaded, inputs), before, 1e-5)
+    return smaller, report
+
+
+# Of each network: its layers with hidden units, the kernel that reads these,
+# and how many weights a unit has.
+HIDDEN = {
+    "GPT2Backbone": ("transformer_layers", "_feedforward_output_dense", 33),
+    "GemmaBackbone": ("transformer_layers", "ffw_linear", 48),
+    "T5Backbone": ("decoder_transformer_layers", "output_projector", 48),
+    "GPT2CausalLM": ("transformer_layers", "_feedforward_output_dense", 33),
+    "LlamaBackbone": ("transformer_layers", "_feedforward_output_dense", 48),
+    "ViTBackbone": ("encoder_layers", "mlp.dense_2", 33),
+}
+
+
+def hidden_layers(name, model):
+    layers, dense, size = HIDDEN[name]
+    owner = getattr(model, "backbone", model)
+    if name == "ViTBackbone":
+        owner = owner.get_layer("vit_encoder")
+    found = [
+        operator.attrgetter(dense)(layer) for layer in getattr(owner, layers)
+    ]
+    return found, size
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", HIDDEN)
+def test_hidden_units_go_by_the_config(name, seed, tmp_path):
+    """Oracle: weights of the dead units, counted by hand."""
+    rng = np.random.default_rng(seed)
+    model, inputs = hub.BUILDERS[name]()
+    found, size = hidden_layers(name, model)
+    units = found[0].kernel.shape[0]
+    dead = [int(rng.integers(1, units)) for _ in found]
+    for dense, number in zip(found, dead, strict=True):
+        let_die(rng, dense.kernel, 0, number)
+    if name in ("LlamaBackbone", "ViTBackbone"):
+        # Their own config has one number for all layers.
+        dead = [min(dead)] * len(dead)
+    smaller, _ = shrunk(model, inputs, size * sum(dead), tmp_path)
+    kept_class = name in ("LlamaBackbone", "ViTBackbone")
+    assert (type(smaller) is type(model)) == kept_class
+
+
+def test_groups_of_heads_go_by_the_config(tmp_path):
+    """Oracle: two of four query heads, one of two of keys and values."""
+    model, inputs = hub.gemma()
+    for layer, group in zip(model.transformer_layers, (0, 1), strict=True):
+        kernel = layer.attention.output_dense.kernel
+        values = to_numpy(kernel).copy()
+        values[2 * group : 2 * group + 2] = 0.0
+        kernel.assign(values)
+    # Of 16 inputs and 4 dimensions: 2 queries and outputs, a key, a value.
+    gone = 2 * 16 * 4 * (2 + 2 + 1 + 1)
+    smaller, report = shrunk(model, inputs, gone, tmp_path)
+    for block in ("decoder_block_0", "decoder_block_1"):
+        layer = smaller.get_layer(block)
+        assert (layer.num_query_heads, layer.num_key_value_heads) == (2, 1)
+        assert block not in report.kept_whole
+
+
+def test_heads_whose_size_depends_on_their_number_stay(tmp_path):
+    """Oracle: the report."""
+    model, inputs = hub.gpt2()
+    for layer in model.transformer_layers:
+        let_die(
+            np.random.default_rng(0),
+            layer._self_attention_layer._output_dense.kernel,
+            0,
+            1,
+        )
+    _, report = shrunk(model, inputs, 0, tmp_path)
+    for name in ("transformer_layer_0", "transformer_layer_1"):
+        assert "no number in its config" in report.kept_whole[name]
