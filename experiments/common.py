@@ -51,11 +51,11 @@ def check_minima(
 
 
 def check_positive(arguments: argparse.Namespace, *names: str) -> None:
-    """End the program if one of the values of an option is not above 0."""
+    """End the program if an option that was given is not above 0."""
     for name in names:
         given = getattr(arguments, name)
         for value in given if isinstance(given, list) else [given]:
-            if not 0 < value < math.inf:
+            if value is not None and not 0 < value < math.inf:
                 option = "--" + name.replace("_", "-")
                 fail(f"{option} must be above 0, not {value}")
 

@@ -39,6 +39,7 @@ WISHES = (
     "variational_epochs",
     "finetune_epochs",
     "batch_size",
+    "variational_learning_rate",
     "kl_weight",
     "threshold",
     "share",
@@ -266,6 +267,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     minima = dict.fromkeys(("limit", "batch_size", "variational_epochs"), 1)
     minima |= dict.fromkeys(("epochs", "finetune_epochs", "kl_weight"), 0)
     common.check_minima(arguments, {**minima, "seed": 0})
+    common.check_positive(arguments, "variational_learning_rate")
 
 
 def choose_recipe(

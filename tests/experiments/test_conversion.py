@@ -175,6 +175,7 @@ def test_padding_does_not_change_an_opinion():
         (pretrained, ("--variational-epochs", 0), "must be at least 1"),
         (pretrained, ("--model", "no.keras"), "is no model for these"),
         (pretrained, ("--kl-weight", -1), "--kl-weight must be at"),
+        (transformer, ("--variational-learning-rate", 0), "must be above 0"),
         (transformer, ("--heads", 3), "a multiple of --heads"),
         (transformer, ("--length", 0), "--length must be at least"),
     ],
