@@ -199,7 +199,20 @@ class _Search:
         if count < 2 or count != int(count):
             return None
         parts = self._parts(self.trials.layer, tuple(lost))
-        return _Units(entries, int(count), tuple(parts))
+        units = _Units(entries, int(count), tuple(parts))
+        # Rows of a table could be counted, too: it needs as many as there are
+        # places or words, and others are not looked up in a trial.
+        fewest = self._numbers(units, 2)
+        works = fewest is not None and self._works_with(fewest)
+        return units if works else None
+
+    def _works_with(self, fewer: Config) -> bool:
+        try:
+            made = self.trials.made({**self.config, **fewer})
+        # A user's code may raise anything.
+        except Exception:
+            return False
+        return self.trials.works(made)
 
     def _parts(self, layer: Any, axes: Axes) -> list[Axes]:
         """Split axes into those of blocks that have units of their own."""
@@ -227,34 +240,60 @@ class _Search:
         found = [self._alive(units, part) for part in units.parts]
         number = max(1, *(int(keep.sum()) for keep, _ in found))
         number = self._rounded(units, number)
-        sizes = [self.config[x] * number for x in entries]
-        if number == units.count or any(x % units.count for x in sizes):
+        fewer = self._numbers(units, number)
+        if number == units.count or fewer is None:
             return
-        fewer = {
-            x: size // units.count
-            for x, size in zip(entries, sizes, strict=True)
-        }
-        config, values = {**self.config, **fewer}, list(self.values)
-        for part, (keep, folds) in zip(units.parts, found, strict=True):
+        others = self.values
+        for part, (keep, _) in zip(units.parts, found, strict=True):
             # Parts have the same number of units.
             missing = number - int(keep.sum())
             keep[np.flatnonzero(~keep)[:missing]] = True
+            others = self._filled(units, part, keep, others)
+        config, values = {**self.config, **fewer}, self._cut(units, found)
+        try:
+            made = self.trials.made(config)
+            expected = self.trials.outputs(self.twin, others)
+        except Exception:
+            return
+        # Large weights show what small ones may not: units in a wrong place.
+        large = self._cut(units, found, others)
+        if self.trials.differs(made, large, expected=expected):
+            return
+        if not self.trials.differs(made, values):
+            self.config, self.values, self.twin = config, values, made
+            self.changed |= fewer
+
+    def _numbers(self, units: _Units, number: int) -> Config | None:
+        """Return the numbers for so many units; None if there are none."""
+        sizes = {x: self.config[x] * number for x in units.entries}
+        if any(x % units.count for x in sizes.values()):
+            return None
+        return {x: size // units.count for x, size in sizes.items()}
+
+    def _cut(
+        self,
+        units: _Units,
+        found: list[tuple[np.ndarray, list[_Fold]]],
+        weights: Arrays | None = None,
+    ) -> Arrays:
+        """Return weights of the units that stay.
+
+        Args:
+            units: The units.
+            found: Which of them stay in each part, and what else they need.
+            weights: Weights to take them from; those of the layer by default.
+        """
+        values = list(self.values if weights is None else weights)
+        for part, (keep, folds) in zip(units.parts, found, strict=True):
             for fold in folds:
                 gone = fold.constants * ~keep
                 share = gone @ self.values[fold.kernel]
                 values[fold.bias] = values[fold.bias] + share
             for index, axis in part:
-                entries_kept = np.repeat(
-                    keep, units.block(self.values, index, axis)
-                )
-                values[index] = np.compress(entries_kept, values[index], axis)
-        try:
-            made = self.trials.made(config)
-        except Exception:
-            return
-        if not self.trials.differs(made, values):
-            self.config, self.values, self.twin = config, values, made
-            self.changed |= fewer
+                block = units.block(self.values, index, axis)
+                kept = np.repeat(keep, block)
+                values[index] = np.compress(kept, values[index], axis)
+        return values
 
     def _rounded(self, units: _Units, number: int) -> int:
         """Round a number of units up; only a last axis is one of outputs."""
@@ -356,12 +395,18 @@ class _Search:
             folds.append(_Fold(at[0], positions[id(layer.bias)], constants))
         return folds
 
-    def _filled(self, units: _Units, part: Axes, which: np.ndarray) -> Arrays:
+    def _filled(
+        self,
+        units: _Units,
+        part: Axes,
+        which: np.ndarray,
+        weights: Arrays | None = None,
+    ) -> Arrays:
         """Return the weights, some units of a part with random numbers.
 
         Where no weight is negative they are positive, as variances must be.
         """
-        values = [x.copy() for x in self.values]
+        values = [x.copy() for x in weights or self.values]
         generator = self.trials.generator
         for index, axis in part:
             view = units.of(values, index, axis)

@@ -240,6 +240,15 @@ def test_rows_of_tables_stay():
     assert_equal_predictions(model, shrink(model)[0], inputs)
 
 
+def test_rows_of_tables_stay_where_they_hardly_count():
+    """One of the dead rows is reached, and few differences would be seen."""
+    model = filled(Positions(30))
+    for table in model.layers[1].tables:
+        table.embeddings.assign(1e-3 * to_float64(table.embeddings))
+    change(model.layers[1].tables[0].embeddings, np.s_[6], np.s_[10:])
+    stays(model, "no number in its config")
+
+
 def test_outputs_stay_that_would_be_broadcast():
     """A kernel makes them, and none reads them: they are no hidden units."""
     model = model_of(Broadcasting(2), width=2)
