@@ -191,8 +191,7 @@ def hidden_layers(name, model):
     return found, size
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("name", HIDDEN)
+@pytest.mark.parametrize(("seed", "name"), enumerate(HIDDEN))
 def test_hidden_units_go_by_the_config(name, seed, tmp_path):
     """Oracle: weights of the dead units, counted by hand."""
     rng = np.random.default_rng(seed)
