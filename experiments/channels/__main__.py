@@ -5,7 +5,7 @@
 
 Takes a trained classifier (--model, of Keras; without it a small residual
 network is trained first). Trains it on as it is; with log-normal gates on all
-channels that can go, and after removing those with the most noise; and while
+channels that can go, while those with the most noise are closed; and while
 channels with the smallest kernels go, down to the same shares of its MACs. All
 train for as many epochs. Writes results.json, a picture of accuracy against
 MACs and the models to --out.
@@ -197,26 +197,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     dense.set_weights(start.get_weights())
     trainer.fit(dense, epochs, decays=True)
     add("trained on", dense)
-    gated = methods.with_gates(
-        start,
-        trainer.fit,
-        schedule.epochs,
-        len(images.x_train),
-        arguments.kl_weight,
-    )
-    gated.save(out / "with-gates.keras")
+    options = len(images.x_train), arguments.kl_weight
     for share in arguments.macs:
-        macs = int(share * rows[0]["macs"])
-        add(
-            "gates",
-            methods.by_noise(
-                gated, trainer.fit, schedule.finetune_epochs, macs
-            ),
-        )
-        add(
-            "magnitude",
-            methods.by_magnitude(start, trainer.fit, schedule, macs),
-        )
+        wish = trainer.fit, schedule, int(share * rows[0]["macs"])
+        add("gates", methods.by_noise(start, *wish, *options))
+        add("magnitude", methods.by_magnitude(start, *wish))
     print(common.describe_device())
     print(common.markdown(HEADER, [cells(x, rows[0]) for x in rows]))
     draw(rows, out / "channels.png")

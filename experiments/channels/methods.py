@@ -34,48 +34,53 @@ class Schedule:
     finetune_epochs: int
     steps: int = 5
 
+    def steps_to(self, whole: int, macs: int) -> list[tuple[int, int]]:
+        """Epochs of each step, and the MACs that may be left in it.
 
-def with_gates(
-    model: keras.Model,
-    fit: Fit,
-    epochs: int,
-    num_examples: int,
-    kl_weight: float,
-) -> keras.Model:
-    """Train on with log-normal gates (Neklyudov et al. 2017)."""
-    gated, _ = _gated(model)
-    annealing = keras_vd.callbacks.KLAnnealing(
-        num_examples,
-        start_epoch=0,
-        warmup_epochs=max(1, epochs // 3),
-        max_weight=kl_weight,
-    )
-    fit(gated, epochs, False, [annealing])
-    return gated
+        What is to go falls with the cube of the time that is left (Zhu and
+        Gupta 2017, arXiv:1710.01878).
+        """
+        parts = np.array_split(np.arange(self.epochs), self.steps)
+        return [
+            (len(x), int(macs + (whole - macs) * (1.0 - i / self.steps) ** 3))
+            for i, x in enumerate(parts, 1)
+        ]
 
 
 def by_noise(
-    gated: keras.Model, fit: Fit, finetune_epochs: int, macs: int
+    model: keras.Model,
+    fit: Fit,
+    schedule: Schedule,
+    macs: int,
+    num_examples: int,
+    kl_weight: float,
 ) -> keras.Model:
-    """Remove the channels whose gates have the most noise, and train on.
+    """Train on with log-normal gates, and close those with the most noise.
 
-    Gates whose signal-to-noise ratio is below the threshold are closed; those
-    with the smallest ratio follow, until few enough MACs are left.
+    Step by step, as `by_magnitude` does; the score of a channel is the
+    signal-to-noise ratio of its gate (Neklyudov et al. 2017, arXiv:1705.07283).
 
     Args:
-        gated: A network that was trained with gates; stays as it is.
+        model: The network; stays as it is.
         fit: Trains a network.
-        finetune_epochs: For so long.
+        schedule: How long.
         macs: Multiplications of an example that may be left.
+        num_examples: Number of training examples.
+        kl_weight: Factor of the gates' KL.
     """
-    masks = {x: keras.ops.convert_to_numpy(x.keep_mask) for x in _gates(gated)}
-    signal = {
-        x.name: keras.ops.convert_to_numpy(x.snr()) for x in _gates(gated)
-    }
-    smaller = _without_least(gated, signal, macs)
-    for gate, mask in masks.items():
-        gate.keep_mask.assign(mask)
-    fit(smaller, finetune_epochs, True)
+    gated, _ = _gated(model)
+    annealing = keras_vd.callbacks.KLAnnealing(
+        num_examples, start_epoch=0, warmup_epochs=0, max_weight=kl_weight
+    )
+    for epochs, allowed in schedule.steps_to(macs_of(model), macs):
+        fit(gated, epochs, False, [annealing])
+        # Those that are closed have 0.
+        signal = {
+            x.name: keras.ops.convert_to_numpy(x.snr()) for x in _gates(gated)
+        }
+        _close_least(gated, signal, allowed)
+    smaller, _ = _removed(gated)
+    fit(smaller, schedule.finetune_epochs, True)
     return smaller
 
 
@@ -84,9 +89,8 @@ def by_magnitude(
 ) -> keras.Model:
     """Remove the channels of smallest kernels, step by step, and train on.
 
-    The MACs that are left fall with the cube of the time that is left (Zhu and
-    Gupta 2017, arXiv:1710.01878). Kernels of all layers are compared by the
-    root mean square of what makes a channel (Li et al. 2017, arXiv:1608.08710).
+    Kernels of all layers are compared by the root mean square of what makes a
+    channel (Li et al. 2017, arXiv:1608.08710).
 
     Args:
         model: The network; stays as it is.
@@ -94,17 +98,15 @@ def by_magnitude(
         schedule: As for gates, for as long.
         macs: Multiplications of an example that may be left.
     """
-    whole = macs_of(model)
-    parts = np.array_split(np.arange(schedule.epochs), schedule.steps)
-    for step, epochs in enumerate(parts, 1):
-        share = (1.0 - step / schedule.steps) ** 3
+    for epochs, allowed in schedule.steps_to(macs_of(model), macs):
         gated, made_by = _gated(model)
         sizes = {
             name: _sizes([model.get_layer(x) for x in layers])
             for name, layers in made_by.items()
         }
-        model = _without_least(gated, sizes, int(macs + (whole - macs) * share))
-        fit(model, len(epochs), False)
+        _close_least(gated, sizes, allowed)
+        model, _ = _removed(gated)
+        fit(model, epochs, False)
     fit(model, schedule.finetune_epochs, True)
     return model
 
@@ -121,13 +123,13 @@ def _gated(model: keras.Model) -> tuple[keras.Model, dict[str, Any]]:
     return gated, report.gated
 
 
-def _without_least(
+def _close_least(
     gated: keras.Model, scores: dict[str, np.ndarray], macs: int
-) -> keras.Model:
-    """Remove as few channels, of the least score, as reach so many MACs.
+) -> None:
+    """Close as few gates, of the least score, as reach so many MACs.
 
     Args:
-        gated: A network with gates. Some are closed afterwards.
+        gated: A network with gates.
         scores: Of each gate's channels, by its name.
         macs: Multiplications that may be left.
     """
@@ -146,8 +148,6 @@ def _without_least(
         else:
             low = middle + 1
     _close(gated, ranks, low)
-    smaller, _ = _removed(gated)
-    return smaller
 
 
 def _close(
