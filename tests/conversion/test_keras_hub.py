@@ -191,7 +191,7 @@ def hidden_layers(name, model):
     return found, size
 
 
-@pytest.mark.parametrize(("seed", "name"), enumerate(HIDDEN))
+@pytest.mark.parametrize(("seed", "name"), list(enumerate(HIDDEN)))
 def test_hidden_units_go_by_the_config(name, seed, tmp_path):
     """Oracle: weights of the dead units, counted by hand."""
     rng = np.random.default_rng(seed)
