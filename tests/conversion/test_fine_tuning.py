@@ -268,6 +268,7 @@ def test_zeros_hold_in_16_bits(policy):
 
 @pytest.mark.core
 @pytest.mark.parametrize("name", ["dense", "conv", "recurrent", "attention"])
+@pytest.mark.integration
 def test_what_shrink_leaves_stays_frozen(name):
     """Oracle: the zeros of the smaller model, of which some are left."""
     model = half_zero(MODELS[name]())

@@ -29,8 +29,16 @@ from tests.helpers.composites import (
 )
 from tests.helpers.models import compile_quickly, randomize
 
+# What takes TensorFlow long.
+LARGE = ("two texts and numbers", "vision")
 SOME = [
-    pytest.param(name, marks=[pytest.mark.core] if i % 3 == 0 else [])
+    pytest.param(
+        name,
+        marks=[
+            *([pytest.mark.core] if i % 3 == 0 else []),
+            *([pytest.mark.integration] if name in LARGE else []),
+        ],
+    )
     for i, name in enumerate(MODELS)
 ]
 
@@ -403,6 +411,7 @@ class Logging(Classifier):
         return super().train_step(*arguments)
 
 
+@pytest.mark.integration
 def test_training_steps_of_ones_own_are_not_lost_in_silence():
     model, _ = called(Logging(name="mine"), random_inputs(2, 6))
     _, report = write(model)
@@ -483,6 +492,7 @@ def test_types(policy):
 
 
 @pytest.mark.core
+@pytest.mark.integration
 def test_inputs_of_subclassed_models():
     """Words where an embedding reads them; structures as they were."""
     model, _ = MODELS["two texts and numbers"]()

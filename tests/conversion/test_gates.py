@@ -118,6 +118,7 @@ def test_closed_channels_go(build):
 
 
 @pytest.mark.core
+@pytest.mark.integration
 @pytest.mark.parametrize("gates", TEMPLATES)
 @pytest.mark.parametrize("posterior", [None, "sparse_vd"])
 def test_every_gate_and_kernels_as_well(gates, posterior):

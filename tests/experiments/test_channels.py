@@ -61,6 +61,7 @@ def test_magnitude_takes_the_smallest_and_no_more(small):
     assert methods.macs_of(thinner) < macs(left)
 
 
+@pytest.mark.integration
 def test_magnitude_trains_as_long_as_gates():
     """Oracle: the schedule, and the cube of what is left of it."""
     whole, wish = macs(40), macs(4)

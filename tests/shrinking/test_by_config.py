@@ -189,6 +189,7 @@ def test_zero_at_the_gate():
     assert smaller.count_params() == feedforward_size(7, True, False)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("seed", range(4))
 def test_random_units(seed):
     """Oracle: the numbers of units that were made dead."""
@@ -212,6 +213,7 @@ def test_random_units(seed):
     assert smaller.count_params() == expected
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("seed", range(2))
 def test_random_heads(seed):
     generator = np.random.default_rng(seed)
