@@ -96,6 +96,9 @@ def test_the_gates_with_the_most_noise_go():
         kinds = [type(x).__name__ for x in callbacks]
         seen.append((open_gates, epochs, decays, kinds))
         for gate in gates:
+            # The first have the most noise, so they are closed first.
+            mask = to_numpy(gate.keep_mask)
+            assert (mask == np.sort(mask)).all()
             gate.log_sigma.assign(np.linspace(-1.0, -2.0, gate.units))
 
     schedule = methods.Schedule(4, 2, steps=2)
