@@ -13,6 +13,7 @@ import pytest
 
 import keras_vd
 from experiments.models import hub
+from experiments.models.__main__ import is_kernel, size_of
 from tests.helpers.arrays import to_numpy
 
 keras_hub = pytest.importorskip("keras_hub", exc_type=ImportError)
@@ -52,9 +53,7 @@ def test_there_and_back(name, tmp_path):
     """Identities: predictions, files, and the class of the model."""
     model, inputs = hub.BUILDERS[name]()
     expected = predictions(model, inputs)
-    # Biases of attention have an axis for the heads.
-    matrices = [x for x in model.weights if len(x.shape) > 1]
-    kernels = [to_numpy(x).size for x in matrices if x.name != "bias"]
+    kernels = [size_of(x) for x in model.weights if is_kernel(x)]
     variational = keras_vd.to_variational(model, posterior="ard", verbose=0)
     assert isinstance(variational, type(model))
     assert_alike(predictions(variational, inputs), expected)
