@@ -122,6 +122,20 @@ class Posterior(keras.layers.Layer):
             f"{type(self).__name__} must implement `kl_divergence`."
         )
 
+    def margin(self) -> Tensor:
+        """Tell how far each entry is from being zero, to compare them.
+
+        It is the log of the signal-to-noise power (of gates that know no
+        noise, of the gate) over what the threshold asks for. Entries that are
+        zero already may have any value.
+
+        Returns:
+            Float32 tensor of the shape of `keep_mask`.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must implement `margin`."
+        )
+
     @property
     def has_added_kl(self) -> bool:
         """Whether the KL is among the losses of the running pass already.

@@ -47,6 +47,8 @@ from keras_vd.posteriors.reparameterization import local_reparameterization
 from keras_vd.posteriors.sampling import is_sampling_at_inference
 from keras_vd.posteriors.sharing import SharedOp, outer_product
 
+USUAL_THRESHOLD = 3.0
+
 
 class WeightPosterior(Posterior):
     """Base of all posteriors: a factorized Gaussian over one weight tensor.
@@ -91,7 +93,7 @@ class WeightPosterior(Posterior):
         self,
         prior: Any = "log_uniform",
         share: str = "weight",
-        threshold: float | None = 3.0,
+        threshold: float | None = USUAL_THRESHOLD,
         train_clip: bool = False,
         estimator: str = "local",
         variance_dtype: str | None = None,
@@ -582,6 +584,10 @@ class WeightPosterior(Posterior):
             )
         is_kept = self._current_moments().is_kept(threshold)
         self.keep_mask.assign(ops.convert_to_numpy(is_kept))
+
+    def margin(self) -> Tensor:
+        threshold = USUAL_THRESHOLD if self.threshold is None else self.threshold
+        return threshold - self.log_alpha
 
     def sparsity(self) -> float:
         """Compute the fraction of the weight that is zero at inference."""
