@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -16,72 +15,159 @@ from keras_vd.posteriors.finding import required_posteriors
 
 # A size that is at most this share below what is allowed needs no search.
 _CLOSE = 0.995
+# How many single candidates are tried to come closer to a size.
+_TRIES = 16
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Candidates:
-    """What can go of one posterior.
+class Ranking:
+    """An order of all that can go: weights, or the input units they read.
 
-    Attributes:
-        posterior: The posterior.
-        is_alive: Bool array of the shape of `keep_mask`: what is not zero.
-        axes: Axes over which entries can only go together.
-        shape: Shape of `is_alive` in which these axes can be told apart.
-        scores: What each of them says, `(candidates,)`; -inf if it is zero.
-    """
-
-    posterior: Posterior
-    is_alive: np.ndarray
-    axes: tuple[int, ...]
-    shape: tuple[int, ...]
-    scores: np.ndarray
-
-    def fix(self, is_kept: np.ndarray) -> None:
-        """Keep some of the candidates, and of these what is not zero.
-
-        Args:
-            is_kept: Bool array `(candidates,)`.
-        """
-        sizes = [1 if i in self.axes else x for i, x in enumerate(self.shape)]
-        mask = self.is_alive.reshape(self.shape) & is_kept.reshape(sizes)
-        self.posterior.keep_mask.assign(mask.reshape(self.is_alive.shape))
-
-
-def find_candidates(
-    model: keras.layers.Layer, is_by_unit: bool
-) -> list[Candidates]:
-    """Rank what can go: weights, or the input units that they read.
-
-    Groups and gates are ranked beside them. The score of a weight is the
+    Groups and gates are ranked beside them. What a weight says is the
     information that it holds, log(1 + 1 / alpha) / 2 nats but for a constant
-    that makes up for its posterior's threshold; that of a unit is the mean of
-    its weights.
+    that makes up for its posterior's threshold; for a unit it is the sum of its
+    weights. Behind all others come those that are zero but not pruned yet,
+    by how far they are past the threshold.
 
     Args:
         model: A built model.
         is_by_unit: Whether all weights of an input unit go together. If not,
             gates stay as they are unless there is nothing else.
     """
-    posteriors = required_posteriors(model)
-    if not is_by_unit:
-        weights = [x for x in posteriors if isinstance(x, WeightPosterior)]
-        posteriors = list(weights or posteriors)
-    return [_candidates(posterior, is_by_unit) for posterior in posteriors]
+
+    def __init__(self, model: keras.layers.Layer, is_by_unit: bool) -> None:
+        posteriors = required_posteriors(model)
+        if not is_by_unit:
+            weights = [x for x in posteriors if isinstance(x, WeightPosterior)]
+            posteriors = list(weights or posteriors)
+        self._parts = [_Part(posterior, is_by_unit) for posterior in posteriors]
+        scores = np.concatenate([part.scores for part in self._parts])
+        self._order = np.argsort(-scores, kind="stable")
+        self._size = int(np.isfinite(scores).sum())
+
+    def least_size(self, measure: Callable[[], int]) -> int:
+        """Measure the model with no more than the best of each posterior.
+
+        The model is as it was afterwards.
+
+        Args:
+            measure: Function that returns the size of the model as it is.
+        """
+        size = self._measure_with(self._order[:0], measure)
+        for part in self._parts:
+            part.restore()
+        return size
+
+    def fix(self, measure: Callable[[], int], most: float) -> int:
+        """Keep as many as a size allows, and prune all others for good.
+
+        The best of each posterior stays in any case. What is zero and stays
+        gets less noise, so that it counts again, where noise is learned for
+        each weight or unit.
+
+        Args:
+            measure: As of `least_size`; the size must not fall when more is
+                kept.
+            most: The largest size allowed.
+
+        Returns:
+            The size of the model now.
+        """
+        low, high, size = 0, self._size + 1, 0
+        while high - low > 1 and not _CLOSE * most <= size <= most:
+            count = (low + high) // 2
+            size = self._measure_with(self._order[:count], measure)
+            low, high = (count, high) if size <= most else (low, count)
+        chosen = self._order[:low]
+        # Where the next one is too large, some after it may not be.
+        for index in self._order[low : low + _TRIES]:
+            if _CLOSE * most <= size <= most:
+                return size
+            more = np.append(chosen, index)
+            size = self._measure_with(more, measure)
+            chosen = more if size <= most else chosen
+        return self._measure_with(chosen, measure)
+
+    def _measure_with(
+        self, chosen: np.ndarray, measure: Callable[[], int]
+    ) -> int:
+        self._keep(chosen)
+        return measure()
+
+    def _keep(self, chosen: np.ndarray) -> None:
+        """Keep the best of each posterior, and those chosen by index."""
+        is_kept = np.zeros(self._order.size, bool)
+        is_kept[chosen] = True
+        ends = np.cumsum([part.scores.size for part in self._parts])[:-1]
+        for part, kept in zip(
+            self._parts, np.split(is_kept, ends), strict=True
+        ):
+            kept[np.argmax(part.scores)] = True
+            part.restore()
+            part.keep(kept)
 
 
-def _candidates(posterior: Any, is_by_unit: bool) -> Candidates:
-    is_alive = ops.convert_to_numpy(posterior.mean()) != 0.0
-    margin = ops.convert_to_numpy(posterior.margin()).astype("float64")
-    nats = np.where(is_alive, 0.5 * np.logaddexp(0.0, margin), 0.0)
-    shape, axes = is_alive.shape, ()
-    if is_by_unit and not isinstance(posterior, StructuredGate):
-        shape, axes = _unit_axes(posterior)
-    nats, alive = nats.reshape(shape), is_alive.reshape(shape)
-    scores = np.where(alive.any(axes), nats.mean(axes), -np.inf)
-    return Candidates(posterior, is_alive, axes, shape, scores.ravel())
+class _Part:
+    """What can go of one posterior.
+
+    Attributes:
+        scores: What each candidate says, `(candidates,)`; -inf where it is
+            pruned.
+    """
+
+    def __init__(self, posterior: Any, is_by_unit: bool) -> None:
+        self._posterior: Posterior = posterior
+        self._before = [
+            (x, ops.convert_to_numpy(x))
+            for x in (*posterior.trainable_variables, posterior.keep_mask)
+        ]
+        mask = ops.convert_to_numpy(posterior.keep_mask)
+        self._mask = mask
+        self._is_zero = ops.convert_to_numpy(posterior.own_mean()) == 0.0
+        margin = ops.convert_to_numpy(posterior.margin()).astype("float64")
+        self._shape, self._axes = mask.shape, tuple[int, ...]()
+        if is_by_unit and not isinstance(posterior, StructuredGate):
+            self._shape, self._axes = _unit_axes(posterior)
+        nats = np.where(self._is_zero, 0.0, 0.5 * np.logaddexp(0.0, margin))
+        distance = np.where(mask, np.minimum(margin, 0.0), -np.inf)
+        unit_nats, unit_distance = (
+            x.reshape(self._shape) for x in (nats, distance)
+        )
+        is_zero = self._is_zero.reshape(self._shape).all(self._axes)
+        self.scores = np.where(
+            is_zero,
+            unit_distance.max(self._axes) - 1.0,
+            unit_nats.sum(self._axes),
+        ).ravel()
+
+    def restore(self) -> None:
+        """Give all variables the values that they had."""
+        for variable, value in self._before:
+            variable.assign(value)
+
+    def keep(self, is_kept: np.ndarray) -> None:
+        """Keep some of the candidates, and of these what is not pruned.
+
+        Args:
+            is_kept: Bool array `(candidates,)`.
+        """
+        sizes = [1 if i in self._axes else x for i, x in enumerate(self._shape)]
+        is_chosen = np.broadcast_to(is_kept.reshape(sizes), self._shape)
+        mask = self._mask & is_chosen.reshape(self._mask.shape)
+        is_back = is_kept & (self.scores < 0.0)
+        if is_back.any():
+            back = np.broadcast_to(is_back.reshape(sizes), self._shape)
+            mask_back = mask & back.reshape(self._mask.shape)
+            self._posterior.revive(mask_back)
+        else:
+            mask_back = np.zeros_like(mask)
+        # What is zero in a unit that stays is pruned for good.
+        mask &= ~self._is_zero | mask_back
+        self._posterior.keep_mask.assign(mask)
 
 
-def _unit_axes(posterior: WeightPosterior) -> tuple[Any, Any]:
+def _unit_axes(
+    posterior: WeightPosterior,
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return a shape of the weight, and its axes that run over no inputs."""
     shape, inputs = tuple(posterior.weight.shape), posterior.axes.inputs
     groups = posterior.axes.conv_groups
@@ -91,66 +177,3 @@ def _unit_axes(posterior: WeightPosterior) -> tuple[Any, Any]:
         inputs = (len(shape) - 3, len(shape) - 2)
     inputs = tuple(axis % len(shape) for axis in inputs)
     return shape, tuple(i for i in range(len(shape)) if i not in inputs)
-
-
-def least_size(
-    candidates: list[Candidates], measure: Callable[[], float]
-) -> float:
-    """Measure a model of which only the best of each posterior is left.
-
-    All masks are as they were afterwards.
-    """
-    masks = [ops.convert_to_numpy(x.posterior.keep_mask) for x in candidates]
-    _keep_best(candidates, 0)
-    size = measure()
-    for candidate, mask in zip(candidates, masks, strict=True):
-        candidate.posterior.keep_mask.assign(mask)
-    return size
-
-
-def fix_best(
-    candidates: list[Candidates],
-    measure: Callable[[], float],
-    most: float,
-) -> float:
-    """Keep as many candidates as a size allows, and prune all others.
-
-    The best of each posterior stays in any case. What is zero already is
-    pruned for good, too.
-
-    Args:
-        candidates: The candidates.
-        measure: Function that returns the size of the model as it is; it must
-            not fall when more is kept.
-        most: The largest size allowed.
-
-    Returns:
-        The size of the model now.
-    """
-    low, high = 0, sum(np.isfinite(x.scores).sum() for x in candidates)
-    _keep_best(candidates, high)
-    size = measure()
-    if size <= most:
-        return size
-    while high - low > 1 and not _CLOSE * most <= size <= most:
-        count = (low + high) // 2
-        _keep_best(candidates, count)
-        size = measure()
-        low, high = (count, high) if size <= most else (low, count)
-    if size > most:
-        _keep_best(candidates, low)
-        size = measure()
-    return size
-
-
-def _keep_best(candidates: list[Candidates], count: int) -> None:
-    """Keep the best of each posterior, and of all the `count` best ones."""
-    scores = np.concatenate([x.scores for x in candidates])
-    is_kept = np.zeros(scores.size, bool)
-    is_kept[np.argsort(-scores, kind="stable")[:count]] = True
-    ends = np.cumsum([x.scores.size for x in candidates])[:-1]
-    for candidate, kept in zip(
-        candidates, np.split(is_kept, ends), strict=True
-    ):
-        kept[np.argmax(candidate.scores)] = True
-        candidate.fix(kept)

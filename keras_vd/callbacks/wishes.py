@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import numbers
 from collections.abc import Callable
 from typing import Any
@@ -124,8 +125,14 @@ class Wish:
         is_whole = isinstance(self.value, numbers.Integral)
         return self.value if is_whole else self.value * whole
 
+    def figure(self, whole: int, size: float) -> float:
+        """Return a size in the units of the wish."""
+        if self.name == "nonzero_ratio":
+            return whole / size if size else math.inf
+        return size
+
     def describe(self, whole: int, size: float) -> str:
         """Say a size in the words of the wish."""
-        if self.name == "nonzero_ratio":
-            return f"a nonzero_ratio of {whole / max(size, 1):.4g}"
-        return f"{self.name} of {size:,.0f}"
+        figure = self.figure(whole, size)
+        form = ".4g" if self.name == "nonzero_ratio" else ",.0f"
+        return f"{self.name}={figure:{form}}"

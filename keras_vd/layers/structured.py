@@ -145,6 +145,9 @@ class StructuredGate(Posterior):
         least = max(self.threshold or 0.0, MIN_UNIFORM)
         return ops.log(ops.maximum(self.gate_mean(), MIN_UNIFORM) / least)
 
+    def own_mean(self) -> Tensor:
+        return self.mean()
+
     @property
     def n_active(self) -> int:
         """Number of units that are not 0 at inference."""

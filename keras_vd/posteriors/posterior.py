@@ -122,6 +122,27 @@ class Posterior(keras.layers.Layer):
             f"{type(self).__name__} must implement `kl_divergence`."
         )
 
+    def own_mean(self) -> Tensor:
+        """Return the mean at inference, without that of other posteriors.
+
+        Returns:
+            Tensor of the shape of `keep_mask`; 0 where pruned or below the
+            threshold.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must implement `own_mean`."
+        )
+
+    def revive(self, is_wanted: np.ndarray) -> None:
+        """Let entries that the threshold has made zero count again.
+
+        They get less noise, together with those that share it. A posterior
+        whose noise cannot be lowered for some of its entries stays as it is.
+
+        Args:
+            is_wanted: Bool array of the shape of `keep_mask`.
+        """
+
     def margin(self) -> Tensor:
         """Tell how far each entry is from being zero, to compare them.
 
