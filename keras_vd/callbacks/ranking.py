@@ -60,9 +60,9 @@ class Ranking:
     def fix(self, measure: Callable[[], int], most: float) -> int:
         """Keep as many as a size allows, and prune all others for good.
 
-        The best of each posterior stays in any case. What is zero and stays
-        gets less noise, so that it counts again, where noise is learned for
-        each weight or unit.
+        The best of each posterior stays in any case. What stays gets less
+        noise where it is close to the threshold or past it, so that it counts
+        and goes on to do so.
 
         Args:
             measure: As of `least_size`; the size must not fall when more is
@@ -153,15 +153,12 @@ class _Part:
         sizes = [1 if i in self._axes else x for i, x in enumerate(self._shape)]
         is_chosen = np.broadcast_to(is_kept.reshape(sizes), self._shape)
         mask = self._mask & is_chosen.reshape(self._mask.shape)
-        is_back = is_kept & (self.scores < 0.0)
-        if is_back.any():
-            back = np.broadcast_to(is_back.reshape(sizes), self._shape)
-            mask_back = mask & back.reshape(self._mask.shape)
-            self._posterior.revive(mask_back)
-        else:
-            mask_back = np.zeros_like(mask)
-        # What is zero in a unit that stays is pruned for good.
-        mask &= ~self._is_zero | mask_back
+        is_back = np.broadcast_to(
+            (is_kept & (self.scores < 0.0)).reshape(sizes), self._shape
+        )
+        # What is zero in a unit that is not is pruned for good.
+        mask &= ~self._is_zero | is_back.reshape(self._mask.shape)
+        self._posterior.revive(mask)
         self._posterior.keep_mask.assign(mask)
 
 

@@ -6,10 +6,12 @@ import math
 from typing import Any
 
 import keras
+from keras import ops
 
 from keras_vd.callbacks.ranking import Ranking
 from keras_vd.callbacks.schedules import Schedule
 from keras_vd.callbacks.wishes import Wish
+from keras_vd.posteriors.finding import required_posteriors
 
 # Share of the epochs after which it is fixed what is zero.
 _CUT = 0.7
@@ -78,16 +80,28 @@ class SizeCourse:
     def weight_of(self, epoch: int) -> float:
         """Return w of an epoch that begins; prune the model when it is time."""
         if epoch >= self._cut:
-            # Where a run is resumed, the masks have been loaded.
-            if epoch == self._cut or self._size > self._most:
-                ranking = Ranking(self._model, self.wish.is_by_unit)
-                self._size = ranking.fix(self._measure, self._most)
+            self._settle(is_cut=epoch == self._cut)
             return 0.0
         share = self._warmup.share(epoch, self._epochs)
         done = math.log(self._total / max(self._size, 1))
         plan = _AIM * (1.0 - (1.0 - (epoch + 1) / self._cut) ** 2.5)
         lead = done / math.log(self._total / self._most) - plan
         return share * math.exp(-_FALL * max(lead, 0.0))
+
+    def _settle(self, is_cut: bool) -> None:
+        """Fix what is zero, or keep to what is fixed.
+
+        Args:
+            is_cut: Whether it is time to fix it. Later it is only done where a
+                run has begun after that, with another model.
+        """
+        if is_cut or self._size > self._most:
+            ranking = Ranking(self._model, self.wish.is_by_unit)
+            self._size = ranking.fix(self._measure, self._most)
+            return
+        # Small weights fall below the threshold while they change their sign.
+        for posterior in required_posteriors(self._model):
+            posterior.revive(ops.convert_to_numpy(posterior.keep_mask))
 
     def judge(
         self, epoch: int, logs: dict[str, Any], penalty: float

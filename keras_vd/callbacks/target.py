@@ -28,9 +28,9 @@ class KLTarget(KLWeightCallback):
     warm-up of `KLAnnealing`, and less than that where the model gets smaller
     faster than a plan that ends somewhat short of the wish. Then what is left
     is ranked by its signal-to-noise ratio: as much as the wish allows stays,
-    what is missing gets less noise so that it counts again, and all else is
-    pruned for good. What stays is trained on without a KL, and its variances
-    are no posterior any more: for uncertainties train on with `KLAnnealing`.
+    with less noise where it would not count otherwise, and all else is pruned
+    for good. What stays is trained on without a KL, and its variances are no
+    posterior any more: for uncertainties train on with `KLAnnealing`.
     Of each weight, group and gate layer one entry stays at least. For
     `n_active`, `parameters` and `macs` whole input units are ranked, by the
     sum of what their weights say.
@@ -43,6 +43,9 @@ class KLTarget(KLWeightCallback):
     after each epoch that is within the budget. At the end the model gets the
     weights of the smallest state that was, which are kept in memory meanwhile.
     The metric of the validation is that of the pruned model.
+
+    `ShrinkWhileTraining` suits `parameters` and `macs`; weights that nothing
+    reads, which it removes, count in the other figures.
 
     Warm-up, logs, printed lines, TensorBoard and warnings are those of
     `KLAnnealing`. A run that is resumed, as with `BackupAndRestore`, goes on as

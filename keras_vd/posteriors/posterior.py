@@ -134,10 +134,10 @@ class Posterior(keras.layers.Layer):
         )
 
     def revive(self, is_wanted: np.ndarray) -> None:
-        """Let entries that the threshold has made zero count again.
+        """Give entries less noise, so that none of them counts as zero.
 
-        They get less noise, together with those that share it. A posterior
-        whose noise cannot be lowered for some of its entries stays as it is.
+        What is far from the threshold stays as it is, and so does a posterior
+        that cannot lower its noise. Entries that share noise share the change.
 
         Args:
             is_wanted: Bool array of the shape of `keep_mask`.

@@ -107,14 +107,14 @@ def macs(model):
             lambda model: shrunk(model).count_params(),
             500,
         ),
-        ({"macs": 0.3}, macs, 0.3 * 1128),
+        ({"macs": 0.5}, macs, 0.5 * 1128),
     ],
 )
 def test_a_size_is_met(wish, count, expected):
     # Oracle: counts of the variables themselves, and of the shrunk model.
     model = network()
     target = KLTarget(EXAMPLES, verbose=0, **wish)
-    history = fit(model, target)
+    history = fit(model, target, epochs=30)
     assert count(model) == pytest.approx(expected, rel=0.05)
     ((name, value),) = wish.items()
     state, figure = history["target_state"][-1], count(model)
@@ -122,7 +122,7 @@ def test_a_size_is_met(wish, count, expected):
     is_share = isinstance(value, float) and value < 1
     assert (
         history["target"]
-        == [pytest.approx(expected if is_share else value)] * 10
+        == [pytest.approx(expected if is_share else value)] * 30
     )
 
 
@@ -156,13 +156,11 @@ def test_a_size_is_met_with_groups():
 @pytest.mark.integration
 def test_a_size_is_met_while_the_model_shrinks():
     model = network()
-    before = keras_vd.sparsity_report(model)
-    target = KLTarget(EXAMPLES, nonzero_ratio=10.0, verbose=0)
-    fit(model, target, ShrinkWhileTraining(every=3, verbose=0))
-    report = keras_vd.sparsity_report(model)
-    assert report.weights < 1128
-    ratio = report.relative_to(before).nonzero_ratio
-    assert ratio == pytest.approx(10.0, rel=0.05)
+    target = KLTarget(EXAMPLES, parameters=500, verbose=0)
+    shrinking = ShrinkWhileTraining(every=5, verbose=0)
+    fit(model, target, shrinking, epochs=30)
+    assert keras_vd.sparsity_report(model).weights < 1128
+    assert shrunk(model).count_params() == pytest.approx(500, rel=0.05)
 
 
 @pytest.mark.integration
@@ -178,16 +176,21 @@ def test_the_kl_weight():
     assert max(history["kl_weight"]) > 0.0
 
 
+def scatter(found):
+    """Noise of all sizes, below the threshold and above it."""
+    generator = np.random.default_rng(0)
+    for posterior in found:
+        shape = posterior.weight.shape
+        posterior.log_sigma2.assign(generator.normal(-2.0, 4.0, shape))
+
+
 @pytest.mark.parametrize("kept", [20, 150, 800])
 def test_the_ranking_of_weights(kept):
     # Oracle: NumPy sorts theta^2 / sigma2 over all layers. A third of the
     # weights is below the threshold, so that 800 takes some of the others.
     model = network()
-    generator = np.random.default_rng(0)
     found = keras_vd.variational_weights(model)
-    for posterior in found:
-        shape = posterior.weight.shape
-        posterior.log_sigma2.assign(generator.normal(-2.0, 4.0, shape))
+    scatter(found)
     alphas = [log_alpha(posterior) for posterior in found]
     thetas = [to_float64(posterior.weight) for posterior in found]
     limit = np.sort(np.concatenate([x.ravel() for x in alphas]))[kept - 1]
@@ -210,18 +213,22 @@ def test_the_ranking_of_weights(kept):
 def test_the_ranking_of_units():
     # Oracle: each input's sum of log(1 + 1 / alpha'), alpha' = alpha / e^3.
     model = network()
-    randomize(model)
     found = keras_vd.variational_weights(model)
+    scatter(found)
     sums = []
     for posterior in found:
         kept = log_alpha(posterior) < 3.0
         terms = np.log1p(np.exp(3.0 - log_alpha(posterior)))
         sums.append(np.where(kept, terms, 0.0).sum(axis=1))
-    limit = np.sort(np.concatenate(sums))[-40]
+    # The best input of each weight stays, and as many others as can.
+    rows = [(-x, n, i) for n, y in enumerate(sums) for i, x in enumerate(y)]
+    best = [(n, int(np.argmax(y))) for n, y in enumerate(sums)]
+    order = dict.fromkeys([*best, *(row[1:] for row in sorted(rows))])
+    expected = list(order)[:40]
     Ranking(model, is_by_unit=True).fix(lambda: active_inputs(model), 40)
-    for posterior, score in zip(found, sums, strict=True):
-        reads = inference_weight(posterior).any(axis=1)
-        np.testing.assert_array_equal(reads, score >= limit)
+    for number, posterior in enumerate(found):
+        reads = np.flatnonzero(inference_weight(posterior).any(axis=1))
+        assert set(reads) == {i for n, i in expected if n == number}
 
 
 @pytest.mark.parametrize("share", ["weight", "unit", "rank1"])
