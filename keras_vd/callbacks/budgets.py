@@ -130,7 +130,7 @@ class BudgetCourse:
 
     def _remember(self, value: float, excess: float) -> None:
         """Keep a copy of the smallest state in budget, or the best one."""
-        _, size = sparsity_report(self._model).entries
+        size = self._measure()
         is_over = not excess <= 0.0
         rank = (math.inf, excess) if is_over else (size, excess)
         if rank < self._best_rank:
@@ -141,15 +141,18 @@ class BudgetCourse:
         """Set the KL weight for the next epoch, or prune before it."""
         if epoch + 1 > self._cut:
             if excess <= 0.0:
-                measure = lambda: sparsity_report(self._model).entries[1]  # noqa: E731
                 ranking = Ranking(self._model, is_by_unit=False)
-                ranking.fix(measure, (1.0 - _STEP) * measure())
+                ranking.fix(self._measure, (1.0 - _STEP) * self._measure())
         elif epoch >= self._start:
             step = min(1.0, 3.0 * _RANGE / self._epochs)
             error = np.clip(-excess / max(self.budget, 1e-12), -1.0, 1.0)
             weight = min(_HIGHEST, self._current() * math.exp(step * error))
             for posterior in required_posteriors(self._model):
                 posterior.kl_weight.assign(weight / self._num_examples)
+
+    def _measure(self) -> int:
+        _, size = sparsity_report(self._model).entries
+        return size
 
     def close(self, last: int) -> str | None:
         """Go back to the best state; return why the wish was not met."""

@@ -41,7 +41,8 @@ class KLTarget(KLWeightCallback):
     arXiv:2208.04425). After 70% of the epochs what is zero is pruned for good
     and the KL is left out; from then on 10% of what is left goes, lowest first,
     after each epoch that is within the budget. At the end the model gets the
-    weights of the smallest state that was, which are kept in memory meanwhile.
+    weights of the smallest state that was (by `nonzero_ratio`), which are kept
+    in memory meanwhile.
     The metric of the validation is that of the pruned model.
 
     `ShrinkWhileTraining` suits `parameters` and `macs`; weights that nothing
