@@ -56,6 +56,7 @@ class BudgetCourse:
         self._start = min(self._cut, math.ceil(share * epochs))
         self._reference = self._given
         self._sign = 0.0
+        self._limit = math.nan
         self._best: list[np.ndarray] | None = None
         self._best_rank = (math.inf, math.inf)
         if first and self._given is None:
@@ -105,17 +106,22 @@ class BudgetCourse:
             larger = is_better_when_larger(self._model, str(self.monitor))
             self._sign = -1.0 if larger else 1.0
         if self._given is None and epoch < self._start:
-            known = [self._reference, value]
-            costs = [self._sign * x for x in known if x is not None]
-            self._reference = self._sign * min(costs)
+            self._measure_plain(value)
         assert self._reference is not None
-        limit = self._reference + self._sign * self.budget
-        excess = self._sign * (value - limit)
-        self._remember(value, excess)
+        self._limit = self._reference + self._sign * self.budget
+        excess = self._sign * (value - self._limit)
+        self._remember(excess)
         if epoch + 1 < self._epochs:
             self._adapt(epoch, excess)
-        self._limit, self._value = limit, value
-        return limit, value
+        return self._limit, value
+
+    def _measure_plain(self, value: float) -> None:
+        """Make a value the reference if it is the best so far."""
+        before = self._reference
+        if before is None or self._sign * (value - before) < 0.0:
+            self._reference = value
+            # What was within the budget of a worse one may not be any more.
+            self._best_rank = (math.inf, math.inf)
 
     def _read(self, logs: dict[str, Any]) -> float:
         if self.monitor is None:
@@ -128,7 +134,7 @@ class BudgetCourse:
             )
         return float(logs[self.monitor])
 
-    def _remember(self, value: float, excess: float) -> None:
+    def _remember(self, excess: float) -> None:
         """Keep a copy of the smallest state in budget, or the best one."""
         size = self._measure()
         is_over = not excess <= 0.0

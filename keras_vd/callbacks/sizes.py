@@ -132,8 +132,9 @@ class SizeCourse:
             )
         else:
             why = (
-                "gates that are closed and what `prune` has removed cannot "
-                "come back, and one unit more may be too much"
+                "gates that are closed, and what `prune` or "
+                "`ShrinkWhileTraining` has removed, cannot come back, and one "
+                "unit more may be too much"
             )
         return (
             f"the model has {self._describe(size)}, and not "

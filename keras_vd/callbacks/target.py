@@ -45,8 +45,9 @@ class KLTarget(KLWeightCallback):
     in memory meanwhile.
     The metric of the validation is that of the pruned model.
 
-    `ShrinkWhileTraining` suits `parameters` and `macs`; weights that nothing
-    reads, which it removes, count in the other figures.
+    What `ShrinkWhileTraining` removes cannot come back: with `parameters` or
+    `macs` start it at `cut_epoch(epochs)`. The other sizes also count weights
+    that nothing reads, which it removes.
 
     Warm-up, logs, printed lines, TensorBoard and warnings are those of
     `KLAnnealing`. A run that is resumed, as with `BackupAndRestore`, goes on as

@@ -157,7 +157,7 @@ def test_a_size_is_met_with_groups():
 def test_a_size_is_met_while_the_model_shrinks():
     model = network()
     target = KLTarget(EXAMPLES, parameters=500, verbose=0)
-    shrinking = ShrinkWhileTraining(every=5, verbose=0)
+    shrinking = ShrinkWhileTraining(1, target.cut_epoch(30), verbose=0)
     fit(model, target, shrinking, epochs=30)
     assert keras_vd.sparsity_report(model).weights < 1128
     assert shrunk(model).count_params() == pytest.approx(500, rel=0.05)
