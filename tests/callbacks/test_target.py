@@ -20,8 +20,6 @@ from tests.helpers.models import (
     set_kept,
 )
 
-pytestmark = pytest.mark.core
-
 EXAMPLES, FEATURES = 64, 20
 
 
@@ -58,11 +56,14 @@ def gated():
 
 
 def fit(model, *callbacks, epochs=10, rate=0.02, **options):
-    compile_quickly(
-        model,
-        optimizer=keras.optimizers.Adam(rate),
-        metrics=options.pop("metrics", None),
-    )
+    settings = {
+        "optimizer": keras.optimizers.Adam(rate),
+        "metrics": options.pop("metrics", None),
+    }
+    if epochs > 10:
+        model.compile(loss="sparse_categorical_crossentropy", **settings)
+    else:
+        compile_quickly(model, **settings)
     options = {"batch_size": 16, "verbose": 0, **options}
     return model.fit(
         *data(), epochs=epochs, callbacks=list(callbacks), **options
@@ -126,6 +127,7 @@ def test_a_size_is_met(wish, count, expected):
     )
 
 
+@pytest.mark.core
 @pytest.mark.integration
 @pytest.mark.parametrize("wish", [{"n_active": 20}, {"nonzero_ratio": 4.0}])
 def test_gates_are_met(wish):
@@ -163,6 +165,7 @@ def test_a_size_is_met_while_the_model_shrinks():
     assert shrunk(model).count_params() == pytest.approx(500, rel=0.05)
 
 
+@pytest.mark.core
 @pytest.mark.integration
 def test_the_kl_weight():
     # It never exceeds that of the usual warm-up, and is 0 from the cut on.
@@ -184,6 +187,7 @@ def scatter(found):
         posterior.log_sigma2.assign(generator.normal(-2.0, 4.0, shape))
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("kept", [20, 150, 800])
 def test_the_ranking_of_weights(kept):
     # Oracle: NumPy sorts theta^2 / sigma2 over all layers. A third of the
@@ -210,6 +214,7 @@ def test_the_ranking_of_weights(kept):
         assert np.count_nonzero(~same) <= max(1, 0.005 * kept) + rest.sum()
 
 
+@pytest.mark.core
 def test_the_ranking_of_units():
     # Oracle: each input's sum of log(1 + 1 / alpha'), alpha' = alpha / e^3.
     model = network()
@@ -231,6 +236,7 @@ def test_the_ranking_of_units():
         assert set(reads) == {i for n, i in expected if n == number}
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("share", ["weight", "unit", "rank1"])
 def test_zeros_that_count_again_have_less_noise(share):
     model = network(posterior=posteriors.SparseVD(share=share))
@@ -245,6 +251,7 @@ def test_zeros_that_count_again_have_less_noise(share):
         np.testing.assert_array_equal(inference_weight(posterior) != 0, wanted)
 
 
+@pytest.mark.core
 def test_what_was_pruned_before_stays_so():
     model = network()
     first = keras_vd.variational_weights(model)[0]
@@ -255,6 +262,7 @@ def test_what_was_pruned_before_stays_so():
     assert nonzero(model) == 5 * 30 + 30 * 16 + 16 * 3
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(
     "wishes", [{}, {"nonzero_ratio": 2.0, "budget": 0.1}, {"monitor": "loss"}]
 )
@@ -263,6 +271,7 @@ def test_there_is_exactly_one_wish(wishes):
         KLTarget(10, **wishes)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -284,6 +293,7 @@ def test_bad_arguments_are_named(options, error, message):
         KLTarget(10, **options)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(
     ("wish", "message"),
     [
@@ -305,6 +315,7 @@ def test_impossible_wishes_are_told_before_the_first_step(wish, message):
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.core
 def test_other_errors_before_the_first_step():
     target = KLTarget(EXAMPLES, nonzero_ratio=2.0, verbose=0)
     with pytest.raises(ValueError, match="at least 2 epochs"):
@@ -324,6 +335,7 @@ def test_other_errors_before_the_first_step():
         fit(network(), target, initial_epoch=2)
 
 
+@pytest.mark.core
 def test_macs_of_unknown_size():
     model = keras.Sequential(
         [
@@ -378,6 +390,7 @@ def test_gates_that_closed_are_told():
         fit(model, target)
 
 
+@pytest.mark.core
 def test_what_is_printed(capsys):
     target = KLTarget(EXAMPLES, nonzero_ratio=4.0)
     fit(network(), target, epochs=2)
@@ -420,6 +433,7 @@ def test_a_budget_is_kept(options, monitor, sign):
         assert not any(history["kl_weight"][:10])
 
 
+@pytest.mark.core
 @pytest.mark.integration
 def test_a_budget_of_the_training_loss():
     # Oracle: the loss of a model without noise to speak of is that of a plain
@@ -444,6 +458,7 @@ def test_a_budget_that_cannot_be_kept_is_told():
     assert loss == pytest.approx(min(history["val_loss"]), rel=1e-5)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(
     ("monitor", "message"),
     [
@@ -488,6 +503,7 @@ def train(directory, wish, killed_in=None):
     return [to_float64(x) for x in values], history["target_state"]
 
 
+@pytest.mark.core
 @pytest.mark.integration
 @pytest.mark.parametrize("killed_in", [2, 4, 5])
 @pytest.mark.parametrize(
