@@ -99,9 +99,13 @@ class SizeCourse:
             ranking = Ranking(self._model, self.wish.is_by_unit)
             self._size = ranking.fix(self._measure, self._most)
             return
-        # Small weights fall below the threshold while they change their sign.
-        for posterior in required_posteriors(self._model):
-            posterior.revive(ops.convert_to_numpy(posterior.keep_mask))
+        posteriors = required_posteriors(self._model)
+        masks = [ops.convert_to_numpy(x.keep_mask) for x in posteriors]
+        if all(mask.all() for mask in masks):
+            return
+        # Small weights pass the threshold while they change their sign.
+        for posterior, mask in zip(posteriors, masks, strict=True):
+            posterior.revive(mask)
 
     def judge(
         self, epoch: int, logs: dict[str, Any], penalty: float

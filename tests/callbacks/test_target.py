@@ -381,6 +381,23 @@ def test_weights_from_before_are_told():
 
 
 @pytest.mark.integration
+def test_a_fit_that_begins_after_the_cut():
+    # It prunes what is too much, and leaves alone what is small already.
+    target = KLTarget(EXAMPLES, nonzero_ratio=3.0, verbose=0)
+    model = network()
+    fit(model, target, initial_epoch=8)
+    assert 1128 / nonzero(model) == pytest.approx(3.0, rel=0.05)
+    model = network()
+    for posterior in keras_vd.variational_weights(model):
+        kept = np.arange(posterior.weight.shape[-1]) % 8 == 0
+        set_kept(posterior, np.broadcast_to(kept, posterior.weight.shape))
+    before = nonzero(model)
+    with pytest.warns(UserWarning, match="and not nonzero_ratio=3:"):
+        fit(model, target, initial_epoch=8, rate=0.0)
+    assert nonzero(model) == before
+
+
+@pytest.mark.integration
 def test_gates_that_closed_are_told():
     model = gated()
     target = KLTarget(EXAMPLES, n_active=70, verbose=0)
