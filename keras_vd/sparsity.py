@@ -146,7 +146,7 @@ class SparsityReport(Report):
 
         In a model that has gates only, it is the fraction of their units.
         """
-        total, nonzero = self._entries()
+        total, nonzero = self.entries
         return 1.0 - nonzero / total
 
     @property
@@ -155,9 +155,14 @@ class SparsityReport(Report):
 
         In a model that has gates only, it is the units per active one.
         """
-        return _ratio(*self._entries())
+        return _ratio(*self.entries)
 
-    def _entries(self) -> tuple[int, int]:
+    @property
+    def entries(self) -> tuple[int, int]:
+        """Number of variational weights, and of those that are not zero.
+
+        In a model that has gates only: of their units, and of active ones.
+        """
         if self.rows:
             return self.weights, self.nonzero
         return (
@@ -168,7 +173,7 @@ class SparsityReport(Report):
     @property
     def nonzero_ratio_with_biases(self) -> float:
         """Ratio like `nonzero_ratio`, with the biases of the same layers."""
-        total, nonzero = self._entries()
+        total, nonzero = self.entries
         return _ratio(total + self.biases, nonzero + self.nonzero_biases)
 
     @property

@@ -1044,3 +1044,25 @@ def known_to_optimizer(
         excluded: set[Any] = getattr(part, "_exclude_from_weight_decay", set())
         part._exclude_from_weight_decay = {keys.get(x, x) for x in excluded}
         part._exclude_from_weight_decay_cache = {}
+
+
+def is_better_when_larger(model: keras.Model, monitor: str) -> bool:
+    """Tell whether a larger value of a logged metric is the better one.
+
+    Args:
+        model: A model that has been trained, so that its metrics are known.
+        monitor: Name of the metric in the logs.
+
+    Raises:
+        ValueError: if Keras does not know.
+    """
+    stopping = keras.callbacks.EarlyStopping(monitor)
+    stopping.set_model(model)
+    try:
+        stopping._set_monitor_op()
+    except ValueError as error:
+        raise ValueError(
+            "Argument `monitor` must be a metric of which Keras knows whether "
+            f"it shall be large or small. Received: monitor={monitor!r}."
+        ) from error
+    return bool(stopping.monitor_op(2.0, 1.0))

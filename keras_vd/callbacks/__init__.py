@@ -1,4 +1,4 @@
-"""Callbacks for `fit`: annealing, backups, pruning, removal of what is dead."""
+"""Callbacks for `fit`: annealing, targets, backups, pruning, shrinking."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from keras_vd.callbacks.annealing import KLAnnealing
 from keras_vd.callbacks.backup import BackupAndRestore
 from keras_vd.callbacks.magnitude import MagnitudePruning
 from keras_vd.callbacks.shrinking import ShrinkWhileTraining
+from keras_vd.callbacks.target import KLTarget
 
 __all__ = [
     "BackupAndRestore",
     "KLAnnealing",
+    "KLTarget",
     "MagnitudePruning",
     "ShrinkWhileTraining",
 ]

@@ -16,13 +16,18 @@ _OWN_FIGURES = ("kl", "kl_weight", "sparsity", "nonzero_ratio", "n_active")
 _SUMS = ("sum", "none", None)
 
 
-def warn(message: str) -> None:
-    """Issue a warning in the name of KLAnnealing."""
-    warnings.warn(f"KLAnnealing: {message}", stacklevel=2)
+def warn(message: str, name: str = "KLAnnealing") -> None:
+    """Issue a warning in the name of a callback."""
+    warnings.warn(f"{name}: {message}", stacklevel=2)
 
 
-def warn_about_reduction(model: keras.Model) -> bool:
-    """Warn if a compiled loss is not a mean over examples; tell whether so."""
+def warn_about_reduction(model: keras.Model, name: str) -> bool:
+    """Warn if a compiled loss is not a mean over examples; tell whether so.
+
+    Args:
+        model: The model.
+        name: Name of the callback.
+    """
     is_told = False
     for loss in _leaves(getattr(model, "loss", None)):
         reduction = getattr(loss, "reduction", "mean")
@@ -33,7 +38,8 @@ def warn_about_reduction(model: keras.Model) -> bool:
                 f"reduction={reduction!r}. The KL weight belongs to a mean "
                 "over examples; with a sum over the batch the KL counts too "
                 "little, by a factor of the batch size. Use the default "
-                'reduction, "sum_over_batch_size".'
+                'reduction, "sum_over_batch_size".',
+                name,
             )
     return is_told
 
@@ -149,6 +155,7 @@ def warn_about_examples(
     steps: int | None,
     is_whole: bool,
     positions: int | None,
+    name: str = "KLAnnealing",
 ) -> bool:
     """Warn if an epoch showed another number of examples than was passed.
 
@@ -160,6 +167,7 @@ def warn_about_examples(
             show any part of them, or all of them several times.
         positions: Number of labels of an example, such as one for each word or
             pixel; None if that is not known.
+        name: Name of the callback.
 
     Returns:
         Whether it warned.
@@ -173,7 +181,8 @@ def warn_about_examples(
             f"num_examples={num_examples} is the number of batches: the first "
             f"epoch showed {seen:.0f} examples in {steps} batches, so the KL "
             f"counts {seen / num_examples:.3g} times too much. Pass the number "
-            "of training examples."
+            "of training examples.",
+            name,
         )
         return True
     # A last batch that is dropped makes an epoch shorter.
@@ -184,20 +193,23 @@ def warn_about_examples(
             f"{seen / num_examples:.3g} times as much as in the variational "
             f"bound. Pass num_examples={seen:.0f}, without those of the "
             "validation, unless an epoch shows copies of examples or only a "
-            "part of them on purpose."
+            "part of them on purpose.",
+            name,
         )
         return True
     return False
 
 
-def warn_about_nonfinite(paths: list[str]) -> None:
+def warn_about_nonfinite(paths: list[str], name: str) -> None:
     """Warn that a model has diverged, and where.
 
     Args:
         paths: Paths of the variables with values that are not finite.
+        name: Name of the callback.
     """
     warn(
         f"training is stopped: not finite are {', '.join(paths)}. It has "
         "diverged; go back to a checkpoint, or train again with a smaller "
-        "learning rate."
+        "learning rate.",
+        name,
     )

@@ -1,36 +1,21 @@
-"""The callback that raises the KL weight during training and logs figures."""
+"""The callback that raises the KL weight during training."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import keras
 from keras import ops
 
-from keras_vd._backend.keras_internals import (
-    Fit,
-    build_for_fit,
-    counted_examples,
-    exclude_from_weight_decay,
-    flatten_layers,
-    labels_per_example,
-    running_fit,
-)
-from keras_vd._backend.tensorboard import EventWriter, check_tensorboard
 from keras_vd._backend.validation import check_integer, check_number
 from keras_vd.callbacks import advice
-from keras_vd.callbacks.figures import Figures, ShortBar
+from keras_vd.callbacks.base import KLWeightCallback
 from keras_vd.callbacks.schedules import Schedule
-from keras_vd.layers.structured import StructuredGate
-from keras_vd.posteriors import Posterior, WeightPosterior
-from keras_vd.posteriors.finding import named_posteriors, required_posteriors
-from keras_vd.sparsity import sparsity_report
+from keras_vd.posteriors.finding import required_posteriors
 
 
-class KLAnnealing(keras.callbacks.Callback):
+class KLAnnealing(KLWeightCallback):
     """Callback that sets the KL weight of all posteriors before each epoch.
 
     The loss of a variational model is the mean negative log likelihood per
@@ -122,31 +107,19 @@ class KLAnnealing(keras.callbacks.Callback):
         tensorboard: str | os.PathLike[str] | None = None,
         log_layers: bool = True,
     ) -> None:
-        super().__init__()
-        self.num_examples = check_integer("num_examples", num_examples, 1)
+        super().__init__(num_examples, verbose, tensorboard, log_layers)
         self.schedule = Schedule(start_epoch, warmup_epochs, schedule)
         self.max_weight = check_number("max_weight", max_weight, 0.0)
-        self.verbose = verbose
-        if tensorboard is not None:
-            check_tensorboard()
-            tensorboard = Path(tensorboard)
-        self.tensorboard = tensorboard
-        self.log_layers = bool(log_layers)
-        self._events: EventWriter | None = None
         # Epochs of the run that the default schedule is made for.
         self._run_epochs: int | None = None
-        self._told: set[str] = set()
-        self._forget_fit()
 
-    def _forget_fit(self) -> None:
-        self._fit = Fit(None, None)
-        self._first_epoch: int | None = None
-        self._last_epoch: int | None = None
-        self._figures: Figures | None = None
-        self._line: str | None = None
-        self._bars: list[ShortBar] = []
-        self._is_counted = False
-        self._is_noise_checked = False
+    @property
+    def _advice_on_loops(self) -> str:
+        return (
+            " In a loop of your own leave its other methods alone and call "
+            "`annealing.set_weight(model, epoch)` before each epoch "
+            "(docs/custom_loops.md)."
+        )
 
     def weight_at(self, epoch: int, epochs: int | None = None) -> float:
         """Return the KL weight w(epoch) / num_examples; epochs count from 0.
@@ -211,80 +184,11 @@ class KLAnnealing(keras.callbacks.Callback):
         self._assign(model, weight)
         return weight
 
-    @staticmethod
-    def _assign(model: keras.layers.Layer, weight: float) -> None:
-        for posterior in required_posteriors(model):
-            posterior.kl_weight.assign(weight)
-
-    def _is_news(self, subject: str) -> bool:
-        """Tell whether a subject comes up for the first time; remember it."""
-        is_news = subject not in self._told
-        self._told.add(subject)
-        return is_news
-
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        self._forget_fit()
-        if getattr(self.model, "optimizer", None) is None:
-            raise ValueError(
-                "KLAnnealing found no optimizer: its model must be compiled "
-                "and trained by `fit`. In a loop of your own leave its other "
-                "methods alone and call `annealing.set_weight(model, epoch)` "
-                "before each epoch (docs/custom_loops.md). Received: "
-                f"model={self.model!r}."
-            )
-        self._fit = running_fit()
-        posteriors = [
-            x for x in flatten_layers(self.model) if isinstance(x, Posterior)
-        ]
-        if not self.model.built or not all(x.built for x in posteriors):
-            build_for_fit(self.model, self._fit)
-        noise_parameters = [
-            variable
-            for posterior in required_posteriors(self.model)
-            for variable in posterior.trainable_variables
-        ]
-        exclude_from_weight_decay(self.model.optimizer, noise_parameters)
-        if "reduction" not in self._told:
-            if advice.warn_about_reduction(self.model):
-                self._told.add("reduction")
-        self._join_callbacks()
-        if self.tensorboard is not None:
-            self._events = EventWriter(self.tensorboard)
-
-    def _join_callbacks(self) -> None:
-        """Add a callback that runs after all others, and shorten the bar."""
-        callbacks = self._fit.callbacks
-        if callbacks is None or self not in callbacks.callbacks:
-            return
-        if not self._is_joined():
-            callbacks.callbacks.append(_Afterwards(self))
-        self._bars = [
-            ShortBar(callback, lambda: self._figures)
-            for callback in callbacks.callbacks
-            if isinstance(callback, keras.callbacks.ProgbarLogger)
-        ]
-
-    def _is_joined(self) -> bool:
-        callbacks = self._fit.callbacks
-        return callbacks is not None and any(
-            map(self._is_ours, callbacks.callbacks)
-        )
-
-    def _is_ours(self, callback: keras.callbacks.Callback) -> bool:
-        return isinstance(callback, _Afterwards) and callback.annealing is self
-
-    def on_epoch_begin(
-        self, epoch: int, logs: dict[str, Any] | None = None
-    ) -> None:
-        if self._first_epoch is None:
-            self._begin_run(epoch)
-        self._last_epoch, self._figures = epoch, None
-        self._assign(self.model, self.weight_at(epoch))
+    def _weight_of(self, epoch: int) -> float:
+        return self.weight_at(epoch)
 
     def _begin_run(self, first: int) -> None:
         """Settle the schedule of a run, and warn about what does not fit it."""
-        self._first_epoch = first
-        self._whole = sparsity_report(self.model)
         epochs = (self.params or {}).get("epochs")
         if not epochs:
             return
@@ -316,130 +220,11 @@ class KLAnnealing(keras.callbacks.Callback):
             share = self.weight_at(last) * self.num_examples / self.max_weight
             advice.warn_about_end(event, share, full)
 
-    def on_train_batch_end(
-        self, batch: int, logs: dict[str, Any] | None = None
-    ) -> None:
-        if not self._is_noise_checked:
-            self._check_noise()
-        steps = self._fit.steps
-        # Examples are counted after the last batch, because the validation
-        # that follows resets the count.
-        if not self._is_counted and steps and batch + 1 >= steps:
-            self._count_examples()
-
-    def _check_noise(self) -> None:
-        """Raise a ValueError if no noise was drawn in the first batch."""
-        self._is_noise_checked = True
-        trained = [x for x in required_posteriors(self.model) if x.trainable]
-        if trained and not any(posterior.has_drawn for posterior in trained):
-            raise ValueError(
-                f"Training drew no noise: all variational layers of "
-                f"'{self.model.name}' were called as for inference, so that "
-                "nothing adds a KL divergence to the losses. Have the `call` "
-                "of the model take `training=None` and hand it on, and pass "
-                "no `training=False` to the layers inside; layers that shall "
-                "stay as they are need `trainable=False`."
-            )
-
-    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        if self._first_epoch is not None:
-            self._count_examples()
-
-    def _count_examples(self) -> None:
-        """Compare the examples of the first epoch with `num_examples`."""
-        if self._is_counted:
-            return
-        self._is_counted = True
-        seen = counted_examples(self.model)
-        if not seen or self.model.stop_training or "examples" in self._told:
-            return
-        if advice.warn_about_examples(
-            self.num_examples,
-            seen,
-            self._fit.steps,
-            self._fit.is_one_pass,
-            labels_per_example(self.model),
-        ):
-            self._told.add("examples")
-
-    def on_epoch_end(
-        self, epoch: int, logs: dict[str, Any] | None = None
-    ) -> None:
-        self._count_examples()
-        weight = self.weight_at(epoch)
-        self._figures = Figures(self.model, weight, self._whole)
-        if self._figures.nonfinite:
-            advice.warn_about_nonfinite(self._figures.nonfinite)
-            self.model.stop_training = True
-        figures = dict(self._figures.totals)
-        if self.log_layers:
-            figures |= self._figures.layers
-        if logs is not None:
-            logs.update(figures)
-        if self._events is not None:
-            self._events.write(epoch, figures, self._histograms())
-        if not self._is_joined():
-            self._end_epoch()
-
-    def _end_epoch(self) -> None:
-        """Print the figures, after the progress bar has ended its line."""
-        if self.verbose and self._figures and self._last_epoch is not None:
-            print(self._figures.line(self._last_epoch))
-
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        if self._events is not None:
-            self._events.close()
-            self._events = None
-        if not self._is_joined():
-            self._end_run()
-
-    def _end_run(self) -> None:
-        """Set the KL weights of the last epoch again, and undo all changes.
-
-        A callback such as `EarlyStopping` may have restored those of another
-        epoch.
-        """
-        last = self._last_epoch
-        if last is not None:
-            self._assign(self.model, self.weight_at(last))
-            unknown = None if self.schedule.is_scaled else last + 1
-            full = self.schedule.full_epoch(self._run_epochs or unknown)
-            if last < full:
-                self._warn_about_end(last, full, "training has stopped")
-            # This run ended at full strength or has been warned about, so
-            # further runs with this object need no advice about their end.
-            self._told.add("end")
-        for bar in self._bars:
-            bar.undo()
-        callbacks = self._fit.callbacks
-        if callbacks is not None:
-            callbacks.callbacks = [
-                x for x in callbacks.callbacks if not self._is_ours(x)
-            ]
-        self._forget_fit()
-
-    def _histograms(self) -> dict[str, Any]:
-        """Return what decides which weights and gates are kept, by tag."""
-        found = {}
-        for name, posterior in named_posteriors(self.model):
-            if isinstance(posterior, WeightPosterior):
-                found[f"log_alpha/{name}"] = posterior.log_alpha
-            elif isinstance(posterior, StructuredGate):
-                found[f"gate_mean/{name}"] = posterior.gate_mean()
-        return {tag: ops.convert_to_numpy(x) for tag, x in found.items()}
-
-
-class _Afterwards(keras.callbacks.Callback):
-    """Callback that ends epochs and runs of KLAnnealing after all others."""
-
-    def __init__(self, annealing: KLAnnealing) -> None:
-        super().__init__()
-        self.annealing = annealing
-
-    def on_epoch_end(
-        self, epoch: int, logs: dict[str, Any] | None = None
-    ) -> None:
-        self.annealing._end_epoch()
-
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        self.annealing._end_run()
+    def _close_run(self, last: int) -> None:
+        unknown = None if self.schedule.is_scaled else last + 1
+        full = self.schedule.full_epoch(self._run_epochs or unknown)
+        if last < full:
+            self._warn_about_end(last, full, "training has stopped")
+        # This run ended at full strength or has been warned about, so further
+        # runs with this object need no advice about their end.
+        self._told.add("end")

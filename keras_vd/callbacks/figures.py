@@ -48,11 +48,15 @@ class Figures:
         """Return a line to print, in which epochs count from 1."""
         totals = self.totals
         end = f", not finite: {', '.join(self.nonfinite)}"
+        target = ""
+        if "target" in totals:
+            state, wish = totals["target_state"], totals["target"]
+            target = f", target: {wish:.4g}, target_state: {state:.4g}"
         return (
             f"Epoch {epoch + 1}: n_active: {self._n_active}, "
             f"nonzero_ratio: {totals['nonzero_ratio']:.1f}, "
             f"kl: {totals['kl']:.1f} nats, "
-            f"kl_weight: {totals['kl_weight']:.3g}"
+            f"kl_weight: {totals['kl_weight']:.3g}{target}"
             f"{end if self.nonfinite else ''}"
         )
 

@@ -10,7 +10,7 @@ from keras import ops
 from keras_vd._backend.types import Tensor
 from keras_vd._backend.validation import check_choice, check_number
 from keras_vd.divergences import log_normal
-from keras_vd.layers.structured import StructuredGate
+from keras_vd.layers.structured import MIN_UNIFORM, StructuredGate
 from keras_vd.posteriors.clipping import Clipped
 
 # How far mu may go above `max_log`: far enough for a gate that stays open.
@@ -126,6 +126,13 @@ class LogNormalDropout(StructuredGate):
         Units that `prune` has removed have 0.
         """
         return self._masked(log_normal.snr(*self._read_parameters()))
+
+    def margin(self) -> Tensor:
+        if self.threshold is None:
+            evidence = log_normal.log_evidence_of_zero(*self._read_parameters())
+            return -evidence
+        least = max(self.threshold, MIN_UNIFORM)
+        return 2.0 * ops.log(ops.maximum(self.snr(), MIN_UNIFORM) / least)
 
     def prune(self, threshold: float | None = None) -> None:
         if threshold is not None:

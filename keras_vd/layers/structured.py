@@ -141,6 +141,13 @@ class StructuredGate(Posterior):
         # a gate must not look closed.
         return ops.where(self._is_kept(self.threshold), gates, gates - gates)
 
+    def margin(self) -> Tensor:
+        least = max(self.threshold or 0.0, MIN_UNIFORM)
+        return ops.log(ops.maximum(self.gate_mean(), MIN_UNIFORM) / least)
+
+    def own_mean(self) -> Tensor:
+        return self.mean()
+
     @property
     def n_active(self) -> int:
         """Number of units that are not 0 at inference."""

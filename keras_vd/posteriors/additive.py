@@ -98,20 +98,43 @@ class AdditiveGaussian(WeightPosterior):
         weights get less, so that log_alpha is at least 3 below the threshold
         and no weight counts as zero.
         """
-        theta2 = np.square(ops.convert_to_numpy(self.theta).astype("float64"))
-        log_theta2 = np.log(theta2 + THETA2_FLOOR)
-        most = np.full_like(theta2, np.inf)
-        if self.threshold is not None:
-            most = log_theta2 + self.threshold - START_DISTANCE
         start = self.log_sigma2_init
         if start is None:
-            start = np.log(np.mean(theta2) + THETA2_FLOOR) + START_LOG_ALPHA
-        sizes = zip(self.log_sigma2.shape, theta2.shape, strict=True)
-        shared = tuple(i for i, (own, size) in enumerate(sizes) if own < size)
-        most = np.min(most, axis=shared, keepdims=True)
-        self.log_sigma2.assign(np.minimum(start, most))
+            theta = ops.convert_to_numpy(self.theta).astype("float64")
+            mean = np.mean(np.square(theta))
+            start = np.log(mean + THETA2_FLOOR) + START_LOG_ALPHA
+        most = self._safe_log_sigma2()
+        self.log_sigma2.assign(np.minimum(start, self._least_shared(most)))
         if self.share == "rank1":
             self.log_sigma2_input.assign(np.zeros(self.log_sigma2_input.shape))
+
+    def _safe_log_sigma2(self) -> np.ndarray:
+        """Return the largest log variances that leave weights well kept."""
+        theta = ops.convert_to_numpy(self.theta).astype("float64")
+        if self.threshold is None:
+            return np.full_like(theta, np.inf)
+        log_theta2 = np.log(np.square(theta) + THETA2_FLOOR)
+        return log_theta2 + self.threshold - START_DISTANCE
+
+    def _least_shared(self, values: np.ndarray) -> np.ndarray:
+        """Return the least value among weights that share a log variance.
+
+        Args:
+            values: Array of the weight's shape.
+
+        Returns:
+            Array of the shape of `log_sigma2`.
+        """
+        sizes = zip(self.log_sigma2.shape, values.shape, strict=True)
+        shared = tuple(i for i, (own, size) in enumerate(sizes) if own < size)
+        return np.min(values, axis=shared, keepdims=True)
+
+    def revive(self, is_wanted: np.ndarray) -> None:
+        most = np.where(is_wanted, self._safe_log_sigma2(), np.inf)
+        if self.share == "rank1":
+            most = most - ops.convert_to_numpy(self.log_sigma2_input)
+        current = ops.convert_to_numpy(self.log_sigma2)
+        self.log_sigma2.assign(np.minimum(current, self._least_shared(most)))
 
     def _noise_parameters(self) -> tuple[keras.Variable, ...]:
         if self.share == "rank1":

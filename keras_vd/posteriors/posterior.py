@@ -122,6 +122,41 @@ class Posterior(keras.layers.Layer):
             f"{type(self).__name__} must implement `kl_divergence`."
         )
 
+    def own_mean(self) -> Tensor:
+        """Return the mean at inference, without that of other posteriors.
+
+        Returns:
+            Tensor of the shape of `keep_mask`; 0 where pruned or below the
+            threshold.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must implement `own_mean`."
+        )
+
+    def revive(self, is_wanted: np.ndarray) -> None:
+        """Give entries less noise, so that none of them counts as zero.
+
+        What is far from the threshold stays as it is, and so does a posterior
+        that cannot lower its noise. Entries that share noise share the change.
+
+        Args:
+            is_wanted: Bool array of the shape of `keep_mask`.
+        """
+
+    def margin(self) -> Tensor:
+        """Tell how far each entry is from being zero, to compare them.
+
+        It is the log of the signal-to-noise power (of gates that know no
+        noise, of the gate) over what the threshold asks for. Entries that are
+        zero already may have any value.
+
+        Returns:
+            Float32 tensor of the shape of `keep_mask`.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must implement `margin`."
+        )
+
     @property
     def has_added_kl(self) -> bool:
         """Whether the KL is among the losses of the running pass already.

@@ -47,6 +47,8 @@ from keras_vd.posteriors.reparameterization import local_reparameterization
 from keras_vd.posteriors.sampling import is_sampling_at_inference
 from keras_vd.posteriors.sharing import SharedOp, outer_product
 
+USUAL_THRESHOLD = 3.0
+
 
 class WeightPosterior(Posterior):
     """Base of all posteriors: a factorized Gaussian over one weight tensor.
@@ -91,7 +93,7 @@ class WeightPosterior(Posterior):
         self,
         prior: Any = "log_uniform",
         share: str = "weight",
-        threshold: float | None = 3.0,
+        threshold: float | None = USUAL_THRESHOLD,
         train_clip: bool = False,
         estimator: str = "local",
         variance_dtype: str | None = None,
@@ -301,7 +303,7 @@ class WeightPosterior(Posterior):
             ValueError: if the KL weight was never set.
         """
         if self.is_frozen:
-            return self._scaled(self._own_mean(), scales)
+            return self._scaled(self.own_mean(), scales)
         threshold = self._training_threshold
         (weight,) = self._training_pass(
             functools.partial(_sample, threshold=threshold), self._noise()
@@ -311,7 +313,7 @@ class WeightPosterior(Posterior):
     def draw_parts(self, scales: Mapping[str, Any]) -> tuple[Any, Any]:
         """Do as `draw`, but return the mean and the deviation from it apart."""
         if self.is_frozen:
-            mean = self._own_mean()
+            mean = self.own_mean()
             return self._scaled(mean, scales), ops.zeros_like(mean)
         threshold = self._training_threshold
         mean, deviation = self._training_pass(
@@ -534,11 +536,11 @@ class WeightPosterior(Posterior):
             Tensor of the weight's shape.
         """
         return self._scaled(
-            self._own_mean(),
+            self.own_mean(),
             {k: x.posterior.mean() for k, x in self.binding.groups.items()},
         )
 
-    def _own_mean(self) -> Tensor:
+    def own_mean(self) -> Tensor:
         # No compiled kernel: not every runtime of exported models has XLA.
         return self._current_moments().inference_mean(self.threshold)
 
@@ -582,6 +584,12 @@ class WeightPosterior(Posterior):
             )
         is_kept = self._current_moments().is_kept(threshold)
         self.keep_mask.assign(ops.convert_to_numpy(is_kept))
+
+    def margin(self) -> Tensor:
+        threshold = (
+            USUAL_THRESHOLD if self.threshold is None else self.threshold
+        )
+        return threshold - self.log_alpha
 
     def sparsity(self) -> float:
         """Compute the fraction of the weight that is zero at inference."""

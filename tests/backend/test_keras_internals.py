@@ -885,3 +885,23 @@ def test_change_class():
     assert len(model.weights) == 3
     with pytest.raises(ValueError, match="cannot add new elements of state"):
         layer.other = keras.layers.Dense(1)
+
+
+@pytest.mark.core
+def test_is_better_when_larger():
+    """Oracle: what the names of the metrics say."""
+
+    def oddity(labels, outputs):
+        return outputs[:, 0]
+
+    model = keras.Sequential([keras.layers.Dense(1)])
+    model.compile("sgd", "mse", metrics=["mae", "accuracy", oddity])
+    inputs = np.ones((2, 3))
+    model.fit(inputs, inputs[:, :1], verbose=0)
+    found = {
+        name: internals.is_better_when_larger(model, name)
+        for name in ("loss", "val_loss", "mae", "val_mae", "val_accuracy")
+    }
+    assert found == {name: name == "val_accuracy" for name in found}
+    with pytest.raises(ValueError, match="Received: monitor='oddity'"):
+        internals.is_better_when_larger(model, "oddity")

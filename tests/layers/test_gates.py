@@ -103,6 +103,28 @@ def test_snr():
     )
 
 
+@parametrize
+def test_margins_tell_what_is_kept(gate: Gate):
+    """Oracle: the gates that are kept, and the order of their means or SNRs."""
+    layer = gate.make()
+    margin = to_numpy(layer.margin())
+    np.testing.assert_array_equal(margin > 0.0, to_numpy(layer.mean()) > 0.0)
+    is_log_normal = gate.layer is layers.LogNormalDropout
+    exact = gate.exact_snr if is_log_normal else gate.exact_mean
+    order = np.argsort(exact(layer))
+    assert (np.diff(margin[order]) >= 0.0).all()
+    ratio = np.exp(margin[order][-1] - margin[order][-2])
+    expected = np.divide(*exact(layer)[order][[-1, -2]])
+    power = 2.0 if is_log_normal else 1.0
+    assert ratio == pytest.approx(expected**power, rel=1e-4)
+
+
+def test_margins_of_model_reduction():
+    layer = LOG_NORMAL.make(criterion="bmr")
+    margin = to_numpy(layer.margin())
+    np.testing.assert_array_equal(margin > 0.0, to_numpy(layer.mean()) > 0.0)
+
+
 @pytest.mark.parametrize(
     "kl_scale", [1.0, pytest.param(2.5, marks=pytest.mark.core), 0.0]
 )
