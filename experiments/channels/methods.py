@@ -89,8 +89,9 @@ def by_magnitude(
 ) -> keras.Model:
     """Remove the channels of smallest kernels, step by step, and train on.
 
-    Kernels of all layers are compared by the root mean square of what makes a
-    channel (Li et al. 2017, arXiv:1608.08710).
+    Channels are compared by the root mean square of the kernels that make them
+    (Li et al. 2017, arXiv:1608.08710), relative to the mean of those that share
+    a gate, as layers differ in the scale of their kernels.
 
     Args:
         model: The network; stays as it is.
@@ -160,12 +161,13 @@ def _close(
 
 
 def _sizes(layers: list[keras.layers.Layer]) -> np.ndarray:
-    """Root mean square of the weights that make each channel."""
+    """Root mean square of each channel's weights, relative to their mean."""
     kernels = [keras.ops.convert_to_numpy(x.kernel) for x in layers]
     squares = [
         np.square(x).reshape(-1, x.shape[-1]).mean(axis=0) for x in kernels
     ]
-    return np.sqrt(np.mean(squares, axis=0))
+    sizes = np.sqrt(np.mean(squares, axis=0))
+    return sizes / sizes.mean()
 
 
 def _removed(gated: keras.Model) -> tuple[keras.Model, int]:

@@ -30,13 +30,14 @@ def macs(hidden, features=4):
 
 
 def scaled(model, small):
-    """Make kernels of size 1, and those of some channels of size 0.01."""
+    """Make kernels even, and those of some channels a hundredth of that."""
     generator = np.random.default_rng(0)
     first = generator.choice((-1.0, 1.0), model.layers[1].kernel.shape)
     first[..., small] *= 0.01
     model.layers[1].kernel.assign(first)
     second = model.layers[4].kernel
-    second.assign(generator.choice((-1.0, 1.0), second.shape))
+    # Smaller than any of the others, and yet none is small for its layer.
+    second.assign(1e-4 * generator.choice((-1.0, 1.0), second.shape))
     return first
 
 
