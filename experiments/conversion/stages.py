@@ -9,7 +9,7 @@ import argparse
 import dataclasses
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ WISHES = (
     "threshold",
     "share",
 )
+# What it can ask for instead of a KL weight.
+WISHES_OF_SIZE = ("nonzero_ratio", "parameters")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +65,8 @@ class Recipe:
         threshold: log_alpha at which a weight is pruned at the end.
         share: Which weights share a variance, see `posteriors.SparseVD`.
         kl_scales: Factors of the KL of some layers, by their names.
+        wish: Argument of `KLTarget` that takes the place of `kl_weight`, and
+            its value.
     """
 
     epochs: int
@@ -77,6 +81,7 @@ class Recipe:
     threshold: float = 3.0
     share: str = "weight"
     kl_scales: dict[str, float] = dataclasses.field(default_factory=dict)
+    wish: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def posterior(
         self, method: str
@@ -116,7 +121,10 @@ class Recipe:
             kl_weight=0.3 * self.kl_weight,
         )
 
-    def annealing(self, num_examples: int) -> keras_vd.callbacks.KLAnnealing:
+    def annealing(self, num_examples: int) -> keras.callbacks.Callback:
+        """The callback that sets the KL weight."""
+        if self.wish:
+            return keras_vd.callbacks.KLTarget(num_examples, **self.wish)
         return keras_vd.callbacks.KLAnnealing(
             num_examples,
             start_epoch=0,
@@ -252,6 +260,10 @@ def add_arguments(parser: argparse.ArgumentParser, posterior: str) -> None:
         kind = int if name.endswith(("epochs", "size")) else float
         option = "--" + name.replace("_", "-")
         add(option, type=kind, help="default: the recipe's")
+    wish = parser.add_mutually_exclusive_group()
+    for name in WISHES_OF_SIZE:
+        option = "--" + name.replace("_", "-")
+        wish.add_argument(option, type=_number, help="instead of a KL weight")
     add("--seed", type=int, default=0)
     add("--limit", type=int, help="use only that many training examples")
     add("--out", type=Path, help="default: a folder in runs/")
@@ -263,11 +275,23 @@ def add_arguments(parser: argparse.ArgumentParser, posterior: str) -> None:
     )
 
 
+def _number(text: str) -> float:
+    """An int where it is written as one: a number and not a share."""
+    return int(text) if text.isdecimal() else float(text)
+
+
 def check_arguments(arguments: argparse.Namespace) -> None:
     minima = dict.fromkeys(("limit", "batch_size", "variational_epochs"), 1)
     minima |= dict.fromkeys(("epochs", "finetune_epochs", "kl_weight"), 0)
     common.check_minima(arguments, {**minima, "seed": 0})
     common.check_positive(arguments, "variational_learning_rate")
+    if _wish(arguments):
+        if arguments.kl_weight is not None:
+            common.fail("--kl-weight is what a wish for a size finds by itself")
+        try:
+            keras_vd.callbacks.KLTarget(1, **_wish(arguments))
+        except (TypeError, ValueError) as error:
+            common.fail(str(error))
 
 
 def choose_recipe(
@@ -276,10 +300,20 @@ def choose_recipe(
     """The recipe with the user's wishes, for that many training examples."""
     if examples < 10_000:
         recipe = recipe.for_small_sets()
-    wishes = {name: getattr(arguments, name) for name in WISHES}
     return dataclasses.replace(
-        recipe, **{k: v for k, v in wishes.items() if v is not None}
+        recipe, **_given(arguments, WISHES), wish=_wish(arguments)
     )
+
+
+def _wish(arguments: argparse.Namespace) -> dict[str, float]:
+    return _given(arguments, WISHES_OF_SIZE)
+
+
+def _given(
+    arguments: argparse.Namespace, names: Iterable[str]
+) -> dict[str, Any]:
+    values = {name: getattr(arguments, name) for name in names}
+    return {k: v for k, v in values.items() if v is not None}
 
 
 def load(file: Path, task: Task) -> keras.Model:

@@ -169,6 +169,19 @@ def test_padding_does_not_change_an_opinion():
     )
 
 
+@pytest.mark.integration
+def test_a_size_instead_of_a_kl_weight(tmp_path):
+    """Oracle: the wish, which `KLTarget` meets within 5%."""
+    results = run(
+        transformer,
+        *("--dataset", "synthetic", "--limit", 256, "--out", tmp_path),
+        *("--posterior", "sparse_vd", "--nonzero-ratio", 8, "--no-deploy"),
+        *("--epochs", 1, "--variational-epochs", 4),
+    )
+    assert results["recipe"]["wish"] == {"nonzero_ratio": 8.0}
+    assert results["sparsity"]["nonzero_ratio"] == pytest.approx(8, rel=0.05)
+
+
 @pytest.mark.parametrize(
     ("experiment", "arguments", "message"),
     [
@@ -176,6 +189,8 @@ def test_padding_does_not_change_an_opinion():
         (pretrained, ("--model", "no.keras"), "is no model for these"),
         (pretrained, ("--kl-weight", -1), "--kl-weight must be at"),
         (transformer, ("--variational-learning-rate", 0), "must be above 0"),
+        (transformer, ("--nonzero-ratio", 0.5), "`nonzero_ratio` must be"),
+        (transformer, ("--parameters", 3, "--kl-weight", 1), "finds by itself"),
         (transformer, ("--heads", 3), "a multiple of --heads"),
         (transformer, ("--length", 0), "--length must be at least"),
     ],
