@@ -21,7 +21,6 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
-import numpy as np
 from keras import layers
 
 from experiments import common
@@ -98,7 +97,7 @@ def build(
 
 
 def make_task(
-    images: mnist_data.Images, batch_size: int, shift: int
+    images: mnist_data.Images, batch_size: int, shift: int, is_held_out: bool
 ) -> stages.Task:
     seed = random.randrange(2**31)  # follows --seed
     return stages.Task(
@@ -107,7 +106,8 @@ def make_task(
         images.x_test,
         images.y_test,
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        lambda logits, labels: float(np.mean(logits.argmax(-1) == labels)),
+        lambda: keras.metrics.SparseCategoricalAccuracy("accuracy"),
+        is_held_out,
     )
 
 
@@ -127,7 +127,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     recipe = stages.choose_recipe(
         RECIPES[arguments.network], arguments, len(images.x_train)
     )
-    task = make_task(images, recipe.batch_size, arguments.shift)
+    task = make_task(
+        images, recipe.batch_size, arguments.shift, bool(arguments.holdout)
+    )
     if arguments.model:
         dense = stages.load(arguments.model, task)
     else:

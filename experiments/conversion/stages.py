@@ -9,7 +9,7 @@ import argparse
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import rich.table
 
 import keras_vd
 import keras_vd.plots
-from experiments import common
+from experiments import common, wishes
 from keras_vd.posteriors.sharing import SHARES
 
 # Columns of the table: figures of a stage, and how they are printed.
@@ -34,7 +34,7 @@ COLUMNS = {
 }
 METHODS = ("sparse_vd", "ard", "gaussian")
 # What the command line can change in a recipe; numbers, and the share.
-WISHES = (
+CHANGES = (
     "epochs",
     "variational_epochs",
     "finetune_epochs",
@@ -44,8 +44,6 @@ WISHES = (
     "threshold",
     "share",
 )
-# What it can ask for instead of a KL weight.
-WISHES_OF_SIZE = ("nonzero_ratio", "parameters")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +63,8 @@ class Recipe:
         threshold: log_alpha at which a weight is pruned at the end.
         share: Which weights share a variance, see `posteriors.SparseVD`.
         kl_scales: Factors of the KL of some layers, by their names.
-        wish: Argument of `KLTarget` that takes the place of `kl_weight`, and
-            its value.
+        wish: Arguments of `KLTarget`, which then takes the place of
+            `kl_weight`.
     """
 
     epochs: int
@@ -81,7 +79,7 @@ class Recipe:
     threshold: float = 3.0
     share: str = "weight"
     kl_scales: dict[str, float] = dataclasses.field(default_factory=dict)
-    wish: dict[str, float] = dataclasses.field(default_factory=dict)
+    wish: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def posterior(
         self, method: str
@@ -121,6 +119,11 @@ class Recipe:
             kl_weight=0.3 * self.kl_weight,
         )
 
+    @property
+    def prune_threshold(self) -> float | None:
+        """What to prune at; with a wish, what training has left as it is."""
+        return None if self.wish else self.threshold
+
     def annealing(self, num_examples: int) -> keras.callbacks.Callback:
         """The callback that sets the KL weight."""
         if self.wish:
@@ -149,7 +152,9 @@ class Task:
         x_test: Inputs to judge by.
         y_test: Their labels.
         loss: Of logits.
-        accuracy: Share of right answers, given logits and labels.
+        metric: Makes the metric of logits that they are judged by.
+        is_held_out: Whether these are held-out data, which are looked at after
+            each epoch, too.
     """
 
     def __init__(
@@ -159,13 +164,15 @@ class Task:
         x_test: np.ndarray,
         y_test: np.ndarray,
         loss: keras.losses.Loss,
-        accuracy: Callable[[np.ndarray, np.ndarray], float],
+        metric: Callable[[], keras.metrics.Metric],
+        is_held_out: bool,
     ) -> None:
         self.data = data
         self.num_examples = num_examples
         self.x_test, self.y_test = x_test, y_test
         self.loss = loss
-        self.accuracy = accuracy
+        self.metric = metric
+        self.is_held_out = is_held_out
 
     def fit(
         self,
@@ -182,18 +189,27 @@ class Task:
         model.compile(
             keras.optimizers.Adam(learning_rate, global_clipnorm=1.0),
             self.loss,
+            metrics=[self.metric()],
         )
         schedule = keras.callbacks.LearningRateScheduler(rate)
         history = model.fit(
             **self.data,
             epochs=epochs,
             callbacks=[*callbacks, schedule],
+            validation_data=(
+                (self.x_test, self.y_test) if self.is_held_out else None
+            ),
             verbose=1 if sys.stdout.isatty() else 2,
         )
         return history.history
 
     def accuracy_percent(self, model: keras.Model) -> float:
-        return 100.0 * self.accuracy(self.predict(model), self.y_test)
+        return self.percent(self.predict(model), self.y_test)
+
+    def percent(self, logits: np.ndarray, labels: np.ndarray) -> float:
+        metric = self.metric()
+        metric.update_state(labels, logits)
+        return 100.0 * float(metric.result())
 
     def predict(self, model: keras.Model) -> np.ndarray:
         return model.predict(self.x_test, batch_size=500, verbose=0)
@@ -256,14 +272,11 @@ def add_arguments(parser: argparse.ArgumentParser, posterior: str) -> None:
     add = parser.add_argument
     add("--posterior", choices=METHODS, default=posterior)
     add("--share", choices=SHARES, help="default: the recipe's")
-    for name in WISHES[:-1]:
+    for name in CHANGES[:-1]:
         kind = int if name.endswith(("epochs", "size")) else float
         option = "--" + name.replace("_", "-")
         add(option, type=kind, help="default: the recipe's")
-    wish = parser.add_mutually_exclusive_group()
-    for name in WISHES_OF_SIZE:
-        option = "--" + name.replace("_", "-")
-        wish.add_argument(option, type=_number, help="instead of a KL weight")
+    wishes.add_options(parser)
     add("--seed", type=int, default=0)
     add("--limit", type=int, help="use only that many training examples")
     add("--out", type=Path, help="default: a folder in runs/")
@@ -275,23 +288,12 @@ def add_arguments(parser: argparse.ArgumentParser, posterior: str) -> None:
     )
 
 
-def _number(text: str) -> float:
-    """An int where it is written as one: a number and not a share."""
-    return int(text) if text.isdecimal() else float(text)
-
-
 def check_arguments(arguments: argparse.Namespace) -> None:
     minima = dict.fromkeys(("limit", "batch_size", "variational_epochs"), 1)
     minima |= dict.fromkeys(("epochs", "finetune_epochs", "kl_weight"), 0)
     common.check_minima(arguments, {**minima, "seed": 0})
     common.check_positive(arguments, "variational_learning_rate")
-    if _wish(arguments):
-        if arguments.kl_weight is not None:
-            common.fail("--kl-weight is what a wish for a size finds by itself")
-        try:
-            keras_vd.callbacks.KLTarget(1, **_wish(arguments))
-        except (TypeError, ValueError) as error:
-            common.fail(str(error))
+    wishes.check(arguments, bool(getattr(arguments, "holdout", False)))
 
 
 def choose_recipe(
@@ -300,20 +302,12 @@ def choose_recipe(
     """The recipe with the user's wishes, for that many training examples."""
     if examples < 10_000:
         recipe = recipe.for_small_sets()
+    changes = {name: getattr(arguments, name) for name in CHANGES}
     return dataclasses.replace(
-        recipe, **_given(arguments, WISHES), wish=_wish(arguments)
+        recipe,
+        wish=wishes.given(arguments),
+        **{k: v for k, v in changes.items() if v is not None},
     )
-
-
-def _wish(arguments: argparse.Namespace) -> dict[str, float]:
-    return _given(arguments, WISHES_OF_SIZE)
-
-
-def _given(
-    arguments: argparse.Namespace, names: Iterable[str]
-) -> dict[str, Any]:
-    values = {name: getattr(arguments, name) for name in names}
-    return {k: v for k, v in values.items() if v is not None}
 
 
 def load(file: Path, task: Task) -> keras.Model:
@@ -321,7 +315,7 @@ def load(file: Path, task: Task) -> keras.Model:
     try:
         model = keras.saving.load_model(file, compile=False)
         outputs = model.predict(task.x_test[:1], verbose=0)
-        task.accuracy(outputs, task.y_test[:1])
+        task.percent(outputs, task.y_test[:1])
     # Keras raises errors of many types for what it cannot read or call.
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
@@ -367,7 +361,7 @@ def run(
     )
     stages.add("trained with noise", model)
     keras_vd.plots.plot_log_alpha(model).savefig(out / "log_alpha.png")
-    report = keras_vd.prune(model, recipe.threshold)
+    report = keras_vd.prune(model, recipe.prune_threshold)
     plain = keras_vd.to_deterministic(model)
     ratio = report.nonzero_ratio
     stages.add("pruned", plain, nonzero_ratio=ratio, **_size(plain))

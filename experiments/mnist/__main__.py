@@ -28,7 +28,7 @@ import rich.table
 
 import keras_vd
 import keras_vd.plots
-from experiments import common
+from experiments import common, wishes
 from experiments.mnist import data, models, recipes, training
 from experiments.mnist.training import error_percent, predict
 from keras_vd.posteriors.sharing import SHARES
@@ -53,6 +53,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--finetune-epochs", type=int, help="default: the recipe's")
     add("--batch-size", type=int, help="default: the recipe's")
     add("--kl-weight", type=float, help="default: the recipe's")
+    wishes.add_options(parser)
     add("--threshold", type=float, help="default: the recipe's")
     add("--share", choices=SHARES, help="default: the recipe's")
     add("--shrink-every", type=int, help="default: the recipe's")
@@ -64,10 +65,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     minima |= dict.fromkeys(("pretrain_epochs", "finetune_epochs"), 0)
     minima |= {"shift": 0, "seed": 0, "shrink_every": 0}
     common.check_minima(parsed, minima)
+    wishes.check(parsed, bool(parsed.holdout))
     sparse = models.SPARSE
     for name, methods in (
         ("pretrain_epochs", models.VARIATIONAL),
-        ("kl_weight", models.VARIATIONAL),
+        *((name, models.VARIATIONAL) for name in ("kl_weight", *wishes.NAMES)),
         ("shrink_every", models.VARIATIONAL),
         ("finetune_epochs", (*sparse, *models.GATES)),
         ("threshold", sparse),
@@ -84,7 +86,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def choose_recipe(arguments: argparse.Namespace, images: int) -> recipes.Recipe:
     """The default recipe with the user's wishes in place."""
-    wishes = {
+    changes = {
         name: getattr(arguments, name)
         for name in (
             "pretrain_epochs",
@@ -99,9 +101,9 @@ def choose_recipe(arguments: argparse.Namespace, images: int) -> recipes.Recipe:
         )
         if getattr(arguments, name) is not None
     }
-    return recipes.get(arguments.model, arguments.method, images).changed(
-        **wishes
-    )
+    recipe = recipes.get(arguments.model, arguments.method, images)
+    recipe = recipe.changed(**changes)
+    return dataclasses.replace(recipe, wish=wishes.given(arguments))
 
 
 def frontier(

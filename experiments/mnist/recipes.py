@@ -10,6 +10,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import keras
+
 import keras_vd
 from experiments.mnist.models import SPARSE
 
@@ -45,6 +47,8 @@ class Recipe:
         a_init: Initial `a_unconstrained` of Beta-Bernoulli gates.
         sigma_init: Initial `sigma_unconstrained` of dependent ones.
         shrink_every: Epochs between removals of what is dead; 0 is never.
+        wish: Arguments of `KLTarget`, which then takes the place of
+            `kl_weight`, `warmup_epochs` and `free_share`.
         prune_steps: Number of times that weights are removed by their score.
         first: How to train the Beta-Bernoulli network that a dependent one
             starts from.
@@ -72,6 +76,7 @@ class Recipe:
     a_init: float = 2.0
     sigma_init: float = -3.0
     shrink_every: int = 0
+    wish: dict[str, Any] = dataclasses.field(default_factory=dict)
     prune_steps: int = 10
     first: Recipe | None = None
 
@@ -112,7 +117,8 @@ class Recipe:
 
     def prune_threshold(self, method: str) -> float | None:
         """What to prune at; None leaves it to the method's posterior."""
-        return self.threshold if method in SPARSE else None
+        is_ours = method in SPARSE and not self.wish
+        return self.threshold if is_ours else None
 
     def kl_share(self, epoch: int) -> float:
         """Share of the KL weight by epoch: linear warm-up, 0 at the end."""
@@ -121,6 +127,14 @@ class Recipe:
         if epoch >= self.warmup_epochs:
             return 1.0
         return epoch / self.warmup_epochs
+
+    def annealing(self, num_examples: int) -> keras.callbacks.Callback:
+        """The callback that sets the KL weight."""
+        if self.wish:
+            return keras_vd.callbacks.KLTarget(num_examples, **self.wish)
+        return keras_vd.callbacks.KLAnnealing(
+            num_examples, max_weight=self.kl_weight, schedule=self.kl_share
+        )
 
     def learning_rate_share(self, epochs: int) -> Callable[[int], float]:
         """Share of the learning rate by epoch: constant, then linear to 0."""

@@ -108,13 +108,9 @@ def train_variational(
     )
     if start is not None:
         models.start_from(model, start)
-    annealing = keras_vd.callbacks.KLAnnealing(
-        num_examples=len(images.x_train),
-        max_weight=recipe.kl_weight,
-        schedule=recipe.kl_share,
-    )
+    annealing = recipe.annealing(len(images.x_train))
     whole = keras_vd.sparsity_report(model)
-    callbacks: list[keras.callbacks.Callback] = [annealing]
+    callbacks = [annealing]
     if recipe.shrink_every:
         callbacks.append(
             keras_vd.callbacks.ShrinkWhileTraining(recipe.shrink_every)
