@@ -26,7 +26,7 @@ import keras
 import numpy as np
 
 import keras_vd
-from experiments import common
+from experiments import common, wishes
 from experiments.imdb import data, export, models, recipes, tables
 from keras_vd.posteriors.sharing import SHARES
 
@@ -54,6 +54,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--features", type=int, help="of a word; default: the recipe's")
     add("--units", type=int, help="recurrent; default: the recipe's")
     add("--share", choices=SHARES, help="default: the recipe's")
+    wishes.add_options(parser)
     add("--epochs", type=int, help="of the method; default: the recipe's")
     add("--seed", type=int, default=0)
     add("--limit", type=int, help="use only that many training texts")
@@ -62,12 +63,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     minima = dict.fromkeys(("length", "features", "units", "epochs"), 1)
     minima |= {"vocabulary": 3, "limit": 10, "seed": 0}
     common.check_minima(parsed, minima)
-    for name in ("groups", "share"):
+    wishes.check(parsed, has_held_out=True)
+    for name in ("groups", "share", *wishes.NAMES):
         if getattr(parsed, name) and parsed.method not in models.SPARSE:
-            methods = ", ".join(models.SPARSE)
+            option = "--" + name.replace("_", "-")
             common.fail(
-                f"--{name} goes with --method {methods}, not with "
-                f"--method {parsed.method}"
+                f"{option} goes with --method {', '.join(models.SPARSE)}, not "
+                f"with --method {parsed.method}"
             )
     return parsed
 
@@ -84,7 +86,7 @@ def choose_recipe(
         if is_plain
         else "quick"
     )
-    wishes = {
+    changes = {
         key: getattr(arguments, key)
         for key in (
             "vocabulary",
@@ -96,9 +98,11 @@ def choose_recipe(
         )
         if getattr(arguments, key) is not None
     }
-    recipe = dataclasses.replace(recipes.RECIPES[name], **wishes)
+    recipe = dataclasses.replace(recipes.RECIPES[name], **changes)
     if arguments.epochs:
         recipe = recipe.with_epochs(is_plain, arguments.epochs)
+    if wishes.given(arguments):
+        recipe = recipe.for_wish(wishes.given(arguments))
     return name, recipe
 
 
@@ -112,6 +116,7 @@ class Run:
         network: Description of the network.
         model: The network itself.
         batch_size: Texts per step.
+        wish: Arguments of `KLTarget`, or nothing.
         history: The logs of each epoch.
     """
 
@@ -120,6 +125,7 @@ class Run:
     network: models.Network
     model: keras.Sequential
     batch_size: int
+    wish: dict[str, Any]
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)
 
     def train(self, stage: recipes.Stage) -> None:
@@ -163,8 +169,10 @@ class Run:
                 at(stage.learning_rate, end),
             ),
         )
-        callbacks = []
-        if self.network.method in models.SPARSE:
+        callbacks: list[keras.callbacks.Callback] = []
+        if self.network.method in models.SPARSE and self.wish:
+            callbacks.append(keras_vd.callbacks.KLTarget(len(x), **self.wish))
+        elif self.network.method in models.SPARSE:
             callbacks.append(
                 keras_vd.callbacks.KLAnnealing(
                     len(x),
@@ -228,7 +236,9 @@ def train(
     )
     model = network.build()
     report = keras_vd.sparsity_report(model) if is_sparse else None
-    run = Run(texts, texts.words, network, model, recipe.batch_size)
+    run = Run(
+        texts, texts.words, network, model, recipe.batch_size, recipe.wish
+    )
     if is_sparse and recipe.plain:
         run.network = network.plain()
         run.model = run.network.build()

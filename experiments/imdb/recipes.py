@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Recipe:
         batch_size: Texts per step.
         log_sigma2_init: Initial log variance.
         share: Which weights share a variance, see `posteriors.SparseVD`.
+        wish: Arguments of `KLTarget`, which then finds the KL weight.
     """
 
     vocabulary: int
@@ -51,6 +53,17 @@ class Recipe:
     batch_size: int = 128
     log_sigma2_init: float = -8.0
     share: str = "weight"
+    wish: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def for_wish(self, wish: dict[str, Any]) -> Recipe:
+        """The recipe with a single variational stage, as `KLTarget` needs."""
+        first, last = self.variational[0], self.variational[-1]
+        stage = Stage(
+            sum(stage.epochs for stage in self.variational),
+            (first.learning_rate[0], last.learning_rate[1]),
+            length=last.length,
+        )
+        return dataclasses.replace(self, variational=(stage,), wish=wish)
 
     def with_epochs(self, method_is_plain: bool, epochs: int) -> Recipe:
         """The recipe stretched to that many epochs of the method itself."""

@@ -306,6 +306,8 @@ def test_texts_that_cannot_be_read(changes, message, npz, capsys, tmp_path):
         (("--epochs", 0), "--epochs must be at least 1, not 0"),
         (("--vocabulary", 2), "--vocabulary must be at least 3"),
         (("--method", "none", "--groups", "gates"), "--groups goes with"),
+        (("--method", "none", "--n-active", 9), "--n-active goes with"),
+        (("--nonzero-ratio", 1), "`nonzero_ratio` must be"),
         (("--data", "no_such_file.npz"), "cannot read --data"),
         (("--data", __file__), "cannot read --data"),
         (("--out", __file__), "cannot write to --out"),
@@ -321,6 +323,28 @@ def test_impossible_wishes_end_with_one_line_and_code_2(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("wish", [("nonzero_ratio", 8), ("n_active", 20)])
+def test_a_size_instead_of_a_kl_weight(wish, npz, tmp_path):
+    """Oracle: the wish, which `KLTarget` meets within 5%."""
+    name, value = wish
+    results = run(
+        *("--data", npz(), "--vocabulary", 20, "--length", 5),
+        *("--features", 10, "--units", 8, "--recipe", "quick"),
+        *("--epochs", 4, "--out", tmp_path / "out"),
+        *("--" + name.replace("_", "-"), value),
+    )
+    assert results["recipe"]["wish"] == {name: value}
+    stage = results["recipe"]["variational"][0]
+    assert len(results["recipe"]["variational"]) == 1
+    assert (stage["epochs"], stage["shrink_every"]) == (4, 0)
+    last = results["history"][-1]
+    assert last["target_state"] == pytest.approx(value, rel=0.05)
+    if name == "nonzero_ratio":
+        # What nothing reads counts as well as long as `KLTarget` looks.
+        assert results["sparsity"]["ratio"] >= 0.95 * value
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 5, 37, 100])

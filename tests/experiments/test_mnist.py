@@ -90,6 +90,26 @@ def test_lenet_5_takes_a_file_of_the_users_own(npz, tmp_path, capsys):
 
 
 @pytest.mark.integration
+@pytest.mark.parametrize("wish", [("nonzero_ratio", 8), ("budget", 90)])
+def test_a_wish_instead_of_a_kl_weight(wish, tmp_path):
+    """Oracle: the wish; a budget that any network keeps lets it shrink."""
+    name, value = wish
+    results = run(
+        *("--dataset", "digits", "--limit", 128, "--epochs", 4),
+        *("--finetune-epochs", 0, "--holdout", 64, "--out", tmp_path / "out"),
+        *("--" + name.replace("_", "-"), value),
+    )
+    ratio = results["sparsity"]["nonzero_ratio"]
+    if name == "nonzero_ratio":
+        assert results["recipe"]["wish"] == {name: value}
+        assert ratio == pytest.approx(value, rel=0.05)
+    else:
+        assert results["recipe"]["wish"]["budget"] == 0.9
+        limit = results["history"]["target"][-1]
+        assert 1.0 - results["errors_percent"]["pruned"] / 100.0 >= limit
+
+
+@pytest.mark.integration
 def test_the_seed_decides_the_result(tmp_path, monkeypatch):
     # Of a method with noise, but little to draw; no file plays a part.
     monkeypatch.setattr(common, "export_and_predict", lambda *arguments: None)
@@ -115,6 +135,10 @@ def test_the_seed_decides_the_result(tmp_path, monkeypatch):
         (("--model", "lenet-5"), "needs images of at least 16x16"),
         (("--method", "none", "--kl-weight", 0.5), "--kl-weight goes with"),
         (("--method", "vd", "--threshold", 1), "--threshold goes with"),
+        (("--method", "none", "--macs", 0.5), "--macs goes with"),
+        (("--macs", 0.5, "--kl-weight", 1), "finds by itself"),
+        (("--n-active", -1), "`n_active` must be"),
+        (("--budget", 1), "give --holdout"),
         (("--out", __file__), "cannot write to --out"),
         (("--data", "no_such_file.npz"), "cannot be read as an .npz file"),
         (("--data", __file__), "cannot be read as an .npz file"),
