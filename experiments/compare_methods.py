@@ -1,7 +1,8 @@
-"""Compare methods on the 784-500-300-10 network: the course table.
+"""Compare methods on the 784-500-300-10 network, the course table, or LeNet-5.
 
     python -m experiments.compare_methods --dataset digits
     TFDS_DATA_DIR=... python -m experiments.compare_methods --seeds 0 1 2
+    TFDS_DATA_DIR=... python -m experiments.compare_methods --network lenet-5
 
 One row per method: test accuracy, units that are left, memory, weights,
 parameters and multiplications after `keras_vd.shrink`, and how much faster the
@@ -34,11 +35,10 @@ from experiments.mnist import models as mnist_models
 from experiments.mnist import recipes as mnist_recipes
 from experiments.mnist import training as mnist_training
 
-NETWORK = "mlp"
 METHODS = (
     *("none", "dropout", "gaussian_dropout", "vd", "sparse_vd", "ard"),
     *mnist_models.GATES,
-    *pruning_baselines.SCORES,
+    *pruning_baselines.METHODS,
 )
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -50,18 +50,19 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--dataset", choices=("mnist", "digits"), default="mnist")
+    add("--network", choices=("mlp", "lenet-5"), default="mlp")
     add("--methods", nargs="+", choices=METHODS, default=METHODS)
     add("--seeds", nargs="+", type=int, default=[0])
     add("--epochs", type=int, help="of every phase; default: the recipes'")
     common.add_image_options(parser)
-    add("--out", type=Path, help="default: runs/compare-DATA")
+    add("--out", type=Path, help="default: runs/compare-NETWORK-DATA")
     add("--read", nargs="+", type=Path, help="results.json of earlier runs")
     parsed = parser.parse_args(arguments)
     common.check_minima(parsed, {"epochs": 1, "limit": 1, "holdout": 1})
     common.check_minima(parsed, {"shift": 0})
     if min(parsed.seeds) < 0:
         common.fail(f"--seeds must be at least 0, not {min(parsed.seeds)}")
-    baselines = set(pruning_baselines.SCORES) & set(parsed.methods)
+    baselines = set(pruning_baselines.METHODS) & set(parsed.methods)
     if baselines and "sparse_vd" not in parsed.methods:
         common.fail(
             f"--methods {' '.join(sorted(baselines))} prune down to as many "
@@ -80,6 +81,7 @@ class Comparison:
         seed: int,
     ) -> None:
         self.images = images
+        self.network = arguments.network
         self.seed = seed
         self.wishes = {
             name: value
@@ -93,7 +95,9 @@ class Comparison:
         self.kept_by_sparse_vd = 0
 
     def recipe(self, method: str) -> mnist_recipes.Recipe:
-        recipe = mnist_recipes.get(NETWORK, method, len(self.images.x_train))
+        recipe = mnist_recipes.get(
+            self.network, method, len(self.images.x_train)
+        )
         wishes = dict(self.wishes)
         if "epochs" in wishes:
             for phase in ("pretrain_epochs", "finetune_epochs"):
@@ -108,7 +112,7 @@ class Comparison:
             key = f"{recipe.pretrain_epochs} epochs"
         if key not in self.starts:
             self.starts[key] = mnist_training.pretrain(
-                NETWORK, self.images, recipe
+                self.network, self.images, recipe
             )
         return self.starts[key]
 
@@ -121,17 +125,17 @@ class Comparison:
         start = self.start(recipe)
         keras.utils.set_random_seed(self.seed)
         began = time.perf_counter()
-        if method in pruning_baselines.SCORES:
-            final = pruning_baselines.prune(
-                start, self.images, recipe, method, self.kept_by_sparse_vd
+        if method in pruning_baselines.METHODS:
+            final = pruning_baselines.METHODS[method](
+                start, self.images, recipe, self.kept_by_sparse_vd
             )
         elif method not in mnist_models.VARIATIONAL:
             final = mnist_training.train_plain(
-                NETWORK, self.images, recipe, method, recipe.epochs
+                self.network, self.images, recipe, method, recipe.epochs
             )
         else:
             model, results["history"], _ = mnist_training.train_variational(
-                NETWORK, self.images, recipe, method, start
+                self.network, self.images, recipe, method, start
             )
             if method == "beta_bernoulli":
                 key = json.dumps(dataclasses.asdict(recipe))
@@ -196,8 +200,13 @@ def measure(
         keras.ops.convert_to_numpy(kernel)
         for kernel in pruning_baselines.kernels(final)
     ]
-    units = [len(array) for array in arrays]
-    active = [int(np.sum(np.any(array != 0, axis=1))) for array in arrays]
+    # Input units, or channels, are on the last axis but one.
+    rows = [
+        np.moveaxis(array, -2, 0).reshape(array.shape[-2], -1)
+        for array in arrays
+    ]
+    units = [len(array) for array in rows]
+    active = [int(np.sum(np.any(array != 0, axis=1))) for array in rows]
     active = results.setdefault("n_active", active)
     weights = sum(array.size for array in arrays)
     left = count_nonzero(shrunk)
@@ -255,7 +264,7 @@ def compare(
             common.prepare_folder(folder / method)
             results: dict[str, Any] = {
                 "data": arguments.dataset,
-                "model": NETWORK,
+                "model": arguments.network,
                 "method": method,
                 "seed": seed,
                 "training_images": len(images.x_train),
@@ -273,7 +282,8 @@ def compare(
 
 def main(arguments: argparse.Namespace) -> None:
     out = common.prepare_folder(
-        arguments.out or Path("runs") / f"compare-{arguments.dataset}"
+        arguments.out
+        or Path("runs") / f"compare-{arguments.network}-{arguments.dataset}"
     ).resolve()
     files = arguments.read
     if files is None:

@@ -114,7 +114,7 @@ def dense_parameters(units: Any) -> int:
 def show(rows: list[list[dict[str, Any]]], out: Path) -> None:
     """Print the table, write it as Markdown, and draw the picture."""
     cells = [row(runs) for runs in rows]
-    table = rich.table.Table(title="784-500-300-10")
+    table = rich.table.Table(title=rows[0][0]["model"])
     for number, name in enumerate(HEADER):
         table.add_column(name, justify="right" if number else "left")
     for line in cells:

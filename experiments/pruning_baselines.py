@@ -2,12 +2,12 @@
 
 Start from a trained network, remove the weights of lowest score over all
 layers, train what is left, and again; the share that is left falls with the
-cube of the time that is left (Zhu and Gupta 2017, arXiv:1710.01878).
+cube of the time that is left (Zhu and Gupta 2017, arXiv:1710.01878). The score
+is |w| (Han et al. 2015, arXiv:1506.02626), by `MagnitudePruning`, or
+`sensitivity`.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -25,13 +25,8 @@ def kernels(model: keras.Model) -> list[keras.Variable]:
     return [layer.kernel for layer in model.layers if hasattr(layer, "kernel")]
 
 
-def magnitude(
-    model: keras.Model, images: mnist_data.Images
-) -> list[np.ndarray]:
-    """|w| (Han et al. 2015, arXiv:1506.02626)."""
-    return [
-        np.abs(keras.ops.convert_to_numpy(kernel)) for kernel in kernels(model)
-    ]
+def _count(model: keras.Model) -> int:
+    return sum(int(np.prod(kernel.shape)) for kernel in kernels(model))
 
 
 def sensitivity(
@@ -51,8 +46,7 @@ def sensitivity(
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
     weights = probe.get_weights()
-    before = magnitude(probe, images)
-    scores = [np.zeros_like(values) for values in before]
+    scores = [np.zeros(kernel.shape) for kernel in kernels(probe)]
     order = np.random.default_rng(0).permutation(len(images.x_train))
     for chosen in np.array_split(order, SENSITIVITY_BATCHES):
         old = [keras.ops.convert_to_numpy(x) for x in kernels(probe)]
@@ -66,16 +60,40 @@ def sensitivity(
     return scores
 
 
-SCORES: dict[
-    str, Callable[[keras.Model, mnist_data.Images], list[np.ndarray]]
-] = {"magnitude": magnitude, "sensitivity": sensitivity}
-
-
-def prune(
+def by_magnitude(
     start: keras.Model,
     images: mnist_data.Images,
     recipe: mnist_recipes.Recipe,
-    method: str,
+    kept: int,
+) -> keras.Model:
+    """Prune by |w| down to `kept` weights; see `by_sensitivity`."""
+    model = keras.models.clone_model(start)
+    model.set_weights(start.get_weights())
+    # The shortest run that prunes and trains on.
+    epochs = max(2, recipe.epochs)
+    every = max(1, epochs // recipe.prune_steps)
+    pruning = keras_vd.callbacks.MagnitudePruning(
+        1.0 - kept / _count(start),
+        end_epoch=epochs - every if epochs > every else 1,
+        every=every,
+        scope="global",
+        verbose=0,
+    )
+    mnist_training.fit(
+        model,
+        images,
+        epochs,
+        recipe,
+        recipe.finetune_learning_rate,
+        [pruning],
+    )
+    return model
+
+
+def by_sensitivity(
+    start: keras.Model,
+    images: mnist_data.Images,
+    recipe: mnist_recipes.Recipe,
     kept: int,
 ) -> keras.Model:
     """Prune a trained network down to `kept` weights.
@@ -84,15 +102,14 @@ def prune(
         start: The trained network; not changed.
         images: The data.
         recipe: `epochs` are split evenly over `prune_steps`.
-        method: Key of `SCORES`.
         kept: Number of weights that are left, biases not counted.
     """
     model = start
-    total = sum(int(np.prod(kernel.shape)) for kernel in kernels(start))
+    total = _count(start)
     for step in range(1, recipe.prune_steps + 1):
         time_left = 1.0 - step / recipe.prune_steps
         number = kept + round((total - kept) * time_left**3)
-        scores = SCORES[method](model, images)
+        scores = sensitivity(model, images)
         alive = [
             keras.ops.convert_to_numpy(kernel) != 0 for kernel in kernels(model)
         ]
@@ -116,3 +133,6 @@ def prune(
         )
         model = pruned
     return model
+
+
+METHODS = {"magnitude": by_magnitude, "sensitivity": by_sensitivity}

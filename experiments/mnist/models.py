@@ -20,6 +20,7 @@ GATES = {
     "log_normal": keras_vd.layers.LogNormalDropout,
     "beta_bernoulli": keras_vd.layers.BetaBernoulliDropout,
     "dependent_beta_bernoulli": keras_vd.layers.DependentBetaBernoulliDropout,
+    "hard_concrete": keras_vd.layers.HardConcreteDropout,
 }
 GATE_NAME = "gate"
 VARIATIONAL = (*SPARSE, "vd", "gaussian", *GATES)
@@ -97,6 +98,8 @@ def _gates(
         "log_normal": {},
         "beta_bernoulli": {"a_init": recipe.a_init},
         "dependent_beta_bernoulli": {"sigma_init": recipe.sigma_init},
+        # Open at first, as the network is trained.
+        "hard_concrete": {"log_alpha_init": 2.0},
     }[method]
     return [
         [GATES[method](name=f"{GATE_NAME}_{i}", kl_scale=scale, **options)]

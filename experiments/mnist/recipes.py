@@ -208,6 +208,9 @@ DEPENDENT_MLP = dataclasses.replace(
     free_share=0.2,
     first=BETA_BERNOULLI_MLP,
 )
+HARD_CONCRETE_MLP = dataclasses.replace(
+    LOG_NORMAL_MLP, gate_factor=10.0, kl_scales=(10.0, 20.0, 10.0)
+)
 
 LOG_NORMAL_LENET_5 = dataclasses.replace(
     LOG_NORMAL_MLP,
@@ -228,6 +231,7 @@ RECIPES: dict[tuple[str, str], Recipe] = {
     ("mlp", "log_normal"): LOG_NORMAL_MLP,
     ("mlp", "beta_bernoulli"): BETA_BERNOULLI_MLP,
     ("mlp", "dependent_beta_bernoulli"): DEPENDENT_MLP,
+    ("mlp", "hard_concrete"): HARD_CONCRETE_MLP,
     ("lenet-300-100", "sparse_vd"): SPARSE_LENET_300_100,
     ("lenet-300-100", "ard"): SPARSE_LENET_300_100,
     ("mlp", "sparse_vd"): SPARSE_MLP,

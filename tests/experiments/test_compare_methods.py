@@ -11,6 +11,7 @@ from experiments import compare_methods, compare_tables, pruning_baselines
 from experiments.mnist import data as mnist_data
 from experiments.mnist import models as mnist_models
 from experiments.mnist import recipes as mnist_recipes
+from tests.helpers.arrays import to_float64
 
 IS_TENSORFLOW = keras.backend.backend() == "tensorflow"
 
@@ -106,7 +107,7 @@ def test_sensitivity_is_the_mean_of_weight_times_gradient(images):
 
     def losses(new):
         kernel.assign(new)
-        return np.array(loss(images.y_train, model(images.x_train)), "float64")
+        return to_float64(loss(images.y_train, model(images.x_train)))
 
     step = 1e-2
     for index in ((0, 3), (5, 7), (11, 0)):
@@ -118,12 +119,13 @@ def test_sensitivity_is_the_mean_of_weight_times_gradient(images):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("method", pruning_baselines.SCORES)
+@pytest.mark.parametrize("method", pruning_baselines.METHODS)
 def test_gradual_pruning_ends_with_as_many_weights_as_told(method, images):
     recipe = mnist_recipes.Recipe(epochs=2, prune_steps=2, batch_size=100)
     model = small_network()
     before = [np.array(x) for x in model.get_weights()]
-    pruned = pruning_baselines.prune(model, images, recipe, method, kept=100)
+    prune = pruning_baselines.METHODS[method]
+    pruned = prune(model, images, recipe, kept=100)
     assert compare_methods.count_nonzero(pruned) == 100
     for ours, theirs in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -136,7 +138,7 @@ def test_magnitude_keeps_the_largest(images):
         epochs=1, prune_steps=1, finetune_learning_rate=0.0
     )
     model = small_network()
-    pruned = pruning_baselines.prune(model, images, recipe, "magnitude", 50)
+    pruned = pruning_baselines.by_magnitude(model, images, recipe, 50)
     old, new = (
         np.concatenate([np.array(x).ravel() for x in kernels])
         for kernels in map(pruning_baselines.kernels, (model, pruned))
