@@ -20,6 +20,7 @@ from keras import ops
 
 from keras_vd._backend.keras_internals import (
     Call,
+    ScaledSum,
     calls_to,
     count_calls,
     extended,
@@ -75,7 +76,12 @@ class Trace:
 
 
 def is_composite(layer: Any) -> bool:
-    """Tell whether a layer has parts, and a `call` of the user's for them."""
+    """Tell whether a layer has parts, and a `call` of the user's for them.
+
+    What Keras' own InceptionResNetV2 has for a sum is taken apart as well.
+    """
+    if type(layer) is ScaledSum:
+        return True
     if isinstance(layer, _WHOLE) or not isinstance(layer, keras.layers.Layer):
         return False
     cls = type(layer)

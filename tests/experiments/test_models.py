@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 import experiments.models.__main__ as models
+import keras_vd
 from experiments.models import dying, networks
+from keras_vd._backend.keras_internals import ScaledSum
 from tests.helpers.arrays import to_numpy
 
 
@@ -29,12 +31,34 @@ def test_channels_that_are_dead():
     model = cnn(8)
     assert dying.channels(model) == cnn(6).count_params()
     kernel = to_numpy(model.layers[1].kernel)
-    assert (kernel[..., :2] == 0.0).all()
-    assert (kernel[..., 2:] != 0.0).all()
-    assert (to_numpy(model.layers[-1].kernel)[2] != 0.0).all()
+    assert (kernel[..., [3, 7]] == 0.0).all()
+    assert (np.delete(kernel, [3, 7], axis=-1) != 0.0).all()
+    assert (to_numpy(model.layers[-1].kernel) != 0.0).all()
     hidden = keras.Model(model.inputs, model.layers[-2].output)
     dead = (to_numpy(hidden(networks.images(8))) == 0.0).all(axis=0)
-    assert dead.tolist() == [True] * 4 + [False] * 12
+    assert dead.tolist() == [False, False, False, True] * 4
+
+
+def inception(width):
+    """Two branches side by side, and a scaled sum over both of them."""
+    inputs = keras.Input((8, 8, 3))
+    branches = [keras.layers.Conv2D(n * width, 3)(inputs) for n in range(1, 3)]
+    x = keras.layers.Concatenate()(branches)
+    x = ScaledSum(0.5)([x, keras.layers.Conv2D(3 * width, 1)(x)])
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.ReLU()(x))
+    return keras.Model(inputs, keras.layers.Dense(10)(x))
+
+
+def test_channels_that_are_dead_along_a_stream():
+    """Oracle: a network three quarters as wide, and equal predictions."""
+    model = inception(8)
+    assert dying.channels(model) == inception(6).count_params()
+    images = networks.images(8)
+    smaller = keras_vd.shrink(model, verbose=0)
+    assert smaller.count_params() == inception(6).count_params()
+    np.testing.assert_allclose(
+        to_numpy(smaller(images)), to_numpy(model(images)), rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.integration
