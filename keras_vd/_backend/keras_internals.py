@@ -22,7 +22,7 @@ from keras import ops
 from keras.src import backend
 from keras.src.applications.convnext import LayerScale as LayerScale
 from keras.src.applications.inception_resnet_v2 import (
-    CustomScaleLayer as ScaledSum,
+    CustomScaleLayer as CustomScaleLayer,
 )
 from keras.src.backend.common import global_state
 from keras.src.export.tf2onnx_lib import patch_tf2onnx as patch_tf2onnx

@@ -20,7 +20,7 @@ from keras import ops
 
 from keras_vd._backend.keras_internals import (
     Call,
-    ScaledSum,
+    CustomScaleLayer,
     calls_to,
     count_calls,
     extended,
@@ -80,7 +80,7 @@ def is_composite(layer: Any) -> bool:
 
     What Keras' own InceptionResNetV2 has for a sum is taken apart as well.
     """
-    if type(layer) is ScaledSum:
+    if type(layer) is CustomScaleLayer:
         return True
     if isinstance(layer, _WHOLE) or not isinstance(layer, keras.layers.Layer):
         return False

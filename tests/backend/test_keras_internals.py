@@ -905,3 +905,12 @@ def test_is_better_when_larger():
     assert found == {name: name == "val_accuracy" for name in found}
     with pytest.raises(ValueError, match="Received: monitor='oddity'"):
         internals.is_better_when_larger(model, "oddity")
+
+
+@pytest.mark.core
+def test_custom_scale_layer():
+    """Oracle: the sum, which is all that the layer does."""
+    one, two = np.ones((2, 3), "float32"), np.full((2, 3), 4.0, "float32")
+    layer = internals.CustomScaleLayer(0.5)
+    np.testing.assert_array_equal(to_numpy(layer([one, two])), one + two / 2)
+    assert layer.weights == []

@@ -11,7 +11,7 @@ import pytest
 import experiments.models.__main__ as models
 import keras_vd
 from experiments.models import dying, networks
-from keras_vd._backend.keras_internals import ScaledSum
+from keras_vd._backend.keras_internals import CustomScaleLayer
 from tests.helpers.arrays import to_numpy
 
 
@@ -44,7 +44,7 @@ def inception(width):
     inputs = keras.Input((8, 8, 3))
     branches = [keras.layers.Conv2D(n * width, 3)(inputs) for n in range(1, 3)]
     x = keras.layers.Concatenate()(branches)
-    x = ScaledSum(0.5)([x, keras.layers.Conv2D(3 * width, 1)(x)])
+    x = CustomScaleLayer(0.5)([x, keras.layers.Conv2D(3 * width, 1)(x)])
     x = keras.layers.GlobalAveragePooling2D()(keras.layers.ReLU()(x))
     return keras.Model(inputs, keras.layers.Dense(10)(x))
 
