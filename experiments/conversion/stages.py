@@ -60,7 +60,8 @@ class Recipe:
         finetune_learning_rate: The same for the pruned one.
         kl_weight: Final weight of the KL; 1 is the variational bound.
         warmup_share: Share of the variational epochs before that is reached.
-        threshold: log_alpha at which a weight is pruned at the end.
+        threshold: log_alpha at which a weight is pruned at the end; the
+            Gaussian posterior has Bayesian model reduction instead.
         share: Which weights share a variance, see `posteriors.SparseVD`.
         kl_scales: Factors of the KL of some layers, by their names.
     """
@@ -91,10 +92,9 @@ class Recipe:
                 "share": self.share,
             }
             if method == "gaussian":
-                # What is as uncertain as that says nothing.
                 return keras_vd.posteriors.Gaussian(
                     prior=keras_vd.priors.Gaussian(_size_of_weights(layer)),
-                    threshold=self.threshold,
+                    criterion="bmr",
                     **options,
                 )
             sparse = {
@@ -104,6 +104,10 @@ class Recipe:
             return sparse(**options)
 
         return choose
+
+    def prune_threshold(self, method: str) -> float | None:
+        """What to prune at; None leaves it to the method's posterior."""
+        return None if method == "gaussian" else self.threshold
 
     def for_small_sets(self) -> Recipe:
         """More epochs, as few steps make one, and less KL per example."""
@@ -268,6 +272,11 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     minima |= dict.fromkeys(("epochs", "finetune_epochs", "kl_weight"), 0)
     common.check_minima(arguments, {**minima, "seed": 0})
     common.check_positive(arguments, "variational_learning_rate")
+    if arguments.posterior == "gaussian" and arguments.threshold is not None:
+        common.fail(
+            "--threshold goes with --posterior sparse_vd or ard: gaussian has "
+            "Bayesian model reduction, without a threshold"
+        )
 
 
 def choose_recipe(
@@ -333,7 +342,7 @@ def run(
     )
     stages.add("trained with noise", model)
     keras_vd.plots.plot_log_alpha(model).savefig(out / "log_alpha.png")
-    report = keras_vd.prune(model, recipe.threshold)
+    report = keras_vd.prune(model, recipe.prune_threshold(method))
     plain = keras_vd.to_deterministic(model)
     ratio = report.nonzero_ratio
     stages.add("pruned", plain, nonzero_ratio=ratio, **_size(plain))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import keras_vd
-from keras_vd import layers, posteriors
+from keras_vd import layers, posteriors, priors
 from keras_vd.callbacks import KLAnnealing, KLTarget, ShrinkWhileTraining
 from keras_vd.callbacks.ranking import Ranking
 from tests.helpers.arrays import random_inputs, to_float64
@@ -139,6 +139,14 @@ def test_gates_are_met(wish):
 
 
 @pytest.mark.integration
+def test_a_size_is_met_by_model_reduction():
+    reduced = posteriors.Gaussian(prior=priors.Gaussian(0.3), criterion="bmr")
+    model = network(posterior=reduced)
+    fit(model, KLTarget(EXAMPLES, nonzero_ratio=5.0, verbose=0))
+    assert nonzero(model) == pytest.approx(1128 / 5.0, rel=0.05)
+
+
+@pytest.mark.integration
 @pytest.mark.parametrize("share", ["unit", "input", "rank1", "layer"])
 def test_a_size_is_met_with_shared_noise(share):
     model = network(posterior=posteriors.SparseVD(share=share))
@@ -212,6 +220,34 @@ def test_the_ranking_of_weights(kept):
         assert rest.sum() <= 1
         same = inference_weight(posterior) == expected
         assert np.count_nonzero(~same) <= max(1, 0.005 * kept) + rest.sum()
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("kept", [20, 150, 800])
+def test_the_ranking_by_evidence(kept):
+    # Oracle: NumPy sorts the evidence that each weight is worth. About half of
+    # the weights is worth none, so that 800 takes some of these.
+    reduced = posteriors.Gaussian(prior=priors.Gaussian(0.3), criterion="bmr")
+    model = network(posterior=reduced)
+    worth = []
+    generator = np.random.default_rng(0)
+    found = keras_vd.variational_weights(model)
+    for posterior in found:
+        log_sigma2 = generator.normal(-4.0, 0.5, posterior.weight.shape)
+        posterior.log_sigma2.assign(log_sigma2)
+        ratio = np.square(to_float64(posterior.weight)) / np.exp(log_sigma2)
+        worth.append(ratio - 2.0 * np.log(0.3) + log_sigma2)
+    limit = np.sort(np.concatenate([x.ravel() for x in worth]))[-kept]
+    before = nonzero(model)
+    Ranking(model, is_by_unit=False).fix(lambda: nonzero(model), kept)
+    assert (before < kept) == (kept == 800)
+    assert nonzero(model) == pytest.approx(kept, rel=0.005, abs=1)
+    wrong = sum(
+        np.count_nonzero((inference_weight(x) != 0.0) != (value >= limit))
+        for x, value in zip(found, worth, strict=True)
+    )
+    # The best of each weight stays in any case; few may be missing.
+    assert wrong <= 3 + 0.005 * kept
 
 
 @pytest.mark.core

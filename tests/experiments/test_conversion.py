@@ -177,6 +177,7 @@ def test_padding_does_not_change_an_opinion():
         (pretrained, ("--kl-weight", -1), "--kl-weight must be at"),
         (transformer, ("--variational-learning-rate", 0), "must be above 0"),
         (transformer, ("--heads", 3), "a multiple of --heads"),
+        (transformer, ("--threshold", 0), "goes with --posterior sparse_vd"),
         (transformer, ("--length", 0), "--length must be at least"),
     ],
 )
