@@ -140,10 +140,11 @@ def test_gates_are_met(wish):
 
 @pytest.mark.integration
 def test_a_size_is_met_by_model_reduction():
-    reduced = posteriors.Gaussian(prior=priors.Gaussian(0.3), criterion="bmr")
-    model = network(posterior=reduced)
+    model = reduced()
     fit(model, KLTarget(EXAMPLES, nonzero_ratio=5.0, verbose=0))
-    assert nonzero(model) == pytest.approx(1128 / 5.0, rel=0.05)
+    found = keras_vd.variational_weights(model)
+    left = sum(np.count_nonzero(worth(posterior)) for posterior in found)
+    assert left == pytest.approx(1128 / 5.0, rel=0.05)
 
 
 @pytest.mark.integration
@@ -222,32 +223,49 @@ def test_the_ranking_of_weights(kept):
         assert np.count_nonzero(~same) <= max(1, 0.005 * kept) + rest.sum()
 
 
+def reduced():
+    prior = priors.Gaussian(0.3)
+    return network(posterior=posteriors.Gaussian(prior=prior, criterion="bmr"))
+
+
+def worth(posterior):
+    """Evidence that each weight is worth, times two; 0 where it is zero."""
+    log_sigma2 = to_float64(posterior.log_sigma2)
+    ratio = np.square(to_float64(posterior.weight)) / np.exp(log_sigma2)
+    lost = ratio - np.log(0.3**2) + log_sigma2
+    return np.maximum(lost, 0.0) * to_float64(posterior.keep_mask)
+
+
 @pytest.mark.core
 @pytest.mark.parametrize("kept", [20, 150, 800])
 def test_the_ranking_by_evidence(kept):
-    # Oracle: NumPy sorts the evidence that each weight is worth. About half of
-    # the weights is worth none, so that 800 takes some of these.
-    reduced = posteriors.Gaussian(prior=priors.Gaussian(0.3), criterion="bmr")
-    model = network(posterior=reduced)
-    worth = []
-    generator = np.random.default_rng(0)
+    # Oracle: NumPy sorts what weights are worth. About half of them are worth
+    # nothing, so that 800 takes some of these.
+    model = reduced()
     found = keras_vd.variational_weights(model)
+    generator = np.random.default_rng(0)
     for posterior in found:
         log_sigma2 = generator.normal(-4.0, 0.5, posterior.weight.shape)
         posterior.log_sigma2.assign(log_sigma2)
-        ratio = np.square(to_float64(posterior.weight)) / np.exp(log_sigma2)
-        worth.append(ratio - 2.0 * np.log(0.3) + log_sigma2)
-    limit = np.sort(np.concatenate([x.ravel() for x in worth]))[-kept]
-    before = nonzero(model)
-    Ranking(model, is_by_unit=False).fix(lambda: nonzero(model), kept)
+
+    def measure():
+        return sum(np.count_nonzero(worth(posterior)) for posterior in found)
+
+    before, values = measure(), [worth(posterior) for posterior in found]
+    limit = np.sort(np.concatenate([x.ravel() for x in values]))[-kept]
+    Ranking(model, is_by_unit=False).fix(measure, kept)
     assert (before < kept) == (kept == 800)
-    assert nonzero(model) == pytest.approx(kept, rel=0.005, abs=1)
-    wrong = sum(
-        np.count_nonzero((inference_weight(x) != 0.0) != (value >= limit))
-        for x, value in zip(found, worth, strict=True)
-    )
-    # The best of each weight stays in any case; few may be missing.
-    assert wrong <= 3 + 0.005 * kept
+    assert measure() == pytest.approx(kept, rel=0.005, abs=1)
+    for posterior, value in zip(found, values, strict=True):
+        is_used = to_float64(posterior.mean()) != 0.0
+        np.testing.assert_array_equal(is_used, worth(posterior) > 0.0)
+        # The best of each weight stays in any case; few may be missing.
+        wrong = (
+            is_used != (value >= limit)
+            if limit > 0.0
+            else ~is_used[value > 0.0]
+        )
+        assert np.count_nonzero(wrong) <= 1 + 0.005 * kept
 
 
 @pytest.mark.core
