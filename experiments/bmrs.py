@@ -57,7 +57,7 @@ LENET5 = mnist_recipes.Recipe(
     warmup_epochs=2,
     shift=1,
     gate_factor=10.0,
-    kl_scales=(300.0, 200.0, 240.0, 100.0),
+    kl_scales=(150.0, 150.0, 250.0, 100.0),
 )
 # Chosen with --holdout 5000.
 RECIPES = {
@@ -66,9 +66,9 @@ RECIPES = {
         LENET5,
         pretrain_epochs=30,
         epochs=40,
-        finetune_epochs=70,
+        finetune_epochs=110,
         warmup_epochs=7,
-        kl_scales=(250.0, *(20.0,) * (MLP_LAYERS - 1)),
+        kl_scales=(300.0, *(30.0,) * (MLP_LAYERS - 1)),
     ),
 }
 
