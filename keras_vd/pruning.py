@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_vd._backend.validation import check_finite_model
 from keras_vd.layers.structured import StructuredGate
+from keras_vd.posteriors import WeightPosterior
 from keras_vd.posteriors.finding import required_posteriors
 from keras_vd.sparsity import SparsityReport, sparsity_report
 
@@ -59,7 +60,7 @@ def prune(
         model: A built Keras model or layer with variational layers.
         threshold: Float: weights with `log_alpha >= threshold` go. By default
             each posterior's own threshold, which gates use in any case: their
-            thresholds are in other units.
+            thresholds are in other units. Bayesian model reduction has none.
 
     Returns:
         The report of the pruned model.
@@ -67,8 +68,9 @@ def prune(
     Raises:
         TypeError: if `threshold` is not a number or `model` no Keras layer.
         ValueError: if `threshold` is not within [-20, 20] or given for a
-            model whose only posteriors are gates, or if `model` is not built,
-            has no variational layers or has weights that are not finite.
+            model whose only posteriors are gates or with a posterior that
+            knows none, or if `model` is not built, has no variational layers
+            or has weights that are not finite.
     """
     posteriors = required_posteriors(model)
     check_finite_model(model)
@@ -79,6 +81,11 @@ def prune(
             f"'{model.name}' has gates only: pass thresholds to these, or to "
             f"their `prune` methods. Received: threshold={threshold!r}."
         )
-    for posterior in posteriors:
-        posterior.prune(None if posterior in gates else threshold)
+    weights = [x for x in posteriors if isinstance(x, WeightPosterior)]
+    for posterior in weights:
+        posterior.limit(threshold)  # refuses what one of them does not take
+    for posterior in weights:
+        posterior.prune(threshold)
+    for gate in gates:
+        gate.prune()
     return sparsity_report(model)

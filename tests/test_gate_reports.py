@@ -12,7 +12,7 @@ import pytest
 import keras_vd
 from keras_vd import layers
 from keras_vd.callbacks import KLAnnealing
-from tests.helpers.arrays import random_inputs, to_float64
+from tests.helpers.arrays import random_inputs, to_float64, to_numpy
 from tests.helpers.gates import (
     BERNOULLI,
     DEPENDENT,
@@ -178,6 +178,22 @@ def test_prune_of_gates_alone():
     np.testing.assert_array_equal(to_float64(model.layers[0].keep_mask), KEPT)
     set_open(model.layers[0])
     assert keras_vd.sparsity_report(model).n_active == [3, 2]
+
+
+def test_a_threshold_beside_model_reduction_changes_nothing():
+    # Oracle: an error, and the masks of all other weights as before.
+    reduced = keras_vd.posteriors.Gaussian(criterion="bmr")
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras_vd.layers.VDDense(3),
+            keras_vd.layers.VDDense(2, posterior=reduced),
+        ]
+    )
+    with pytest.raises(ValueError, match="Argument `threshold` must be None"):
+        keras_vd.prune(model, -20.0)
+    for weight in keras_vd.variational_weights(model):
+        assert to_numpy(weight.keep_mask).all()
 
 
 @pytest.mark.parametrize("threshold", [None, 2.0, -20.0])

@@ -60,7 +60,8 @@ class Recipe:
         finetune_learning_rate: The same for the pruned one.
         kl_weight: Final weight of the KL; 1 is the variational bound.
         warmup_share: Share of the variational epochs before that is reached.
-        threshold: log_alpha at which a weight is pruned at the end.
+        threshold: log_alpha at which a weight is pruned at the end; the
+            Gaussian posterior has Bayesian model reduction instead.
         share: Which weights share a variance, see `posteriors.SparseVD`.
         kl_scales: Factors of the KL of some layers, by their names.
         wish: Arguments of `KLTarget`, which then takes the place of
@@ -94,10 +95,9 @@ class Recipe:
                 "share": self.share,
             }
             if method == "gaussian":
-                # What is as uncertain as that says nothing.
                 return keras_vd.posteriors.Gaussian(
                     prior=keras_vd.priors.Gaussian(_size_of_weights(layer)),
-                    threshold=self.threshold,
+                    criterion="bmr",
                     **options,
                 )
             sparse = {
@@ -107,6 +107,11 @@ class Recipe:
             return sparse(**options)
 
         return choose
+
+    def prune_threshold(self, method: str) -> float | None:
+        """What to prune at; None leaves it to the method's posterior."""
+        is_ours = method != "gaussian" and not self.wish
+        return self.threshold if is_ours else None
 
     def for_small_sets(self) -> Recipe:
         """More epochs, as few steps make one, and less KL per example."""
@@ -118,11 +123,6 @@ class Recipe:
             batch_size=32,
             kl_weight=0.3 * self.kl_weight,
         )
-
-    @property
-    def prune_threshold(self) -> float | None:
-        """What to prune at; with a wish, what training has left as it is."""
-        return None if self.wish else self.threshold
 
     def annealing(self, num_examples: int) -> keras.callbacks.Callback:
         """The callback that sets the KL weight."""
@@ -294,6 +294,11 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     common.check_minima(arguments, {**minima, "seed": 0})
     common.check_positive(arguments, "variational_learning_rate")
     wishes.check(arguments, bool(getattr(arguments, "holdout", False)))
+    if arguments.posterior == "gaussian" and arguments.threshold is not None:
+        common.fail(
+            "--threshold goes with --posterior sparse_vd or ard: gaussian has "
+            "Bayesian model reduction, without a threshold"
+        )
 
 
 def choose_recipe(
@@ -361,7 +366,7 @@ def run(
     )
     stages.add("trained with noise", model)
     keras_vd.plots.plot_log_alpha(model).savefig(out / "log_alpha.png")
-    report = keras_vd.prune(model, recipe.prune_threshold)
+    report = keras_vd.prune(model, recipe.prune_threshold(method))
     plain = keras_vd.to_deterministic(model)
     ratio = report.nonzero_ratio
     stages.add("pruned", plain, nonzero_ratio=ratio, **_size(plain))

@@ -24,9 +24,11 @@ class Ranking:
 
     Groups and gates are ranked beside them. What a weight says is the
     information that it holds, log(1 + 1 / alpha) / 2 nats but for a constant
-    that makes up for its posterior's threshold; for a unit it is the sum of its
-    weights. Behind all others come those that are zero but not pruned yet,
-    by how far they are past the threshold.
+    that makes up for its posterior's threshold, or about what the log evidence
+    loses without it if its posterior knows no threshold but Bayesian model
+    reduction; for a unit it is the sum of its weights. Behind all others come
+    those that are zero but not pruned yet, by how far they are past the
+    threshold.
 
     Args:
         model: A built model.

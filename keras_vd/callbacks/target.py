@@ -174,7 +174,8 @@ class KLTarget(KLWeightCallback):
         if not any(x.trainable and _prunes(x) for x in posteriors):
             raise ValueError(
                 "KLTarget found nothing to prune: no posterior of "
-                f"'{self.model.name}' that is trained has a threshold."
+                f"'{self.model.name}' that is trained has a threshold or "
+                "Bayesian model reduction."
             )
         others = self._fit.callbacks
         if isinstance(self._course, BudgetCourse) and others is not None:
@@ -210,4 +211,4 @@ class KLTarget(KLWeightCallback):
 def _prunes(posterior: Any) -> bool:
     """Tell whether a posterior makes entries zero by itself."""
     is_gate = isinstance(posterior, StructuredGate)
-    return is_gate or posterior.threshold is not None
+    return is_gate or posterior.limit() is not None

@@ -252,6 +252,41 @@ def gaussian(theta: Tensor, log_sigma2: Tensor, prior_stddev: float) -> Tensor:
     )
 
 
+def gaussian_log_evidence_of_zero(
+    theta: Tensor, log_sigma2: Tensor, prior_stddev: float
+) -> Tensor:
+    """Compute the change of the log evidence if a weight is fixed at 0.
+
+    Bayesian model reduction: the density at 0 of the posterior
+    N(theta, sigma2) over that of the prior N(0, prior_stddev**2),
+
+        Delta F = (log s**2 - log_sigma2 - theta**2 / sigma2) / 2.
+
+    `docs/reduction.md` derives it. A weight with Delta F >= 0 may go.
+
+    Args:
+        theta: As of `gaussian`.
+        log_sigma2: As of `gaussian`.
+        prior_stddev: As of `gaussian`.
+
+    Returns:
+        Float32 tensor of the broadcast shape, in nats; -infinity where
+        theta**2 / sigma2 overflows.
+
+    Example:
+        >>> nats = gaussian_log_evidence_of_zero([0.1, 1.0], -2.0, 1.0)
+        >>> print(ops.convert_to_numpy(nats).round(3))
+        [ 0.963 -2.695]
+
+    References:
+        Friston, Parr and Zeidman 2018, arXiv:1805.07092.
+    """
+    log_sigma2 = _float32(log_sigma2)
+    power = ops.square(_float32(theta)) * ops.exp(-log_sigma2)
+    log_ratio = 2.0 * ops.log(_float32(prior_stddev)) - log_sigma2
+    return 0.5 * (log_ratio - power)
+
+
 def _float32(x: Tensor) -> Tensor:
     return ops.cast(ops.convert_to_tensor(x), "float32")
 

@@ -130,7 +130,7 @@ class LogNormalDropout(StructuredGate):
     def margin(self) -> Tensor:
         if self.threshold is None:
             evidence = log_normal.log_evidence_of_zero(*self._read_parameters())
-            return -evidence
+            return -2.0 * evidence
         least = max(self.threshold, MIN_UNIFORM)
         return 2.0 * ops.log(ops.maximum(self.snr(), MIN_UNIFORM) / least)
 

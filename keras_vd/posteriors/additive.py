@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,13 +10,17 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_vd import priors
 from keras_vd._backend.fusing import EAGER_MOMENTS, FAST_MOMENTS
 from keras_vd._backend.types import Tensor
-from keras_vd._backend.validation import check_number
+from keras_vd._backend.validation import check_choice, check_number
 from keras_vd.posteriors.eager_moments import EagerMoments
 from keras_vd.posteriors.moments import (
+    MAX_ABS_LOG_ALPHA,
     THETA2_FLOOR,
     Moments,
+    Reduction,
+    Threshold,
     bounded_log_variance,
 )
 from keras_vd.posteriors.sharing import SHARES, shared_shape
@@ -27,6 +32,8 @@ NEW_LOG_SIGMA2 = -10.0
 # square size, and how far every log_alpha stays below the threshold at least.
 START_LOG_ALPHA = -3.0
 START_DISTANCE = 3.0
+# With Bayesian model reduction; sigma2 must not underflow.
+SMALLEST_THETA2 = 1e-30
 
 
 class AdditiveGaussian(WeightPosterior):
@@ -216,9 +223,79 @@ class Gaussian(AdditiveGaussian):
     never prunes by itself. Pass `prior=keras_vd.priors.Gaussian(stddev)` for
     another width than 1.
 
+    With `criterion="bmr"` it prunes, without a threshold: Bayesian model
+    reduction drops a weight where log(s^2 / sigma2) >= theta^2 / sigma2, as the
+    evidence of the model without it is no lower. `docs/reduction.md` derives
+    it.
+
     Args:
+        criterion: What decides whether a weight counts as zero. `"snr"`: its
+            noise, by the threshold, if there is one. `"bmr"`: Bayesian model
+            reduction; the prior must be a `keras_vd.priors.Gaussian`.
         **options: See `AdditiveGaussian` and `WeightPosterior`.
+
+    Raises:
+        TypeError: if a number is expected and something else came.
+        ValueError: if a value is not allowed, or `criterion="bmr"` meets a
+            threshold or another prior.
+
+    Example:
+    >>> posterior = keras_vd.posteriors.Gaussian(
+    ...     prior=keras_vd.priors.Gaussian(0.1), criterion="bmr"
+    ... )
+    >>> layer = keras_vd.layers.VDDense(10, posterior=posterior)
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, criterion: str = "snr", **options: Any) -> None:
         super().__init__(**{"prior": "gaussian", "threshold": None, **options})
+        self.criterion = check_choice("criterion", criterion, ("snr", "bmr"))
+        if criterion == "bmr":
+            self._check_no_threshold(self.threshold)
+            self._reduction()  # checks the prior
+
+    def _reduction(self) -> Reduction:
+        if not isinstance(self.prior, priors.Gaussian):
+            raise ValueError(
+                "Argument `prior` must be a `keras_vd.priors.Gaussian` with "
+                f"criterion='bmr'. Received: {type(self.prior).__name__}."
+            )
+        return Reduction(self.prior.stddev)
+
+    def _check_no_threshold(self, threshold: Any) -> None:
+        if threshold is not None:
+            raise ValueError(
+                "Argument `threshold` must be None with criterion='bmr': "
+                "Bayesian model reduction has no threshold. Received: "
+                f"threshold={threshold!r}."
+            )
+
+    def limit(self, threshold: float | None = None) -> Threshold:
+        if self.criterion == "snr":
+            return super().limit(threshold)
+        self._check_no_threshold(threshold)
+        return self._reduction()
+
+    def _safe_log_sigma2(self) -> np.ndarray:
+        if self.criterion == "snr":
+            return super()._safe_log_sigma2()
+        theta = ops.convert_to_numpy(self.theta).astype("float64")
+        theta2 = np.maximum(np.square(theta), SMALLEST_THETA2)
+        # Above the root of x = c + log(x), by no more than 10%
+        # (Chatzigeorgiou 2013, arXiv:1601.04895, theorem 1): a ratio
+        # theta^2 / sigma2 above it is enough, whatever sigma2.
+        stddev = self._reduction().prior_stddev
+        excess = np.maximum(np.log(stddev**2 / theta2) - 1.0, 0.0)
+        enough = 1.0 + np.sqrt(2.0 * excess) + excess
+        return np.log(theta2 / enough) - START_DISTANCE
+
+    def margin(self) -> Tensor:
+        if self.criterion == "snr":
+            return super().margin()
+        moments = self._current_moments()
+        evidence = self._reduction().log_evidence(
+            moments.theta, moments.log_sigma2
+        )
+        return ops.minimum(-2.0 * evidence, math.exp(MAX_ABS_LOG_ALPHA))
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "criterion": self.criterion}

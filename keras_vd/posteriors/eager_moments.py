@@ -25,6 +25,8 @@ from keras_vd.posteriors.moments import (
     THETA2_FLOOR,
     TIE,
     Moments,
+    Reduction,
+    Threshold,
     known_exp,
 )
 from keras_vd.priors import ARD, LogUniform, Prior
@@ -66,10 +68,12 @@ class EagerMoments(Moments):
         """Return values, and 0 where a weight is pruned."""
         return values if self._is_whole else values * self.keep_mask
 
-    def mean(self, threshold: float | None) -> Tensor:
+    def mean(self, threshold: Threshold) -> Tensor:
         import torch
 
-        if threshold is None or threshold <= -MAX_ABS_LOG_ALPHA:
+        if threshold is None or isinstance(threshold, Reduction):
+            return super().mean(threshold)
+        if threshold <= -MAX_ABS_LOG_ALPHA:
             return super().mean(threshold)
         least = math.exp(-threshold) * (1.0 + 2.0 * TIE)
         kept = torch.threshold(self.snr2, least, 0.0).sign_()

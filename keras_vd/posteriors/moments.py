@@ -17,6 +17,7 @@ from keras import ops
 from keras_vd._backend.branching import either
 from keras_vd._backend.fusing import no_gradient, total
 from keras_vd._backend.types import Tensor
+from keras_vd.divergences import kl
 from keras_vd.priors import Prior
 
 # A numerical guard, far from every usual threshold. Pruned weights have it as
@@ -27,7 +28,33 @@ THETA2_FLOOR = 1e-8
 # Relative margin, larger than rounding errors: a log_alpha that is equal to a
 # threshold counts as having reached it.
 TIE = 5e-7
+# The same in nats: a weight that has gone back to its prior says nothing.
+EVIDENCE_TIE = 1e-5
 LARGEST_ALPHA = math.exp(10.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reduction:
+    """Bayesian model reduction, in place of a threshold of log_alpha.
+
+    A weight is kept if the evidence falls where it is fixed at zero; see
+    `docs/reduction.md`.
+
+    Attributes:
+        prior_stddev: Standard deviation of the Gaussian prior.
+    """
+
+    prior_stddev: float
+
+    def log_evidence(self, theta: Tensor, log_sigma2: Tensor) -> Tensor:
+        """Compute `kl.gaussian_log_evidence_of_zero` of every weight."""
+        return kl.gaussian_log_evidence_of_zero(
+            theta, log_sigma2, self.prior_stddev
+        )
+
+
+# What `log_alpha` must stay below to be kept; None is no bound.
+Threshold = float | Reduction | None
 
 
 def bounded(log_alpha: Tensor) -> Tensor:
@@ -97,19 +124,22 @@ class Moments:
         """log(sigma2 / theta^2) within [-20, 20]."""
         return bounded(self.unbounded_log_alpha)
 
-    def is_kept(self, threshold: float | None) -> Tensor:
+    def is_kept(self, threshold: Threshold) -> Tensor:
         """Tell which weights are not pruned, and below a threshold if given."""
         if threshold is None:
             return self.keep_mask
-        return ops.logical_and(
-            self.keep_mask, ops.less(self.log_alpha, threshold)
-        )
+        if isinstance(threshold, Reduction):
+            evidence = threshold.log_evidence(self.theta, self.log_sigma2)
+            is_below = ops.less(evidence, -EVIDENCE_TIE)
+        else:
+            is_below = ops.less(self.log_alpha, threshold)
+        return ops.logical_and(self.keep_mask, is_below)
 
-    def mean(self, threshold: float | None) -> Tensor:
+    def mean(self, threshold: Threshold) -> Tensor:
         """Return theta, and 0 where it is not kept."""
         return ops.where(self.is_kept(threshold), self.theta, 0.0)
 
-    def inference_mean(self, threshold: float | None) -> Tensor:
+    def inference_mean(self, threshold: Threshold) -> Tensor:
         """Return `mean`, but NaN where log_alpha is NaN.
 
         Such a weight must not look like one that is zero.

@@ -147,8 +147,9 @@ class Posterior(keras.layers.Layer):
         """Tell how far each entry is from being zero, to compare them.
 
         It is the log of the signal-to-noise power (of gates that know no
-        noise, of the gate) over what the threshold asks for. Entries that are
-        zero already may have any value.
+        noise, of the gate) over what the threshold asks for. With Bayesian
+        model reduction it is twice what the log evidence loses without the
+        entry. Entries that are zero already may have any value.
 
         Returns:
             Float32 tensor of the shape of `keep_mask`.

@@ -23,6 +23,8 @@ from keras_vd.posteriors.moments import (
     THETA2_FLOOR,
     TIE,
     Moments,
+    Reduction,
+    Threshold,
 )
 from keras_vd.priors import ARD, LogUniform, Prior
 
@@ -52,9 +54,9 @@ class SignalToNoiseMoments(Moments):
         # that comes before it.
         return ops.sqrt(ops.where(self.keep_mask, most, 0.0))
 
-    def is_kept(self, threshold: float | None) -> Tensor:
-        if threshold is None:
-            return self.keep_mask
+    def is_kept(self, threshold: Threshold) -> Tensor:
+        if threshold is None or isinstance(threshold, Reduction):
+            return super().is_kept(threshold)
         if self.log_factors and threshold > -MAX_ABS_LOG_ALPHA:
             # Neither a ratio nor an exponential for every weight.
             sigma2 = math.prod(
@@ -66,7 +68,7 @@ class SignalToNoiseMoments(Moments):
             return ops.logical_and(self.keep_mask, is_below)
         return ops.greater(self.snr, math.exp(-0.5 * threshold) * (1.0 + TIE))
 
-    def mean(self, threshold: float | None) -> Tensor:
+    def mean(self, threshold: Threshold) -> Tensor:
         def select(theta: Tensor, keep_mask: Tensor, *factors: Any) -> Tensor:
             moments = dataclasses.replace(
                 self, theta=theta, keep_mask=keep_mask, log_factors=factors

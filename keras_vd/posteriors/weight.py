@@ -41,7 +41,11 @@ from keras_vd._backend.validation import (
     check_number,
 )
 from keras_vd.posteriors.binding import Axes, Binding, Group
-from keras_vd.posteriors.moments import MAX_ABS_LOG_ALPHA, Moments
+from keras_vd.posteriors.moments import (
+    MAX_ABS_LOG_ALPHA,
+    Moments,
+    Threshold,
+)
 from keras_vd.posteriors.posterior import Posterior
 from keras_vd.posteriors.reparameterization import local_reparameterization
 from keras_vd.posteriors.sampling import is_sampling_at_inference
@@ -470,8 +474,8 @@ class WeightPosterior(Posterior):
         return keras.backend.standardize_dtype(self.weight.dtype)
 
     @property
-    def _training_threshold(self) -> float | None:
-        return self.threshold if self.train_clip else None
+    def _training_threshold(self) -> Threshold:
+        return self.limit() if self.train_clip else None
 
     def _scaled(
         self, tensor: Tensor, scales: Mapping[str, Any], power: int = 1
@@ -542,7 +546,7 @@ class WeightPosterior(Posterior):
 
     def own_mean(self) -> Tensor:
         # No compiled kernel: not every runtime of exported models has XLA.
-        return self._current_moments().inference_mean(self.threshold)
+        return self._current_moments().inference_mean(self.limit())
 
     def sample(self) -> Tensor:
         """Draw the weight once from the posterior used in training.
@@ -576,14 +580,28 @@ class WeightPosterior(Posterior):
                 weight or of its noise is not finite.
         """
         check_finite(f"Weight '{self.label}'", [self.weight, *self.weights])
-        if threshold is None:
-            threshold = self.threshold
-        else:
-            threshold = check_number(
-                "threshold", threshold, -MAX_ABS_LOG_ALPHA, MAX_ABS_LOG_ALPHA
-            )
-        is_kept = self._current_moments().is_kept(threshold)
+        is_kept = self._current_moments().is_kept(self.limit(threshold))
         self.keep_mask.assign(ops.convert_to_numpy(is_kept))
+
+    def limit(self, threshold: float | None = None) -> Threshold:
+        """Return what tells which weights count as zero.
+
+        Args:
+            threshold: As of `prune`.
+
+        Returns:
+            A bound of `log_alpha`, Bayesian model reduction, or None: this
+            posterior does not prune by itself.
+
+        Raises:
+            TypeError: if `threshold` is not a number.
+            ValueError: if it is not within [-20, 20].
+        """
+        if threshold is None:
+            return self.threshold
+        return check_number(
+            "threshold", threshold, -MAX_ABS_LOG_ALPHA, MAX_ABS_LOG_ALPHA
+        )
 
     def margin(self) -> Tensor:
         threshold = (
@@ -616,7 +634,7 @@ class WeightPosterior(Posterior):
 
 
 def _mean_and_variance(
-    moments: Moments, threshold: float | None, types: tuple[Any, Any]
+    moments: Moments, threshold: Threshold, types: tuple[Any, Any]
 ) -> tuple[Any, ...]:
     mean, sigma2 = moments.mean(threshold), moments.sigma2()
     return tuple(
@@ -627,7 +645,7 @@ def _mean_and_variance(
 
 def _mean_and_factors(
     moments: Moments,
-    threshold: float | None,
+    threshold: Threshold,
     types: tuple[Any, Any] = (None, None),
     power: float = 1.0,
 ) -> tuple[Any, ...]:
@@ -638,13 +656,13 @@ def _mean_and_factors(
 
 
 def _mean_and_deviation(
-    moments: Moments, noise: Tensor, threshold: float | None
+    moments: Moments, noise: Tensor, threshold: Threshold
 ) -> tuple[Any, ...]:
     return moments.mean(threshold), moments.stddev() * noise
 
 
 def _sample(
-    moments: Moments, noise: Tensor, threshold: float | None
+    moments: Moments, noise: Tensor, threshold: Threshold
 ) -> tuple[Any, ...]:
     return (sum(_mean_and_deviation(moments, noise, threshold)),)
 

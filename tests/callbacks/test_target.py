@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import keras_vd
-from keras_vd import layers, posteriors
+from keras_vd import layers, posteriors, priors
 from keras_vd.callbacks import KLAnnealing, KLTarget, ShrinkWhileTraining
 from keras_vd.callbacks.ranking import Ranking
 from tests.helpers.arrays import random_inputs, to_float64
@@ -139,6 +139,15 @@ def test_gates_are_met(wish):
 
 
 @pytest.mark.integration
+def test_a_size_is_met_by_model_reduction():
+    model = reduced()
+    fit(model, KLTarget(EXAMPLES, nonzero_ratio=5.0, verbose=0))
+    found = keras_vd.variational_weights(model)
+    left = sum(np.count_nonzero(worth(posterior)) for posterior in found)
+    assert left == pytest.approx(1128 / 5.0, rel=0.05)
+
+
+@pytest.mark.integration
 @pytest.mark.parametrize("share", ["unit", "input", "rank1", "layer"])
 def test_a_size_is_met_with_shared_noise(share):
     model = network(posterior=posteriors.SparseVD(share=share))
@@ -212,6 +221,51 @@ def test_the_ranking_of_weights(kept):
         assert rest.sum() <= 1
         same = inference_weight(posterior) == expected
         assert np.count_nonzero(~same) <= max(1, 0.005 * kept) + rest.sum()
+
+
+def reduced():
+    prior = priors.Gaussian(0.3)
+    return network(posterior=posteriors.Gaussian(prior=prior, criterion="bmr"))
+
+
+def worth(posterior):
+    """Evidence that each weight is worth, times two; 0 where it is zero."""
+    log_sigma2 = to_float64(posterior.log_sigma2)
+    ratio = np.square(to_float64(posterior.weight)) / np.exp(log_sigma2)
+    lost = ratio - np.log(0.3**2) + log_sigma2
+    return np.maximum(lost, 0.0) * to_float64(posterior.keep_mask)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("kept", [20, 150, 800])
+def test_the_ranking_by_evidence(kept):
+    # Oracle: NumPy sorts what weights are worth. About half of them are worth
+    # nothing, so that 800 takes some of these.
+    model = reduced()
+    found = keras_vd.variational_weights(model)
+    generator = np.random.default_rng(0)
+    for posterior in found:
+        log_sigma2 = generator.normal(-4.0, 0.5, posterior.weight.shape)
+        posterior.log_sigma2.assign(log_sigma2)
+
+    def measure():
+        return sum(np.count_nonzero(worth(posterior)) for posterior in found)
+
+    before, values = measure(), [worth(posterior) for posterior in found]
+    limit = np.sort(np.concatenate([x.ravel() for x in values]))[-kept]
+    Ranking(model, is_by_unit=False).fix(measure, kept)
+    assert (before < kept) == (kept == 800)
+    assert measure() == pytest.approx(kept, rel=0.005, abs=1)
+    for posterior, value in zip(found, values, strict=True):
+        is_used = to_float64(posterior.mean()) != 0.0
+        np.testing.assert_array_equal(is_used, worth(posterior) > 0.0)
+        # The best of each weight stays in any case; few may be missing.
+        wrong = (
+            is_used != (value >= limit)
+            if limit > 0.0
+            else ~is_used[value > 0.0]
+        )
+        assert np.count_nonzero(wrong) <= 1 + 0.005 * kept
 
 
 @pytest.mark.core

@@ -402,3 +402,59 @@ def test_training_under_fit_lowers_the_kl(fn):
         -gradient(fn, start)[0],
         rtol=1e-5,
     )
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("stddev", [0.2, 1.0, 3.0])
+def test_evidence_of_zero_is_that_of_the_smaller_model(stddev):
+    """Oracle: both evidences of a regression on one weight, by quadrature.
+
+    Its posterior is normal, so that the variational one can be exact.
+    """
+    rng = np.random.default_rng(0)
+    found, expected = [], []
+    for slope in (0.0, 0.1, 2.0):
+        x = rng.normal(size=7)
+        y = slope * x + rng.normal(size=7)
+
+        def likelihood(w, x=x, y=y):
+            return np.prod(scipy.stats.norm.pdf(y - np.multiply(w, x)))
+
+        evidence = scipy.integrate.quad(
+            lambda w, f=likelihood: f(w) * scipy.stats.norm.pdf(w, 0.0, stddev),
+            *(-9.0 * stddev, 9.0 * stddev),
+            points=[0.0, slope],
+            epsabs=0.0,
+            limit=200,
+        )[0]
+        expected.append(np.log(likelihood(0.0) / evidence))
+        precision = 1.0 / stddev**2 + x @ x
+        found.append(
+            evaluate(
+                kl.gaussian_log_evidence_of_zero,
+                *(x @ y / precision, -np.log(precision), stddev),
+            )
+        )
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert min(expected) < 0.0 < max(expected)
+
+
+@pytest.mark.core
+def test_evidence_of_zero_is_that_of_a_narrow_prior():
+    """Oracle: log E_q[p~ / p] by quadrature, p~ a thousandth as wide as q."""
+    expected = []
+    cases = [(0.3, -2.0, 1.0), (-1.0, -3.0, 0.5), (0.0, 0.5, 0.5)]
+    for theta, log_sigma2, stddev in cases:
+        width = 1e-3 * np.exp(0.5 * log_sigma2)
+        nodes, weights = np.polynomial.hermite_e.hermegauss(20)
+        w = width * nodes
+        log_ratio = scipy.stats.norm.logpdf(
+            w, theta, np.exp(0.5 * log_sigma2)
+        ) - scipy.stats.norm.logpdf(w, 0.0, stddev)
+        mean = weights @ np.exp(log_ratio) / np.sqrt(2.0 * np.pi)
+        expected.append(np.log(mean))
+    found = evaluate(
+        kl.gaussian_log_evidence_of_zero,
+        *np.transpose(np.float32(cases)),
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

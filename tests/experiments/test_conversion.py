@@ -192,6 +192,7 @@ def test_a_size_instead_of_a_kl_weight(tmp_path):
         (transformer, ("--nonzero-ratio", 0.5), "`nonzero_ratio` must be"),
         (transformer, ("--parameters", 3, "--kl-weight", 1), "finds by itself"),
         (transformer, ("--heads", 3), "a multiple of --heads"),
+        (transformer, ("--threshold", 0), "goes with --posterior sparse_vd"),
         (transformer, ("--length", 0), "--length must be at least"),
     ],
 )

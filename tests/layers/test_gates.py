@@ -10,6 +10,7 @@ from keras import ops
 from keras.src.testing import TestCase
 
 from keras_vd import layers
+from keras_vd.divergences import log_normal
 from tests.helpers.arrays import random_inputs, to_numpy
 from tests.helpers.contract import (
     assert_close,
@@ -123,6 +124,11 @@ def test_margins_of_model_reduction():
     layer = LOG_NORMAL.make(criterion="bmr")
     margin = to_numpy(layer.margin())
     np.testing.assert_array_equal(margin > 0.0, to_numpy(layer.mean()) > 0.0)
+    # Identity: twice the log evidence that the gates are worth.
+    evidence = log_normal.log_evidence_of_zero(
+        layer.mu, layer.log_sigma, layer.min_log, layer.max_log
+    )
+    np.testing.assert_allclose(margin, -2.0 * to_numpy(evidence), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
