@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_vd._backend.keras_internals import flatten_layers
 
@@ -54,8 +53,14 @@ DICTIONARY = (
 # They bring code, or files, of their own.
 REFUSED = ("Lambda", "TorchModuleWrapper", "TFSMLayer", "JaxLayer", "FlaxLayer")
 # What Keras calls things that are not classes.
-PLAIN_THINGS = ("__tensor__", "__numpy__", "__bytes__", "__ellipsis__")
-PLAIN_THINGS = (*PLAIN_THINGS, "__tuple__", "__keras_tensor__")
+PLAIN_THINGS = (
+    "__bytes__",
+    "__ellipsis__",
+    "__keras_tensor__",
+    "__numpy__",
+    "__tensor__",
+    "__tuple__",
+)
 
 
 def check_archivable(model: keras.Model) -> None:
@@ -196,7 +201,8 @@ def _shortened(node: Any) -> Any:
         return [_shortened(item) for item in node]
     if not isinstance(node, dict):
         return node
-    name, config = node.get("class_name"), node.get("config")
+    name: Any = node.get("class_name")
+    config: Any = node.get("config")
     if name == "__keras_tensor__":
         return {TENSOR: config["keras_history"]}
     if name == "DTypePolicy":
@@ -287,8 +293,3 @@ def _check_allowed(config: Any) -> None:
                 f"The config names {name!r} of {module!r}, which is neither "
                 "from Keras nor registered, or may run code of its own."
             )
-
-
-def differences(values: list[int]) -> np.ndarray:
-    """Return the first value and the step to each next one, int64."""
-    return np.diff(np.array(values, np.int64), prepend=0)

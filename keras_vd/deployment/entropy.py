@@ -40,7 +40,8 @@ class Coder:
     def __init__(self, content: bytes | None = None) -> None:
         stream = require("constriction", "archive").stream
         self._model = stream.model.Bernoulli(perfect=False)
-        self._encoder = self._decoder = None
+        self._encoder: Any = None
+        self._decoder: Any = None
         if content is None:
             self._encoder = stream.queue.RangeEncoder()
         else:
@@ -51,7 +52,7 @@ class Coder:
         # How often each kind of decision was 0 and 1.
         self.counts: defaultdict[Any, list[int]] = defaultdict(lambda: [0, 0])
 
-    def code(self, p: np.ndarray, bits: np.ndarray | None) -> np.ndarray:
+    def code(self, p: np.ndarray, bits: Any) -> np.ndarray:
         """Write or read decisions.
 
         Args:
