@@ -226,7 +226,7 @@ def test_summary_averages_seeds(tmp_path, capsys, monkeypatch):
     assert "1.50 ± 0.71" in cells
     assert "90.0 ± 14.1" in cells
     assert "11" in cells
-    assert "2500 ± 707, 1.50 ± 0.71" in cells
+    assert "2,500 ± 707, 1.50 ± 0.71" in cells
     assert picture.stat().st_size > 1000
 
 
