@@ -64,7 +64,7 @@ def test_multiplicative_noise():
     last of three weights is rounded to zero: (2 x + 1 / 0.9) / 3 = 0.5 with
     x = step^2 / 12 / (0.9 * 4).
     """
-    posterior = posteriors.VD(log_alpha_init=np.log(0.9))
+    posterior = posteriors.VD(alpha_init=0.9)
     model = dense(posterior, [[2.0], [-2.0], [1e-6]], None)
     x = (1.5 - 1 / 0.9) / 2
     assert step(model) == pytest.approx(np.sqrt(12 * 0.9 * 4 * x), rel=2e-3)

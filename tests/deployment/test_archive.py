@@ -247,7 +247,7 @@ def test_arguments_are_checked(path):
     ):
         with pytest.raises(error, match=message):
             deployment.save_archive(model, path, bits)
-    with pytest.raises(ValueError, match="must end in '.kvd'"):
+    with pytest.raises(ValueError, match="must end in"):
         deployment.save_archive(model, path.with_suffix(".keras"), 8)
     with pytest.raises(TypeError, match="Keras model"):
         deployment.save_archive(3, path, 8)
@@ -319,9 +319,11 @@ def test_damage_with_a_right_checksum_is_harmless(path):
             deployment.load_archive(path)
 
 
-def described(config):
-    packed = configs._compress(json.dumps(config))
-    return sealed(bytes([len(packed) & 127 | 128, len(packed) >> 7]) + packed)
+def archive_of(text):
+    """Make an archive of a config alone, with no values."""
+    packed = configs._compress(text)
+    length = bytes([len(packed) & 127 | 128, len(packed) >> 7])
+    return sealed(length + packed + b"\0")
 
 
 def layer(name, config, **others):
@@ -370,35 +372,33 @@ HOSTILE = {
         "code of its own",
     ),
     "pickle": (sequential(layer("TorchModuleWrapper", {})), "code of its own"),
-    "deep": (None, "too deeply"),
 }
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_configs_are_refused(name, path):
     config, message = HOSTILE[name]
-    content = described(config) + b"\0"
-    if name == "deep":
-        packed = configs._compress("[" * 10**5)
-        length = bytes([len(packed) & 127 | 128, len(packed) >> 7])
-        content = length + packed + b"\0"
-    else:
-        content = content[8:]
-    path.write_bytes(sealed(content))
+    path.write_bytes(archive_of(json.dumps(config)))
     with pytest.raises(ValueError, match=message):
         deployment.load_archive(path)
 
 
 def test_a_config_that_swells_is_cut(path, monkeypatch):
     monkeypatch.setattr(configs, "LARGEST", 1000)
-    packed = configs._compress("[" + "0," * 5000 + "0]")
-    path.write_bytes(sealed(bytes([len(packed)]) + packed + b"\0"))
+    path.write_bytes(archive_of("[" + "0," * 5000 + "0]"))
     with pytest.raises(ValueError, match="too long"):
         deployment.load_archive(path)
 
 
+@pytest.mark.parametrize("text", ["[" * 10**5, "[1, 2", "\x00"])
+def test_texts_that_are_no_configs_are_refused(text, path):
+    path.write_bytes(archive_of(text))
+    with pytest.raises(ValueError, match="no archive that can be read"):
+        deployment.load_archive(path)
+
+
 def test_long_lists_and_defaults_are_left_out_of_configs():
-    """Oracle: the names that the text must still hold, and those it need not."""
+    """Oracle: what the text must still hold, and what it need not."""
     inputs = keras.Input((200,))
     kept = [*range(0, 150, 2), *range(150, 190)]
     outputs = keras.ops.take(inputs, np.array(kept), axis=-1)
