@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -17,6 +18,7 @@ from keras import ops
 from keras_vd._backend.keras_internals import own_variables, sublayers
 from keras_vd.conversion.deterministic import to_deterministic
 from keras_vd.posteriors.finding import variational_weights
+from keras_vd.posteriors.weight import WeightPosterior
 
 # Mean squared rounding error over the variance of the noise. In the quadratic
 # approximation of the loss, rounding then costs half of what the noise costs.
@@ -39,7 +41,8 @@ def bit_widths(model: keras.Model) -> dict[str, int]:
 
     Returns:
         For each name of a weight in the reports (that of its layer, if it is
-        the only one there) the number of bits of a signed integer that holds
+        the only one there; after `to_deterministic`, which may put names of
+        composites before it) the number of bits of a signed integer that holds
         each of its weights in units of the step, from 2 to 24. This can be the
         argument `bits` of `keras_vd.deployment.save_archive`.
 
@@ -122,6 +125,9 @@ def _steps(
     """Find the step and the plain variables of each variational weight.
 
     Weights of the same name have the smallest of their steps.
+
+    Returns:
+        Steps and variables by the names of these in `plain`.
     """
     posteriors = variational_weights(model)
     if not posteriors:
@@ -131,21 +137,43 @@ def _steps(
             "whose gates say nothing of the precision of single weights."
         )
     found: dict[str, tuple[float, list[keras.Variable]]] = {}
-    named = list(named_kernels(plain))
+    kernels = list(named_kernels(plain))
     for posterior in posteriors:
-        label, shape = posterior.label, tuple(posterior.weight.shape)
-        variables = [
-            variable
-            for _, variable, names in named
-            if label in names and tuple(variable.shape) == shape
-        ]
         alpha = np.exp(ops.convert_to_numpy(posterior.log_alpha), dtype=float)
-        steps = [_largest_step(_values(x), alpha) for x in variables]
-        if label in found:
-            steps.append(found[label][0])
-            variables += found[label][1]
-        found[label] = (min(steps), variables)
+        for name, variable in _counterparts(posterior, kernels):
+            step, variables = found.get(name, (math.inf, []))
+            step = min(step, _largest_step(_values(variable), alpha))
+            found[name] = step, [*variables, variable]
     return found
+
+
+def _counterparts(
+    posterior: WeightPosterior, kernels: Sequence[Any]
+) -> list[tuple[str, keras.Variable]]:
+    """Find what may be the weight of a posterior in a plain model, by name.
+
+    Args:
+        posterior: The posterior.
+        kernels: What `named_kernels` yields of the plain model.
+
+    Raises:
+        ValueError: if there is nothing.
+    """
+    label, shape = posterior.label, tuple(posterior.weight.shape)
+    # Where composites are written out, the names of what layers were in come
+    # before their own.
+    for is_it in (label.__eq__, lambda name: name.endswith(f"_{label}")):
+        found = [
+            (next(filter(is_it, names)), variable)
+            for _, variable, names in kernels
+            if tuple(variable.shape) == shape and any(map(is_it, names))
+        ]
+        if found:
+            return found
+    raise ValueError(
+        f"'{label}' has no counterpart of that name in the plain model. Give "
+        "`bits` for it, see `keras_vd.deployment.save_archive`."
+    )
 
 
 def _largest_step(values: np.ndarray, alpha: np.ndarray) -> float:

@@ -125,3 +125,23 @@ def test_models_without_posteriors_of_weights_are_refused():
     with pytest.raises(TypeError, match="Keras model"):
         keras_vd.bit_widths(3)
     assert len(keras_vd.bit_widths(mlp())) == 2
+
+
+class Block(layers.Layer):
+    """Two of them have layers of the same name."""
+
+    def __init__(self, units, **options):
+        super().__init__(**options)
+        self.dense = keras_vd.layers.VDDense(units, name="inner")
+
+    def call(self, inputs, training=None):
+        return self.dense(inputs, training=training)
+
+
+def test_names_in_composites_are_those_of_the_plain_model():
+    """Oracle: the layers of the plain model."""
+    inputs = keras.Input((4,))
+    outputs = Block(2, name="b")(Block(3, name="a")(inputs))
+    model = keras.Model(inputs, outputs)
+    names = {x.name for x in keras_vd.to_deterministic(model).layers[1:]}
+    assert set(keras_vd.bit_widths(model)) == names == {"a_inner", "b_inner"}
