@@ -61,13 +61,13 @@ def test_multiplicative_noise():
     """Small weights may vanish, and must not make the steps small.
 
     Oracle: min(step^2 / 12, w^2) / (alpha w^2) is 0.5 on average, where the
-    last of three weights is rounded to zero: (2 x + 1 / 0.9) / 3 = 0.5 with
-    x = step^2 / 12 / (0.9 * 4).
+    last of three weights is rounded to zero: (2 x + 1 / 0.7) / 3 = 0.5 with
+    x = step^2 / 12 / (0.7 * 4).
     """
-    posterior = posteriors.VD(alpha_init=0.9)
+    posterior = posteriors.VD(alpha_init=0.7)
     model = dense(posterior, [[2.0], [-2.0], [1e-6]], None)
-    x = (1.5 - 1 / 0.9) / 2
-    assert step(model) == pytest.approx(np.sqrt(12 * 0.9 * 4 * x), rel=2e-3)
+    x = (1.5 - 1 / 0.7) / 2
+    assert step(model) == pytest.approx(np.sqrt(12 * 0.7 * 4 * x), rel=2e-3)
 
 
 def test_some_weight_is_left_where_little_is_known():

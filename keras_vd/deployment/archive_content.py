@@ -37,7 +37,8 @@ def integers_of(variable: keras.Variable, step: float) -> np.ndarray:
 
 def times(integers: np.ndarray, step: float) -> np.ndarray:
     """Return the float32 values of so many steps."""
-    return integers.astype(np.float32) * np.float32(step)
+    with np.errstate(over="ignore"):  # only in files that were tampered with
+        return integers.astype(np.float32) * np.float32(step)
 
 
 def encode(model: keras.Model, steps: Steps) -> bytes:
@@ -168,7 +169,10 @@ def _code_step(
         bits = np.array([_word(step) >> i & 1 for i in range(16, 32)], bool)
     bits = coder.code_evenly(16, bits)
     word = sum(int(bit) << i for i, bit in enumerate(bits, 16))
-    return float(np.uint32(word).view(np.float32))
+    found = float(np.uint32(word).view(np.float32))
+    if not 0.0 < found < float("inf"):
+        raise ValueError(f"It holds the step {found}.")
+    return found
 
 
 def _word(step: float | None) -> int:

@@ -20,7 +20,8 @@ from keras_vd._backend.keras_internals import flatten_layers
 
 LARGEST = 2**26  # bytes of text; a hundred times what large models have
 LONG = 16  # integers; shorter lists stay in the text
-LISTED, TENSOR, USUAL_MODULE = "#", "@", "keras.layers"
+LISTED, TENSOR = "#", "@"
+USUAL_MODULE, USUAL_DTYPE = "keras.layers", "float32"
 # Part of the format of files, as are all transformations here.
 DICTIONARY = (
     b'"sparse":true,"ragged":true,"optional":true,"kwargs":{"mask":null},"'
@@ -217,6 +218,8 @@ def _shortened(node: Any) -> Any:
         short.pop("name", None)
     if node["module"] == USUAL_MODULE:
         short["config"] = _without_defaults(node, short["config"])
+        if short["config"].get("dtype") == USUAL_DTYPE:
+            del short["config"]["dtype"]
         del short["module"]
     return short
 
@@ -239,8 +242,8 @@ def _without_defaults(node: dict[str, Any], short: Any) -> dict[str, Any]:
     # Parts of layers may make sense within these alone.
     except Exception:
         return short
-    # Names and formats of data depend on the process that reads them.
-    for key in [k for k in short if k not in ("name", "data_format")]:
+    # The process that reads the file may have other defaults for these.
+    for key in [k for k in short if k not in ("name", "dtype", "data_format")]:
         shorter = {k: v for k, v in short.items() if k != key}
         try:
             is_default = described(shorter) == full
@@ -266,11 +269,14 @@ def _restored(node: Any, lists: Iterator[list[int]]) -> Any:
         config["keras_history"] = node[TENSOR]
         return {"class_name": "__keras_tensor__", "config": config}
     full = {key: _restored(value, lists) for key, value in node.items()}
-    if isinstance(full.get("class_name"), str) and "config" in full:
+    is_object = isinstance(full.get("class_name"), str)
+    if is_object and isinstance(full.get("config"), dict):
         if full["class_name"] not in PLAIN_THINGS:
-            full.setdefault("module", USUAL_MODULE)
+            if "module" not in full:
+                full["module"] = USUAL_MODULE
+                full["config"].setdefault("dtype", USUAL_DTYPE)
             full.setdefault("registered_name", None)
-        if "inbound_nodes" in full and isinstance(full["config"], dict):
+        if "inbound_nodes" in full:
             full.setdefault("name", full["config"].get("name"))
     return full
 

@@ -144,6 +144,8 @@ def _code_mask(
     """
     rows, columns = shape
     found = np.empty(shape, bool)
+    if not columns:
+        return found
     # Two entries of a half, as nothing is known before the first row.
     row_density = 0.5
     ones, seen = np.zeros(columns), 0.0

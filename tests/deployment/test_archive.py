@@ -331,7 +331,7 @@ def layer(name, config, **others):
 
 
 def sequential(*parts):
-    entry = layer("InputLayer", {"batch_shape": [None, 4]})
+    entry = layer("InputLayer", {"batch_shape": [None, 4], "name": "in"})
     return {
         "module": "keras",
         "class_name": "Sequential",
@@ -417,3 +417,16 @@ def test_long_lists_and_defaults_are_left_out_of_configs():
     np.testing.assert_allclose(
         to_float64(again(x)), to_float64(model(x)), rtol=1e-6
     )
+
+
+def test_the_types_of_layers_do_not_depend_on_the_process(path):
+    """Oracle: what the model was made with."""
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
+    deployment.save_archive(model, path, 6)
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        loaded = deployment.load_archive(path)
+    finally:
+        keras.config.set_dtype_policy(before)
+    assert loaded.layers[0].compute_dtype == "float32"
