@@ -73,8 +73,7 @@ def check_archivable(model: keras.Model) -> None:
     found = [
         layer.name
         for layer in flatten_layers(model)
-        if type(layer).__name__ in REFUSED
-        or type(layer).save_assets is not keras.layers.Layer.save_assets
+        if type(layer).__name__ in REFUSED or hasattr(layer, "save_assets")
     ]
     if found:
         raise ValueError(
