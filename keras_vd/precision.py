@@ -129,7 +129,7 @@ def _steps(
     Returns:
         Steps and variables by the names of these in `plain`.
     """
-    posteriors = variational_weights(model)
+    posteriors = [x for x in variational_weights(model) if not x.is_group]
     if not posteriors:
         raise ValueError(
             "Argument `model` must have weights with a posterior, such as "
@@ -164,7 +164,7 @@ def _counterparts(
     # before their own.
     for is_it in (label.__eq__, lambda name: name.endswith(f"_{label}")):
         found = [
-            (next(filter(is_it, names)), variable)
+            (min(filter(is_it, names), key=len), variable)
             for _, variable, names in kernels
             if tuple(variable.shape) == shape and any(map(is_it, names))
         ]

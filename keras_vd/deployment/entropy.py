@@ -35,6 +35,9 @@ class Coder:
 
     Args:
         content: What `to_bytes` has returned; None to write.
+
+    Raises:
+        ValueError: if it is damaged, also later while it is read.
     """
 
     def __init__(self, content: bytes | None = None) -> None:
@@ -45,9 +48,9 @@ class Coder:
         if content is None:
             self._encoder = stream.queue.RangeEncoder()
         else:
-            # Zeros at the end are left out; past the end, zeros are read.
-            padded = content + bytes(-len(content) % WORD.itemsize)
-            words = np.frombuffer(padded, WORD).astype(np.uint32)
+            if len(content) % WORD.itemsize:
+                raise ValueError("The numbers in it are cut short.")
+            words = np.frombuffer(content, WORD).astype(np.uint32)
             self._decoder = stream.queue.RangeDecoder(words)
         # How often each kind of decision was 0 and 1.
         self.counts: defaultdict[Any, list[int]] = defaultdict(lambda: [0, 0])
@@ -63,7 +66,12 @@ class Coder:
             The decisions, bool of shape `(n,)`.
         """
         if self._decoder is not None:
-            return self._decoder.decode(self._model, p).astype(bool)
+            try:
+                return self._decoder.decode(self._model, p).astype(bool)
+            # What `constriction` raises where no decisions give these bytes.
+            except AssertionError as error:
+                message = "The numbers in it are damaged."
+                raise ValueError(message) from error
         self._encoder.encode(bits.astype(np.int32), self._model, p)
         return bits
 
@@ -107,7 +115,7 @@ class Coder:
     def to_bytes(self) -> bytes:
         """Return all that was written."""
         words = self._encoder.get_compressed()
-        return words.astype(WORD).tobytes().rstrip(b"\0")
+        return words.astype(WORD).tobytes()
 
 
 def code_integers(

