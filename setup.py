@@ -37,6 +37,7 @@ RUNTIMES = [
     "onnxruntime>=1.31",
     "tf2onnx>=1.17",
 ]
+ARCHIVE = ["constriction>=0.5"]
 HUB = ["keras-hub>=0.26"]  # the first one with embeddings of Keras
 TENSORBOARD = ["tensorboard>=2.16"]
 TFP = ["tensorflow-probability[tf]>=0.25"]
@@ -82,6 +83,7 @@ setup(
         "torch": ["torch>=2.1"],
         "examples": EXAMPLES,
         "runtimes": RUNTIMES,
+        "archive": ARCHIVE,
         "benchmarks": BENCHMARKS,
         "peers": [*PEERS, *TFP],
         "hub": HUB,
@@ -89,6 +91,7 @@ setup(
         "tfp": TFP,
         "test": [
             *TENSORFLOW,
+            *ARCHIVE,
             *BENCHMARKS,
             *EXAMPLES,
             *RUNTIMES,

@@ -160,6 +160,36 @@ def shrink(
     return smaller
 
 
+def archive(
+    model: keras.Model,
+    file: Path,
+    bits: int | dict[str, int],
+    results: dict[str, Any],
+) -> keras.Model | None:
+    """Save a small model as an archive and as a compressed `.keras` file.
+
+    Args:
+        model: The plain model.
+        file: The archive; the other file has another ending.
+        bits: See `keras_vd.deployment.save_archive`.
+        results: Gets the bytes of both.
+
+    Returns:
+        The model that the archive holds; None where no archive can be written.
+    """
+    other = file.with_suffix(".keras")
+    keras_vd.deployment.save_compressed(model, other)
+    results["compressed_bytes"] = other.stat().st_size
+    try:
+        keras_vd.deployment.save_archive(model, file, bits)
+    except ImportError as error:
+        print(f"no archive: {error}")
+        return None
+    results["archive_bytes"] = file.stat().st_size
+    results["archive_bits"] = bits
+    return keras_vd.deployment.load_archive(file)
+
+
 def export_and_predict(
     model: keras.Model, folder: Path, inputs: np.ndarray
 ) -> np.ndarray | None:

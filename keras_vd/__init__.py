@@ -13,6 +13,7 @@ from keras_vd.conversion import (
 )
 from keras_vd.html import html_report
 from keras_vd.posteriors.finding import variational_weights
+from keras_vd.precision import bit_widths
 from keras_vd.pruning import kl_divergence, prune
 from keras_vd.shrinking import shrink
 from keras_vd.sparsity import sparsity_report
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "__version__",
+    "bit_widths",
     "calibration_report",
     "callbacks",
     "deployment",

@@ -19,6 +19,7 @@ MODULES = ["keras_vd", *package.MODULES]
 # Optional: needed by plots, examples and one layer, or installed by users who
 # want them.
 OPTIONAL = (
+    "constriction",
     "keras_hub",
     "matplotlib",
     "scipy",
@@ -32,7 +33,7 @@ LAYERS_OF_THE_PACKAGE = (
     ("keras_vd",),
     ("reports", "html"),
     ("deployment", "shrinking", "callbacks", "plots", "uncertainty"),
-    ("conversion", "pruning", "calibration"),
+    ("conversion", "precision", "pruning", "calibration"),
     ("sparsity",),
     ("layers", "rules"),
     ("posteriors",),

@@ -7,7 +7,8 @@
 arguments each method uses the recipe of recipes.py. The run ends with a table,
 and writes to --out: results.json, the trained variational model (model.keras),
 the pruned plain one (pruned.keras), the same without what is dead in it
-(shrunk.keras) and as a SavedModel (saved_model/), and pictures.
+(shrunk.keras), as a SavedModel (saved_model/), in few bytes (small.keras, and
+small.kvd with rounded weights), and pictures.
 """
 
 from __future__ import annotations
@@ -173,6 +174,7 @@ def run_variational(
     errors["pruned"] = error_percent(predict(model, images), images.y_test)
     results["sparsity"] = report.to_dict()
     if has_weights:
+        results["bit_widths"] = keras_vd.bit_widths(model)
         plots.plot_kept_weights(model).savefig(out / "kept_weights.png")
     plots.plot_training(history).savefig(out / "training.png")
     model.save(out / "model.keras")
@@ -231,6 +233,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     expected = predict(final, images)
     shrunk = common.shrink(final, images.x_test, out / "shrunk.keras", results)
     results["shrunk"] |= results.pop("whole", {})
+    bits = results.pop("bit_widths", 8)
+    archived = common.archive(shrunk, out / "small.kvd", bits, results)
+    if archived is not None:
+        errors["archived"] = error_percent(
+            predict(archived, images), images.y_test
+        )
     outputs = common.export_and_predict(
         shrunk, out / "saved_model", images.x_test
     )
@@ -270,6 +278,10 @@ def print_summary(
         f"parameters, {shrunk['kept_macs']:,} of {shrunk['macs']:,} "
         "multiplications"
     )
+    sizes = f"{results['compressed_bytes']:,} bytes compressed"
+    if "archive_bytes" in results:
+        sizes += f", {results['archive_bytes']:,} as an archive"
+    console.print(sizes)
     console.print(f"{results['seconds']:.0f} s of training; written to {out}")
 
 

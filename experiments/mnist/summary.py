@@ -55,6 +55,7 @@ HEADER = (
     "memory %",
     "parameters after shrinking",
     "MACs",
+    "bytes of the archive, error %",
     "seconds",
 )
 
@@ -106,6 +107,12 @@ def row(runs: list[dict[str, Any]]) -> list[str]:
             cells.append(f"{kept} of {first['shrunk'][name]:,}")
         else:
             cells.append("-")
+    if all("archive_bytes" in run for run in runs):
+        size = spread([run["archive_bytes"] for run in runs], 0)
+        errors = [run["errors_percent"]["archived"] for run in runs]
+        cells.append(f"{size}, {spread(errors, 2)}")
+    else:
+        cells.append("-")
     cells.append(spread([run["seconds"] for run in runs], 0))
     return cells
 

@@ -1069,3 +1069,22 @@ def is_better_when_larger(model: keras.Model, monitor: str) -> bool:
             f"it shall be large or small. Received: monitor={monitor!r}."
         ) from error
     return bool(stopping.monitor_op(2.0, 1.0))
+
+
+def without_values(make: Callable[[], Any]) -> Any:
+    """Make layers whose variables have shapes, but neither values nor memory.
+
+    Args:
+        make: Makes and builds them.
+
+    Returns:
+        What it returns; good for counting alone.
+    """
+    # Keras would give these variables values at the end of any later scope.
+    name = "uninitialized_variables"
+    before = list(global_state.get_global_attribute(name) or [])
+    with keras.StatelessScope(initialize_variables=False):
+        try:
+            return make()
+        finally:
+            global_state.set_global_attribute(name, before)

@@ -18,6 +18,7 @@ import numpy as np
 import rich.progress
 
 from keras_vd._backend.validation import check_integer
+from keras_vd.deployment.archive import save_archive
 from keras_vd.deployment.drawing import flat_inputs
 from keras_vd.deployment.interface import (
     deployable,
@@ -76,6 +77,12 @@ def _keras_artifacts() -> Iterator[Artifact]:
         runtime,
         "compressed.keras",
         lambda m, p, x: save_compressed(m, p, x),
+    )
+    yield Artifact(
+        "archive, 8 bits",
+        runtime,
+        "archive.kvd",
+        lambda m, p, x: save_archive(m, p, 8, x),
     )
 
 

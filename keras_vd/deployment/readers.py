@@ -2,8 +2,9 @@
 
     python -P readers.py request.json
 
-This module imports nothing of this package, so that files can be measured in a
-process that loads neither it nor Keras. `measuring.py` writes the request.
+This module imports nothing of this package but for archives, so that files can
+be measured in a process that loads neither it nor Keras. `measuring.py` writes
+the request.
 """
 
 from __future__ import annotations
@@ -120,10 +121,16 @@ def read_onnx(path: str, names: Sequence[str]) -> Callable[[Arrays], Call]:
 
 
 def read_keras(path: str, names: Sequence[str]) -> Callable[[Arrays], Call]:
-    """Open a `.keras` file in Keras."""
+    """Open a `.keras` file or an archive in Keras."""
     import keras
 
-    model = keras.models.load_model(path)
+    if path.endswith(".kvd"):
+        # The one format that only this package reads.
+        from keras_vd.deployment import load_archive
+
+        model = load_archive(path)
+    else:
+        model = keras.models.load_model(path)
 
     def prepare(arrays: Arrays) -> Call:
         structure = getattr(model, "input", model.inputs[0])

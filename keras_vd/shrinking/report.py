@@ -75,7 +75,7 @@ class ShrinkReport(Report):
         difference: The largest difference between predictions of the two
             models for a few inputs drawn at random, as a share of the largest
             prediction: an example of what `tolerance` has changed, not a bound.
-            None if nothing was zeroed.
+            None if nothing was zeroed, or if the model reads text.
     """
 
     rows: tuple[LayerRow, ...]
@@ -144,8 +144,12 @@ class ShrinkReport(Report):
             largest = max(row.largest for row in self.zeroed)
             said.append(
                 f"{count:,} weights of at most {largest:.1e} count as zero "
-                f"(tolerance={self.tolerance:g}). For a few random inputs, "
-                f"predictions differ by {self.difference:.1e} of the largest."
+                f"(tolerance={self.tolerance:g})."
+            )
+        if self.difference is not None:
+            said.append(
+                "For a few random inputs, predictions differ by "
+                f"{self.difference:.1e} of the largest."
             )
         if self.round_to > 1:
             said.append(

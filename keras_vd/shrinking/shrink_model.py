@@ -19,6 +19,7 @@ from keras_vd._backend.validation import (
     check_plain_model,
 )
 from keras_vd.conversion.cloning import NotRebuiltError, copy_model
+from keras_vd.conversion.comparing import largest_difference
 from keras_vd.conversion.fine_tuning import refreeze_zeros
 from keras_vd.conversion.functional import Written, written_out
 from keras_vd.conversion.in_place import keeps_class
@@ -30,7 +31,7 @@ from keras_vd.shrinking.reasons import find_reasons, full_name
 from keras_vd.shrinking.rebuild import rebuild
 from keras_vd.shrinking.report import LayerRow, ShrinkReport, ZeroedRow
 from keras_vd.shrinking.trials import StaysWholeError
-from keras_vd.shrinking.zeroing import difference_of, set_to_zero
+from keras_vd.shrinking.zeroing import set_to_zero
 
 
 @overload
@@ -193,7 +194,7 @@ def _with_zeroed(
         report,
         tolerance=tolerance,
         zeroed=zeroed,
-        difference=difference_of(original, smaller) if zeroed else None,
+        difference=largest_difference(original, smaller) if zeroed else None,
     )
 
 

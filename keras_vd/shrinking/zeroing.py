@@ -1,4 +1,4 @@
-"""Count small weights as zero, and tell what difference that makes."""
+"""Count small weights as zero."""
 
 from __future__ import annotations
 
@@ -43,19 +43,3 @@ def set_to_zero(model: keras.Model, tolerance: float) -> tuple[ZeroedRow, ...]:
                     )
                 )
     return tuple(rows)
-
-
-def difference_of(model: keras.Model, other: keras.Model) -> float:
-    """Return how far predictions differ for a few random inputs.
-
-    That is the largest difference, as a share of the largest prediction.
-    """
-    # Loads the writers of files, which few need.
-    from keras_vd.deployment.drawing import flat_inputs
-    from keras_vd.deployment.interface import (
-        difference,
-        predict,
-    )
-
-    inputs = flat_inputs(model, None)
-    return difference(predict(other, inputs), predict(model, inputs))

@@ -914,3 +914,24 @@ def test_custom_scale_layer():
     layer = internals.CustomScaleLayer(0.5)
     np.testing.assert_array_equal(to_numpy(layer([one, two])), one + two / 2)
     assert layer.weights == []
+
+
+def test_without_values():
+    """Oracle: the shapes alone; a kernel of 10^14 numbers fits no memory."""
+
+    def make():
+        return keras.Sequential(
+            [keras.Input((10**7,)), keras.layers.Dense(10**7)]
+        )
+
+    model = internals.without_values(make)
+    assert [tuple(x.shape) for x in model.weights] == [
+        (10**7, 10**7),
+        (10**7,),
+    ]
+    with pytest.raises(ZeroDivisionError):
+        internals.without_values(lambda: 1 // 0)
+    # Nothing is left that a later scope would give values to.
+    with keras.StatelessScope():
+        pass
+    assert len(keras.layers.Dense(2)(np.ones((1, 2)))) == 1

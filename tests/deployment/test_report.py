@@ -46,7 +46,7 @@ def reported(tmp_path_factory):
 def test_rows_are_what_is_on_disk(reported):
     folder, report = reported
     rows = {(row.runtime, row.artifact): row for row in report.rows}
-    assert len(rows) == len(report.rows) == 14
+    assert len(rows) == len(report.rows) == 15
     for runtime, artifact, file in (
         ("Keras", "dense", "dense.keras"),
         ("Keras", "compressed", "compressed.keras"),
@@ -63,7 +63,10 @@ def test_rows_are_what_is_on_disk(reported):
         assert 0 <= row.difference < 1e-4
     dense = rows["TensorFlow", "dense"]
     assert dense.disk_ratio == dense.latency_ratio[1] == 1
-    assert 1e-6 < rows["TensorFlow", "packed, int8"].difference < 0.05
+    archive = rows["Keras", "archive, 8 bits"]
+    for row in (archive, rows["TensorFlow", "packed, int8"]):
+        assert 1e-6 < row.difference < 0.05
+    assert archive.bytes == size(folder / "archive.kvd")
 
 
 @ON_TENSORFLOW

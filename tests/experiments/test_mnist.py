@@ -224,8 +224,13 @@ def test_summary_averages_seeds(tmp_path, capsys, monkeypatch):
             "method": "sparse_vd",
             "seed": seed,
             "seconds": 60.0,
+            "archive_bytes": 2000 + 1000 * seed,
             "recipe": {"epochs": 1},
-            "errors_percent": {"trained": error, "pruned": error},
+            "errors_percent": {
+                "trained": error,
+                "pruned": error,
+                "archived": error,
+            },
             "frontier": [{"nonzero_ratio": ratio, "error_percent": error}] * 2,
             "sparsity": {
                 "nonzero_ratio": ratio,
@@ -245,6 +250,7 @@ def test_summary_averages_seeds(tmp_path, capsys, monkeypatch):
     assert "1.50 ± 0.71" in cells
     assert "90.0 ± 14.1" in cells
     assert "11" in cells
+    assert "2,500 ± 707, 1.50 ± 0.71" in cells
     assert picture.stat().st_size > 1000
 
 
