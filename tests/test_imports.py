@@ -31,6 +31,7 @@ OPTIONAL = (
 LAYERS_OF_THE_PACKAGE = (
     ("keras_vd",),
     ("reports", "html"),
+    ("pipeline",),
     ("deployment", "shrinking", "callbacks", "plots", "uncertainty"),
     ("conversion", "pruning", "calibration"),
     ("sparsity",),

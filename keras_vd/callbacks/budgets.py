@@ -67,6 +67,25 @@ class BudgetCourse:
                 f"reference=None, and a `fit` that begins with epoch {first}."
             )
 
+    def memory(self) -> dict[str, Any]:
+        """Return the best state so far, which the model does not hold."""
+        if self._best is None:
+            return {}
+        weights = {f"weight/{i}": x for i, x in enumerate(self._best)}
+        # Numbers of 16 bits cannot be told from bytes in a file.
+        weights = {
+            k: x.astype("float32") if x.dtype.kind == "V" else x
+            for k, x in weights.items()
+        }
+        return {"rank": np.array(self._best_rank), **weights}
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        """Remember what `memory` returned in a run that was interrupted."""
+        rest = dict(memory)
+        first, second = map(float, rest.pop("rank"))
+        self._best_rank = first, second
+        self._best = [rest[f"weight/{i}"] for i in range(len(rest))]
+
     def weight_of(self, epoch: int) -> float:
         """Return w of an epoch that begins; prune the model when it is time."""
         if epoch < self._start:

@@ -163,6 +163,26 @@ class KLTarget(KLWeightCallback):
         """
         return cut_epoch(epochs)
 
+    def memory(self) -> dict[str, Any]:
+        """Return what a resumed run needs that the model does not hold.
+
+        Arrays by their names, at the end of an epoch: with `budget` the best
+        state so far, otherwise nothing.
+        """
+        if isinstance(self._course, BudgetCourse):
+            return self._course.memory()
+        return {}
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        """Go on with what `memory` returned before the run was interrupted.
+
+        Args:
+            memory: That; to be given back after the first epoch of the new
+                run has begun.
+        """
+        if isinstance(self._course, BudgetCourse) and memory:
+            self._course.recall(memory)
+
     def _begin_run(self, first: int) -> None:
         epochs = (self.params or {}).get("epochs") or 0
         if epochs < 2:
