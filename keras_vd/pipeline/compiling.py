@@ -93,7 +93,7 @@ def _name(loss: Any) -> str:
 
 def _reproducible(
     optimizer: Any, learning_rate: float | None
-) -> tuple[type, dict[str, Any]]:
+) -> tuple[Any, dict[str, Any]]:
     """Return the class and the config of an optimizer with a constant rate."""
     kind, config = type(optimizer), optimizer.get_config()
     rate = config.get("learning_rate")

@@ -123,8 +123,8 @@ def compress(
             metric may be. This is the wish if none is given: 0.01, or 5% of
             the value of a metric that shall be small.
         monitor: Name of that metric, by which best epochs are found, too. By
-            default the first one of the compiled metrics of which Keras knows
-            whether it shall be large or small, or else the loss.
+            default the first one, by name, of the compiled metrics of which
+            Keras knows whether they shall be large or small, else the loss.
         validation_split: Float in [0, 1): share of arrays that is held out if
             there is no `validation_data`.
         num_examples: Number of examples of a data set. By default they are

@@ -151,7 +151,7 @@ class _Backup(keras.callbacks.Callback):
         self._memories = {}
 
     def on_epoch_end(self, epoch: int, logs: Memory | None = None) -> None:
-        content = {
+        content: dict[str, Any] = {
             f"variable/{index}": _array(variable)
             for index, variable in enumerate(self._variables())
         }

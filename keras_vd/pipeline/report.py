@@ -166,15 +166,15 @@ class CompressionReport(Report):
 
     def _caption(self) -> str:
         ((name, value), *details) = self.wish.items()
-        details = [f", {key}: {_figure(x)}" for key, x in details]
+        told = "".join(f", {key}: {_figure(x)}" for key, x in details)
         outcome = "met" if self.is_met else "not met"
-        epochs = " + ".join(
+        trained = " + ".join(
             str(row.epochs) for row in self.stages if row.epochs
         )
         lines = [
-            f"Wish: {name}={value:g}{''.join(details)}; reached: "
+            f"Wish: {name}={value:g}{told}; reached: "
             f"{self.reached:.4g}, {outcome}.",
-            f"Metrics on {self.measured_on}; {epochs} epochs.",
+            f"Metrics on {self.measured_on}; {trained} epochs.",
             f"Calls of {_RUNTIME}.",
         ]
         lines += [

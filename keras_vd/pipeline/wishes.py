@@ -168,8 +168,8 @@ def find_goal(
         model: A model that was evaluated.
         metrics: What `evaluate` has returned for it, by name.
         monitor: Name of a metric, also with `val_` before it. None: the first
-            metric of which Keras knows whether it shall be large or small, or
-            else the loss.
+            metric by name of which Keras knows whether it shall be large or
+            small, or else the loss.
         wish: Name and value of the wish.
 
     Raises:
@@ -184,7 +184,7 @@ def find_goal(
             )
         larger = is_better_when_larger(model, f"val_{name}")
         return Goal(*wish, name, larger)
-    for name in [x for x in metrics if x != "loss"]:
+    for name in sorted(set(metrics) - {"loss"}):
         try:
             larger = is_better_when_larger(model, f"val_{name}")
         except ValueError:
