@@ -120,8 +120,8 @@ def test_sizes_are_met(wish, key, expected, unmeasured):
     small, report = compress(network(), *data(), **wish)
     found = dense_sizes(small)
     assert report.is_met
-    # `shrink` may take a few more weights that nothing reads.
-    lowest = 0.7 if key == "nonzero" else 0.95
+    # `shrink` takes more weights: those of units that nothing reads.
+    lowest = 0.5 if key == "nonzero" else 0.95
     assert lowest * expected <= found[key] <= expected
     assert report.nonzero == found["nonzero"]
     assert (report.weights, report.macs) == (WEIGHTS, WEIGHTS)
@@ -302,7 +302,7 @@ def test_a_folder_of_another_call_is_refused(tmp_path, unmeasured):
     others["options"][3]["exclude"] = model.layers[0].name
     for name, (other, inputs, labels, options) in others.items():
         options = {"epochs": 4, **options}
-        with pytest.raises(FileExistsError, match=f"another {name}"):
+        with pytest.raises(FileExistsError, match=f"another .*{name}"):
             compress(other, inputs, labels, work_dir=folder, **options)
     assert contents(folder) == before
 
@@ -329,17 +329,19 @@ def frozen():
     return compiled(model)
 
 
-class OwnStep(keras.Sequential):
+class OwnStep(keras.Model):
     def compute_loss(self, *args, **kwargs):
         return 2.0 * super().compute_loss(*args, **kwargs)
 
 
 def own_step():
-    return compiled(OwnStep(network().layers))
+    model = network()
+    return compiled(OwnStep(model.inputs, model.outputs))
 
 
 def uncompiled():
-    return keras.Sequential(network().layers)
+    model = network()
+    return keras.Model(model.inputs, model.outputs)
 
 
 def numbers():
@@ -382,7 +384,6 @@ class Endless(keras.utils.PyDataset):
         (network, {"num_examples": 3}, ValueError, "`num_examples`"),
         (network, {"exclude": "nothing"}, ValueError, "`exclude`"),
         (frozen, {}, ValueError, "must have a layer that can be converted"),
-        (frozen, {"macs": 0.5}, ValueError, "frozen"),
         (uncompiled, {}, ValueError, "must be compiled.*no optimizer"),
         (own_step, {}, ValueError, "`compute_loss` of its own"),
         (lambda: 3, {}, TypeError, "`model`"),
@@ -484,8 +485,8 @@ def test_channels_of_a_convolution_go(unmeasured):
     model = keras.Sequential(
         [
             keras.Input((6, 6, 1)),
-            keras.layers.Conv2D(8, 3, padding="same", activation="relu"),
-            keras.layers.Conv2D(8, 3, padding="same", activation="relu"),
+            keras.layers.Conv2D(16, 3, padding="same", activation="relu"),
+            keras.layers.Conv2D(16, 3, padding="same", activation="relu"),
             keras.layers.GlobalAveragePooling2D(),
             keras.layers.Dense(3, "softmax"),
         ]
@@ -500,7 +501,7 @@ def test_channels_of_a_convolution_go(unmeasured):
         n * int(np.prod(w.shape)) for n, w in zip(sites, kernels, strict=True)
     )
     assert macs == report.kept_macs
-    whole = 36 * 9 * 8 + 36 * 9 * 64 + 24
+    whole = 36 * 9 * 16 + 36 * 9 * 256 + 48
     assert report.macs == whole
     assert macs <= 0.5 * whole
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -167,7 +168,10 @@ def _load(path: Path) -> keras.Model:
     if not path.is_file():
         raise _Problem(f"there is no file '{path}'")
     try:
-        return keras.models.load_model(path)
+        with warnings.catch_warnings():
+            # Of the state of the optimizer, which is not used.
+            warnings.simplefilter("ignore")
+            return keras.models.load_model(path)
     # Keras has errors of many types for files that it cannot read.
     except Exception as error:
         raise _Problem(f"'{path}' is no Keras model: {error}") from error

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from keras_vd._backend.keras_internals import compilation
+from keras_vd._backend.validation import check_number
 
 # What a class may compute in `fit` other than by its compiled loss.
 _TRAINING = ("train_step", "compute_loss", "compute_metrics")
@@ -27,6 +28,7 @@ class Recipe:
             schedule comes the largest rate that it has.
 
     Raises:
+        TypeError: if `learning_rate` is no number.
         ValueError: if the model is not compiled with a loss and an optimizer,
             or a new optimizer or metric cannot be made of the config of its
             own, or `learning_rate` does not go with its optimizer.
@@ -44,6 +46,8 @@ class Recipe:
                 f"and metrics as for `fit`. '{model.name}' has no "
                 f"{' and no '.join(missing)}."
             )
+        if learning_rate is not None:
+            check_number("learning_rate", learning_rate, 0.0, exclusive=True)
         self._kind = type(model)
         self._config = config
         self._optimizer = _reproducible(config["optimizer"], learning_rate)

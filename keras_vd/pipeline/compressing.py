@@ -20,7 +20,6 @@ import rich.progress
 from keras_vd._backend.validation import (
     check_built,
     check_integer,
-    check_number,
     check_plain_model,
 )
 from keras_vd.conversion.cloning import copy_model
@@ -175,41 +174,25 @@ def compress(
     ... )  # doctest: +SKIP
     >>> print(report)  # doctest: +SKIP
     """
-    wish = find_wish(
-        {
-            "nonzero_ratio": nonzero_ratio,
-            "parameters": parameters,
-            "macs": macs,
-            "n_active": n_active,
-            "budget": budget,
-        }
-    )
+    wishes = {
+        "nonzero_ratio": nonzero_ratio,
+        "parameters": parameters,
+        "macs": macs,
+        "n_active": n_active,
+        "budget": budget,
+    }
+    wish = find_wish(wishes)
     check_plain_model(model)
     check_built(model)
-    if learning_rate is not None:
-        check_number("learning_rate", learning_rate, 0.0, exclusive=True)
     recipe = Recipe(model, learning_rate)
     seed = check_integer("seed", seed, 0)
-    data = _data(
+    data = Data(
         *(x, y, validation_data, validation_split, batch_size),
         *(num_examples, seed),
     )
-    if wish[0] == "budget" and data.validation is None:
-        raise ValueError(
-            "Argument `validation_data` must be given with a `budget`, which "
-            "is the wish if there is no other one: the metric is one of "
-            "examples that were not trained on. Received: "
-            f"budget={wish[1]}, validation_split={validation_split!r}, "
-            f"x of type {type(x).__name__}."
-        )
+    _check_measurable(data, wish)
     if distill:
         check_distiller(model)
-    options = {
-        "posterior": posterior,
-        "include": include,
-        "exclude": exclude,
-        "groups": groups,
-    }
     return _Compression(
         model=model,
         recipe=recipe,
@@ -217,7 +200,12 @@ def compress(
         wish=wish,
         monitor=monitor,
         epochs=_split(_epochs(epochs, data.steps)),
-        options=options,
+        options={
+            "posterior": posterior,
+            "include": include,
+            "exclude": exclude,
+            "groups": groups,
+        },
         gates=gates,
         distill=distill,
         callbacks=list(callbacks or ()),
@@ -227,27 +215,16 @@ def compress(
     ).run()
 
 
-def _data(
-    x: Any,
-    y: Any,
-    validation_data: Any,
-    validation_split: float,
-    batch_size: int | None,
-    num_examples: int | None,
-    seed: int,
-) -> Data:
-    """Check arguments about the data, and return it."""
-    split = check_number("validation_split", validation_split, 0.0, 1.0)
-    if split == 1.0:
+def _check_measurable(data: Data, wish: tuple[str, float | None]) -> None:
+    """Raise a ValueError for a budget without data to measure on."""
+    if wish[0] == "budget" and data.validation is None:
         raise ValueError(
-            "Argument `validation_split` must leave something to train on. "
-            f"Received: validation_split={validation_split!r}."
+            "Argument `validation_data` must be given with a `budget`, which "
+            "is the wish if there is no other one: the metric is one of "
+            "examples that are not trained on, of which arrays have some with "
+            f"`validation_split` above 0. Received: budget={wish[1]}, "
+            "validation_data=None."
         )
-    if batch_size is not None:
-        batch_size = check_integer("batch_size", batch_size, 1)
-    if num_examples is not None:
-        num_examples = check_integer("num_examples", num_examples, 1)
-    return Data(x, y, validation_data, split, batch_size, num_examples, seed)
 
 
 def _epochs(epochs: int | None, steps: int) -> int:

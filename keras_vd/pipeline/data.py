@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from keras_vd._backend.keras_internals import input_batches
+from keras_vd._backend.validation import check_integer, check_number
 
 _BATCH_SIZE = 32
 
@@ -66,9 +67,10 @@ class Data:
         measured_on: What the metrics of the report are measured on, in words.
 
     Raises:
-        TypeError: if `x` is nothing that `fit` takes.
-        ValueError: if it can be read only once, has no end or no examples, or
-            arguments do not go together.
+        TypeError: if `x` is nothing that `fit` takes, or an argument is of the
+            wrong type.
+        ValueError: if an argument is out of range, `x` can be read only once,
+            has no end or no examples, or arguments do not go together.
     """
 
     def __init__(
@@ -81,6 +83,34 @@ class Data:
         num_examples: int | None,
         seed: int,
     ) -> None:
+        split = check_number("validation_split", validation_split, 0.0, 1.0)
+        if split == 1.0:
+            raise ValueError(
+                "Argument `validation_split` must leave something to train "
+                f"on. Received: validation_split={validation_split!r}."
+            )
+        if batch_size is not None:
+            batch_size = check_integer("batch_size", batch_size, 1)
+        if num_examples is not None:
+            num_examples = check_integer("num_examples", num_examples, 1)
+        self._read(
+            *(x, y, split, batch_size, num_examples, seed),
+            _as_arguments(validation_data),
+        )
+
+    def _read(
+        self,
+        x: Any,
+        y: Any,
+        split: float,
+        batch_size: int | None,
+        num_examples: int | None,
+        seed: int,
+        validation: tuple[Any, ...] | None,
+    ) -> None:
+        """Set the attributes, from arguments that are in range."""
+        if arrays := [z for z in keras.tree.flatten(x) if _is_array(z)]:
+            count_rows(arrays)
         found = input_batches(x, batch_size or _BATCH_SIZE, None)
         if found is None:
             raise TypeError(
@@ -88,12 +118,11 @@ class Data:
                 "`tf.data.Dataset`, a `PyDataset`, a torch `DataLoader`. "
                 f"Received: x of type {type(x).__name__}."
             )
-        self.validation = _as_arguments(validation_data)
-        self.measured_on = "validation data"
+        self.validation = validation
+        is_given = validation is not None
+        self.measured_on = f"{'validation' if is_given else 'training'} data"
         if found.is_array:
-            self._take_arrays(
-                x, y, validation_split, batch_size or _BATCH_SIZE, seed
-            )
+            self._take_arrays(x, y, split, batch_size or _BATCH_SIZE, seed)
             if num_examples not in (None, self.num_examples):
                 raise ValueError(
                     "Argument `num_examples` is for data sets: arrays say it "
@@ -201,6 +230,10 @@ def _as_array(value: Any) -> np.ndarray:
     if array.dtype.kind == "f":
         array = array.astype(keras.config.floatx(), copy=False)
     return array
+
+
+def _is_array(value: Any) -> bool:
+    return bool(getattr(value, "shape", ()))
 
 
 def _is_tensor(value: Any) -> bool:
