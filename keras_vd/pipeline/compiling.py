@@ -70,11 +70,11 @@ class Recipe:
         return {"optimizer": [kind.__name__, config], "loss": losses}
 
     def compile(self, model: keras.Model) -> None:
-        """Compile a model in the same way.
+        """Compile a model in the same way."""
+        model.compile(**self.compile_arguments())
 
-        Raises:
-            ValueError: if its class would train in another way.
-        """
+    def check(self, model: keras.Model) -> None:
+        """Raise a ValueError if the class of a model trains in another way."""
         lost = [
             name
             for name in _TRAINING
@@ -88,7 +88,6 @@ class Recipe:
                 "does not matter, pass `keras_vd.to_functional(model)`, "
                 "compiled."
             )
-        model.compile(**self.compile_arguments())
 
 
 def _name(loss: Any) -> str:

@@ -174,14 +174,7 @@ def compress(
     ... )  # doctest: +SKIP
     >>> print(report)  # doctest: +SKIP
     """
-    wishes = {
-        "nonzero_ratio": nonzero_ratio,
-        "parameters": parameters,
-        "macs": macs,
-        "n_active": n_active,
-        "budget": budget,
-    }
-    wish = find_wish(wishes)
+    wish = find_wish(nonzero_ratio, parameters, macs, n_active, budget)
     check_plain_model(model)
     check_built(model)
     recipe = Recipe(model, learning_rate)
@@ -191,8 +184,6 @@ def compress(
         *(num_examples, seed),
     )
     _check_measurable(data, wish)
-    if distill:
-        check_distiller(model)
     return _Compression(
         model=model,
         recipe=recipe,
@@ -314,12 +305,15 @@ class _Compression:
         Returns:
             A copy of the model, compiled, and its metrics.
         """
+        if self.distill:
+            check_distiller(self.model)
         with _seeded(self.seed):
             plain = _copied(self.model)
-        self.recipe.compile(plain)
         self._conversion: ConversionReport
         variational = self._converted(plain)
-        self.recipe.compile(variational)
+        for model in (plain, variational, to_deterministic(variational)):
+            self.recipe.check(model)
+        self.recipe.compile(plain)
         given = self._evaluate(plain)
         self._goal: Goal = find_goal(plain, given, self.monitor, self.wish)
         self._goal.check(variational)

@@ -14,6 +14,7 @@ from keras_vd.callbacks.wishes import Wish
 from keras_vd.shrinking.report import ShrinkReport
 from keras_vd.sparsity import SparsityReport
 
+WISHES = ("nonzero_ratio", "parameters", "macs", "n_active", "budget")
 # Without a wish: how much worse than the plain network the metric may be. A
 # share of its value where it shall be small, since losses have any scale.
 POINTS, SHARE = 0.01, 0.05
@@ -133,19 +134,23 @@ def _inputs(report: SparsityReport) -> int:
     return inputs + sum(gate.units for gate in report.gates)
 
 
-def find_wish(wishes: dict[str, Any]) -> tuple[str, float | None]:
+def find_wish(*values: Any) -> tuple[str, float | None]:
     """Return the name and the value of the one wish that is given.
 
     Without one it is a budget, of a value that depends on the metric.
+
+    Args:
+        values: One for each of `WISHES`, or None.
 
     Raises:
         TypeError: if its value is of the wrong type.
         ValueError: if there are several, or its value is out of range.
     """
-    given = {k: v for k, v in wishes.items() if v is not None}
+    named = dict(zip(WISHES, values, strict=True))
+    given = {k: v for k, v in named.items() if v is not None}
     if len(given) > 1:
         raise ValueError(
-            f"Arguments {', '.join(f'`{x}`' for x in wishes)} are wishes, of "
+            f"Arguments {', '.join(f'`{x}`' for x in WISHES)} are wishes, of "
             f"which there can be one. Received: {given}."
         )
     if not given:
