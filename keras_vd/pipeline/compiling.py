@@ -53,6 +53,12 @@ class Recipe:
         self._optimizer = _reproducible(config["optimizer"], learning_rate)
         self.compile_arguments()
 
+    @property
+    def learning_rate(self) -> float | None:
+        """The learning rate, if the optimizer has a single one."""
+        _, config = self._optimizer
+        return config.get("learning_rate")
+
     def compile_arguments(self) -> dict[str, Any]:
         """Return the arguments of `compile`, with objects of their own."""
         kind, config = self._optimizer

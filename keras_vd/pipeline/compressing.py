@@ -311,8 +311,11 @@ class _Compression:
             plain = _copied(self.model)
         self._conversion: ConversionReport
         variational = self._converted(plain)
-        for model in (plain, variational, to_deterministic(variational)):
+        sparse = to_deterministic(variational)
+        for model in (plain, variational, sparse):
             self.recipe.check(model)
+        # What cannot be shrunk is told here, and not after hours.
+        shrink(sparse, verbose=0)
         self.recipe.compile(plain)
         given = self._evaluate(plain)
         self._goal: Goal = find_goal(plain, given, self.monitor, self.wish)
@@ -322,12 +325,9 @@ class _Compression:
 
     def _call(self) -> dict[str, Any]:
         """Return what tells this call from others, as plain values."""
-        batches = self.data.batches
-        arrays = getattr(batches, "arrays", None)
-        shape = [self.data.num_examples, self.data.steps]
         return {
             "model": fingerprint_of_model(self.model, self.recipe.describe),
-            "data": fingerprint([shape, [] if arrays is None else arrays]),
+            "data": fingerprint(self.data.describe()),
             "wish": [*self.wish, self._goal.monitor],
             "epochs": list(self.epochs),
             "options": {
@@ -418,7 +418,7 @@ class _Compression:
         fitted = sparse
         if self.distill:
             fitted = distiller(plain, sparse, self.recipe)
-        rate = fitted.optimizer.get_config().get("learning_rate")
+        rate = self.recipe.learning_rate
         # Distillation changes what the loss is.
         is_other = self.distill and self._goal.monitor == "loss"
         added: dict[str, Any] = {} if is_other else self._best(before)

@@ -196,6 +196,12 @@ class Data:
         """Arguments of `evaluate` that measure what the report tells."""
         return (self.batches,) if self.validation is None else self.validation
 
+    def describe(self) -> list[Any]:
+        """Return what tells this data from other data: arrays and numbers."""
+        arrays = getattr(self.batches, "arrays", ())
+        found = keras.tree.flatten([arrays, self.validation])
+        return [self.num_examples, self.steps, *filter(_is_array, found)]
+
     def some_inputs(self) -> Any:
         """Return the inputs of a batch, or of a few examples, as arrays."""
         first, *_ = self.for_metrics

@@ -200,7 +200,7 @@ def fingerprint(values: Any) -> str:
         digest.update(
             str(array.tolist()).encode()
             if array.dtype.kind in "OSUV"
-            else np.ascontiguousarray(array).tobytes()
+            else np.ascontiguousarray(array).data
         )
     return digest.hexdigest()[:16]
 
