@@ -334,6 +334,19 @@ def own_step():
     return compiled(OwnStep(model.inputs, model.outputs))
 
 
+def test_a_training_step_of_ones_own_is_kept_or_refused(unmeasured):
+    """Oracle: twice the loss of Keras."""
+    model = own_step()
+    _, report = compress(model, *data(), nonzero_ratio=4.0)
+    loss = next(row for row in report.metrics if row.name == "loss")
+    plain = keras.Model(model.inputs, model.outputs)
+    held_out = Data(*data(), None, 0.2, 16, None, 0).validation
+    found = compiled(plain).evaluate(*held_out, verbose=0, return_dict=True)
+    assert loss.given == pytest.approx(2.0 * found["loss"], rel=1e-4)
+    with pytest.raises(ValueError, match="`compute_loss` of its own"):
+        Recipe(model).check(network())
+
+
 def uncompiled():
     model = network()
     return keras.Model(model.inputs, model.outputs)
@@ -380,7 +393,6 @@ class Endless(keras.utils.PyDataset):
         (network, {"exclude": "nothing"}, ValueError, "`exclude`"),
         (frozen, {}, ValueError, "must have a layer that can be converted"),
         (uncompiled, {}, ValueError, "must be compiled.*no optimizer"),
-        (own_step, {}, ValueError, "`compute_loss` of its own"),
         (lambda: 3, {}, TypeError, "`model`"),
         (
             *(lambda: keras.Sequential([keras.layers.Dense(3)]), {}),

@@ -37,7 +37,7 @@ from keras_vd.deployment.comparison import keras_files
 from keras_vd.deployment.interface import difference
 from keras_vd.deployment.report import ArtifactRow
 from keras_vd.pipeline.compiling import Recipe
-from keras_vd.pipeline.data import Data
+from keras_vd.pipeline.data import Data, Shuffled
 from keras_vd.pipeline.distilling import check_distiller, distiller
 from keras_vd.pipeline.folder import (
     WorkFolder,
@@ -376,19 +376,17 @@ class _Compression:
     def _train_plain(
         self, plain: keras.Model, given: Mapping[str, float]
     ) -> None:
-        if self._folder.result("trained") is not None:
-            self._folder.load("trained", plain)
+        if self._folder.load("trained", plain):
             return
         self._fit("trained", plain, self._best(given), self.epochs[0])
-        self._folder.save("trained", plain, {})
+        self._folder.save("trained", plain)
 
     def _train_to_wish(
         self, plain: keras.Model, trained: Mapping[str, float]
     ) -> tuple[keras.Model, Any]:
         variational = self._converted(plain)
         self.recipe.compile(variational)
-        if self._folder.result("pruned") is not None:
-            self._folder.load("pruned", variational)
+        if self._folder.load("pruned", variational):
             return variational, prune(variational)
         target = self._goal.callback(
             self.data.num_examples,
@@ -397,7 +395,7 @@ class _Compression:
         )
         self._fit("pruned", variational, {"target": target}, self.epochs[1])
         pruned = prune(variational)
-        self._folder.save("pruned", variational, {})
+        self._folder.save("pruned", variational)
         return variational, pruned
 
     def _fine_tune(
@@ -411,8 +409,7 @@ class _Compression:
             # That zeros of some layers are not saved does not matter here.
             warnings.filterwarnings("ignore", "The zeros of")
             freeze_zeros(sparse)
-        if self._folder.result("tuned") is not None:
-            self._folder.load("tuned", sparse)
+        if self._folder.load("tuned", sparse):
             return sparse
         epochs = self.epochs[2]
         fitted = sparse
@@ -429,7 +426,7 @@ class _Compression:
                 )
             )
         self._fit("tuned", fitted, added, epochs)
-        self._folder.save("tuned", sparse, {})
+        self._folder.save("tuned", sparse)
         return sparse
 
     def _best(self, before: Mapping[str, float]) -> dict[str, Any]:
@@ -463,6 +460,8 @@ class _Compression:
                 self.data.batches,
                 validation_data=self.data.validation_data,
                 epochs=epochs,
+                # Keras would shuffle these once more, in an order of its own.
+                shuffle=not isinstance(self.data.batches, Shuffled),
                 verbose=2 if self.verbose > 1 else 0,
                 callbacks=[
                     Ordered(self.data.batches),

@@ -76,24 +76,28 @@ class WorkFolder:
                 f"delete that one. Found and received: {told or 'see above'}."
             )
 
-    def result(self, stage: str) -> Memory | None:
-        """Return the figures of a stage that is done, or None."""
-        file = self._file(stage, ".json")
-        return _read(file) if file is not None and file.exists() else None
+    def load(self, stage: str, model: keras.Model) -> bool:
+        """Give a model the weights that a stage ended with, if it has.
 
-    def load(self, stage: str, model: keras.Model) -> None:
-        """Give a model the weights that a stage ended with."""
-        model.load_weights(self._file(stage, ".weights.h5"))
+        The model is made anew in the same way, so weights are known by their
+        order.
+        """
+        file = self._file(stage)
+        if file is None or not file.exists():
+            return False
+        content = _read_arrays(file)
+        for index, variable in enumerate(model.weights):
+            variable.assign(content[str(index)])
+        return True
 
-    def save(self, stage: str, model: keras.Model, figures: Memory) -> None:
-        """Keep the weights that a stage ends with, and its figures."""
-        weights = self._file(stage, ".weights.h5")
-        if weights is None:
+    def save(self, stage: str, model: keras.Model) -> None:
+        """Keep the weights that a stage ends with."""
+        file = self._file(stage)
+        if file is None:
             return
-        write_checked(weights, model.save_weights, Path.stat)
-        # Written last: a stage that has figures is done.
-        _write(self._path_of(stage, ".json"), figures)
-        self._path_of(stage, ".npz").unlink(missing_ok=True)
+        weights = map(_array, model.weights)
+        _write_arrays(file, {str(i): x for i, x in enumerate(weights)})
+        self._running(stage).unlink(missing_ok=True)
 
     def backup(
         self, stage: str, keepers: Mapping[str, Any]
@@ -105,15 +109,16 @@ class WorkFolder:
             keepers: Objects that remember something from epoch to epoch, with
                 methods `memory` and `recall`.
         """
-        file = self._file(stage, ".npz")
-        return [] if file is None else [_Backup(file, keepers)]
+        if self._path is None:
+            return []
+        return [_Backup(self._running(stage), keepers)]
 
-    def _file(self, stage: str, ending: str) -> Path | None:
-        return None if self._path is None else self._path_of(stage, ending)
+    def _file(self, stage: str) -> Path | None:
+        return None if self._path is None else self._path / f"{stage}.npz"
 
-    def _path_of(self, stage: str, ending: str) -> Path:
+    def _running(self, stage: str) -> Path:
         assert self._path is not None
-        return self._path / f"{stage}{ending}"
+        return self._path / f"{stage}_running.npz"
 
 
 class _Backup(keras.callbacks.Callback):
@@ -134,8 +139,7 @@ class _Backup(keras.callbacks.Callback):
             self.model.optimizer.build(self.model.trainable_variables)
         if not self._path.exists():
             return
-        with np.load(self._path) as stored:
-            content = dict(stored)
+        content = _read_arrays(self._path)
         for index, variable in enumerate(self._variables()):
             variable.assign(content.pop(f"variable/{index}"))
         start_at_epoch(self.model, int(content.pop("epochs")))
@@ -151,7 +155,7 @@ class _Backup(keras.callbacks.Callback):
         self._memories = {}
 
     def on_epoch_end(self, epoch: int, logs: Memory | None = None) -> None:
-        content: dict[str, Any] = {
+        content: Memory = {
             f"variable/{index}": _array(variable)
             for index, variable in enumerate(self._variables())
         }
@@ -159,12 +163,7 @@ class _Backup(keras.callbacks.Callback):
             memory = keeper.memory()
             content |= {f"{name}/{key}": memory[key] for key in memory}
         content["epochs"] = np.array(epoch + 1)
-
-        def write(path: Path) -> None:
-            with open(path, "wb") as file:
-                np.savez(file, **content)
-
-        write_checked(self._path, write, np.load)
+        _write_arrays(self._path, content)
 
     def _variables(self) -> list[keras.Variable]:
         variables: list[keras.Variable] = self.model.variables
@@ -175,6 +174,19 @@ def _array(variable: keras.Variable) -> np.ndarray:
     array = ops.convert_to_numpy(variable)
     # NumPy's files know no bfloat16, whose numbers float32 has, too.
     return array.astype("float32") if array.dtype.kind == "V" else array
+
+
+def _read_arrays(file: Path) -> dict[str, Any]:
+    with np.load(file) as stored:
+        return dict(stored)
+
+
+def _write_arrays(file: Path, content: dict[str, Any]) -> None:
+    def write(path: Path) -> None:
+        with open(path, "wb") as opened:
+            np.savez(opened, **content)
+
+    write_checked(file, write, _read_arrays)
 
 
 def _read(file: Path) -> Any:

@@ -24,12 +24,12 @@ class StageRow:
     Attributes:
         name: What was done.
         epochs: Number of epochs, where it trained; 0 otherwise.
-        seconds: How long it took; None if it was done before this call.
+        seconds: How long it took in this call.
     """
 
     name: str
     epochs: int
-    seconds: float | None
+    seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
