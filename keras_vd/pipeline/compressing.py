@@ -15,6 +15,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import rich
 import rich.progress
 
 from keras_vd._backend.validation import (
@@ -453,8 +454,11 @@ class _Compression:
             epochs: Number of epochs.
         """
         keepers = {k: x for k, x in added.items() if hasattr(x, "memory")}
+        console = rich.get_console()
+        # Elsewhere a bar would leave nothing but empty lines.
+        is_shown = console.is_terminal or console.is_jupyter
         with rich.progress.Progress(
-            transient=True, disable=self.verbose != 1
+            transient=True, disable=self.verbose != 1 or not is_shown
         ) as bar:
             model.fit(
                 self.data.batches,
@@ -467,7 +471,7 @@ class _Compression:
                     Ordered(self.data.batches),
                     *added.values(),
                     *self.callbacks,
-                    Progress(bar, stage),
+                    Progress(bar),
                     *self._folder.backup(stage, keepers),
                 ],
             )

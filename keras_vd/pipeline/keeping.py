@@ -80,20 +80,15 @@ class Ordered(keras.callbacks.Callback):
 
 
 class Progress(keras.callbacks.Callback):
-    """Callback that shows how many epochs are done, while `fit` goes on.
+    """Callback that shows how many epochs are done, while `fit` goes on."""
 
-    Args:
-        bar: The bar.
-        name: What is shown beside it.
-    """
-
-    def __init__(self, bar: rich.progress.Progress, name: str) -> None:
+    def __init__(self, bar: rich.progress.Progress) -> None:
         super().__init__()
-        self._bar, self._name = bar, name
+        self._bar = bar
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         epochs = self.params["epochs"]
-        self._task = self._bar.add_task(self._name, total=epochs)
+        self._task = self._bar.add_task("epochs", total=epochs)
 
     def on_epoch_end(
         self, epoch: int, logs: dict[str, Any] | None = None
