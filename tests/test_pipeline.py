@@ -161,6 +161,7 @@ def test_a_budget_is_kept(unmeasured):
     assert dense_sizes(small)["nonzero"] < WEIGHTS
 
 
+@pytest.mark.filterwarnings("ignore:KLTarget")  # few steps
 def test_without_a_wish_it_is_a_point_of_the_metric(unmeasured):
     _, report = compress(network(), *data())
     accuracy = next(x for x in report.metrics if x.name == "accuracy")
@@ -169,6 +170,7 @@ def test_without_a_wish_it_is_a_point_of_the_metric(unmeasured):
     assert report.wish["limit"] == pytest.approx(accuracy.trained - 0.01)
 
 
+@pytest.mark.filterwarnings("ignore:KLTarget")
 def test_without_a_wish_a_loss_may_grow_by_a_share(unmeasured):
     _, report = compress(network(metrics=None), *data())
     (loss,) = report.metrics
@@ -212,7 +214,7 @@ def test_a_frozen_layer_stays_as_it_is(unmeasured):
 @pytest.mark.integration
 @pytest.mark.parametrize("training", [0, 1, 2])
 @pytest.mark.parametrize(
-    "wish", [{"nonzero_ratio": 4.0}, {"budget": 0.1}], ids=["size", "budget"]
+    "wish", [{"nonzero_ratio": 4.0}, {"budget": 1.0}], ids=["size", "budget"]
 )
 def test_a_killed_call_goes_on_in_its_epoch(
     wish, training, tmp_path, unmeasured

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import math
 import os
-import random
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ import numpy as np
 import rich
 import rich.progress
 
+from keras_vd._backend.seeds import seeded
 from keras_vd._backend.validation import (
     check_built,
     check_integer,
@@ -308,7 +308,7 @@ class _Compression:
         """
         if self.distill:
             check_distiller(self.model)
-        with _seeded(self.seed):
+        with seeded(self.seed):
             plain = _copied(self.model)
         self._conversion: ConversionReport
         variational = self._converted(plain)
@@ -356,7 +356,7 @@ class _Compression:
             verbose=0,
         )
         gates = self.gates
-        with _seeded(self.seed + 1):
+        with seeded(self.seed + 1):
             if gates == "auto":
                 gates = "log_normal" if self._is_structural else None
                 if gates is not None:
@@ -402,7 +402,7 @@ class _Compression:
     def _fine_tune(
         self, variational: keras.Model, plain: keras.Model
     ) -> keras.Model:
-        with _seeded(self.seed + 2):
+        with seeded(self.seed + 2):
             sparse = to_deterministic(variational)
         self.recipe.compile(sparse)
         before = self._evaluate(sparse)
@@ -457,9 +457,10 @@ class _Compression:
         console = rich.get_console()
         # Elsewhere a bar would leave nothing but empty lines.
         is_shown = console.is_terminal or console.is_jupyter
-        with rich.progress.Progress(
+        bar = rich.progress.Progress(
             transient=True, disable=self.verbose != 1 or not is_shown
-        ) as bar:
+        )
+        with bar, seeded(self.seed):
             model.fit(
                 self.data.batches,
                 validation_data=self.data.validation_data,
@@ -468,7 +469,7 @@ class _Compression:
                 shuffle=not isinstance(self.data.batches, Shuffled),
                 verbose=2 if self.verbose > 1 else 0,
                 callbacks=[
-                    Ordered(self.data.batches),
+                    Ordered(self.data.batches, self.seed),
                     *added.values(),
                     *self.callbacks,
                     Progress(bar),
@@ -547,14 +548,3 @@ def _described(value: Any) -> Any:
     if hasattr(value, "get_config"):
         return [type(value).__name__, str(value.get_config())]
     return getattr(value, "__qualname__", type(value).__name__)
-
-
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Have Keras choose the same seeds for layers that have none."""
-    state = random.getstate()
-    random.seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(state)

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import rich.progress
 
+from keras_vd._backend.seeds import reseed
 from keras_vd.pipeline.data import Shuffled
 
 
@@ -66,15 +67,21 @@ def _in_file(array: np.ndarray) -> np.ndarray:
 
 
 class Ordered(keras.callbacks.Callback):
-    """Callback that tells shuffled arrays which epoch begins."""
+    """Callback that has each epoch depend on nothing but its number.
 
-    def __init__(self, batches: Any) -> None:
+    Args:
+        batches: What is trained on; it is told which epoch begins.
+        seed: Int.
+    """
+
+    def __init__(self, batches: Any, seed: int) -> None:
         super().__init__()
-        self._batches = batches
+        self._batches, self._seed = batches, seed
 
     def on_epoch_begin(
         self, epoch: int, logs: dict[str, Any] | None = None
     ) -> None:
+        reseed(1000 * self._seed + epoch)
         if isinstance(self._batches, Shuffled):
             self._batches.begin_epoch(epoch)
 
