@@ -1,5 +1,7 @@
 """`compress`: what was wished for is there, by counts of the small model."""
 
+import contextlib
+import io
 import json
 import os
 
@@ -106,6 +108,25 @@ class Starts(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
+@pytest.fixture(scope="module")
+def outcome():
+    """One call, at which several tests look."""
+    keras.utils.set_random_seed(0)
+    model, counter, printed = network(), Starts(), io.StringIO()
+    rows = [ArtifactRow(x, "Keras", bytes=100) for x in ("dense", "small")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compressing, "keras_files", lambda *_: rows)
+        with contextlib.redirect_stdout(printed):
+            small, report = compress(
+                *(model, *data(), data(40)),
+                nonzero_ratio=6.0,
+                callbacks=[counter],
+                verbose=1,
+            )
+    return model, small, report, counter.epochs, printed.getvalue()
+
+
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("wish", "key", "expected"),
     [
@@ -130,11 +151,11 @@ def test_sizes_are_met(wish, key, expected, unmeasured):
 
 
 @pytest.mark.core
-def test_the_small_model_is_plain_compiled_and_as_reported(unmeasured):
-    x, y = data()
-    model = network()
+def test_the_small_model_is_plain_compiled_and_as_reported(outcome):
+    model, small, report, trained, _ = outcome
     held_out = data(40)
-    small, report = compress(model, x, y, held_out, nonzero_ratio=6.0)
+    assert report.is_met
+    assert trained == [2, 7, 1]
     assert {type(x).__module__.split(".")[0] for x in small.layers} == {"keras"}
     constraints = [w.constraint for w in small.trainable_variables]
     assert constraints == [None] * len(constraints)
@@ -148,6 +169,7 @@ def test_the_small_model_is_plain_compiled_and_as_reported(unmeasured):
     assert [row.epochs for row in report.stages] == [2, 7, 1, 0]
 
 
+@pytest.mark.integration
 def test_a_budget_is_kept(unmeasured):
     x, y = data(160)
     small, report = compress(
@@ -161,6 +183,7 @@ def test_a_budget_is_kept(unmeasured):
     assert dense_sizes(small)["nonzero"] < WEIGHTS
 
 
+@pytest.mark.integration
 @pytest.mark.filterwarnings("ignore:KLTarget")  # few steps
 def test_without_a_wish_it_is_a_point_of_the_metric(unmeasured):
     _, report = compress(network(), *data())
@@ -170,6 +193,7 @@ def test_without_a_wish_it_is_a_point_of_the_metric(unmeasured):
     assert report.wish["limit"] == pytest.approx(accuracy.trained - 0.01)
 
 
+@pytest.mark.integration
 @pytest.mark.filterwarnings("ignore:KLTarget")
 def test_without_a_wish_a_loss_may_grow_by_a_share(unmeasured):
     _, report = compress(network(metrics=None), *data())
@@ -199,6 +223,7 @@ def test_the_given_model_is_left_as_it_was(unmeasured):
     assert model.compiled
 
 
+@pytest.mark.integration
 def test_a_frozen_layer_stays_as_it_is(unmeasured):
     model = network()
     model.layers[0].trainable = False
@@ -337,6 +362,7 @@ def own_step():
     return compiled(OwnStep(model.inputs, model.outputs))
 
 
+@pytest.mark.integration
 def test_a_training_step_of_ones_own_is_kept_or_refused(unmeasured):
     """Oracle: twice the loss of Keras."""
     model = own_step()
@@ -443,6 +469,7 @@ class Batched(keras.utils.PyDataset):
         return self.x[rows], self.y[rows]
 
 
+@pytest.mark.integration
 def test_data_sets_are_counted(unmeasured):
     x, y = data(75)
     _, report = compress(network(), Batched(x, y), nonzero_ratio=4.0)
@@ -455,6 +482,7 @@ def test_data_sets_are_counted(unmeasured):
         compress(network(), Batched(x, y), y, nonzero_ratio=4.0)
 
 
+@pytest.mark.integration
 @ON_TENSORFLOW
 def test_tf_data_is_read_as_fit_reads_it(unmeasured):
     import tensorflow as tf
@@ -466,6 +494,7 @@ def test_tf_data_is_read_as_fit_reads_it(unmeasured):
         compress(network(), dataset.repeat(), nonzero_ratio=4.0)
 
 
+@pytest.mark.integration
 def test_several_inputs_and_outputs(unmeasured):
     """With loss weights, and a metric of one output."""
     inputs = {k: keras.Input((10,), name=k) for k in ("left", "right")}
@@ -490,6 +519,7 @@ def test_several_inputs_and_outputs(unmeasured):
     assert any("accuracy" in row.name for row in report.metrics)
 
 
+@pytest.mark.integration
 @pytest.mark.filterwarnings("ignore:KLTarget")  # one channel is too much
 def test_channels_of_a_convolution_go(unmeasured):
     """Oracle: MACs by hand, from the shapes of the kernels."""
@@ -517,6 +547,7 @@ def test_channels_of_a_convolution_go(unmeasured):
     assert 0.4 * whole < macs <= 0.5 * whole
 
 
+@pytest.mark.integration
 def test_nested_models_are_compressed(unmeasured):
     inner = keras.Sequential(
         [keras.Input((FEATURES,)), keras.layers.Dense(30, "relu")]
@@ -525,12 +556,6 @@ def test_nested_models_are_compressed(unmeasured):
     _, report = compress(compiled(model), *data(), nonzero_ratio=4.0)
     assert report.is_met
     assert report.weights == 690
-
-
-def test_callbacks_of_the_user_see_each_training(unmeasured):
-    counter = Starts()
-    compress(network(), *data(), nonzero_ratio=4.0, callbacks=[counter])
-    assert counter.epochs == [2, 7, 1]
 
 
 def test_epochs_follow_from_the_number_of_steps():
@@ -597,29 +622,22 @@ def test_optimizers_and_metrics_are_new_ones_alike():
     assert faster.get_config()["learning_rate"] == pytest.approx(0.5)
 
 
-def test_the_report_is_text_json_and_a_page(unmeasured, capsys):
-    _, report = compress(network(), *data(), nonzero_ratio=4.0)
+def test_the_report_is_text_json_and_a_page(outcome):
+    _, _, report, _, printed = outcome
     assert isinstance(report, CompressionReport)
-    assert capsys.readouterr().out == ""
     read = json.loads(report.to_json())
     assert read == report.to_dict()
     assert read["nonzero_ratio"] == report.nonzero_ratio
     assert {x["name"] for x in read["metrics"]} == {"loss", "accuracy"}
     page = report.to_html()
-    for text in (str(report), page):
-        assert "nonzero_ratio=4" in text
+    for text in (str(report), page, printed):
+        assert "nonzero_ratio=6" in text
         assert f"{report.parameters:,}" in text
         assert "MACs per example" in text
     assert page.startswith("<!DOCTYPE html>")
     assert page.count("<h2>") == 4
-
-
-def test_what_is_done_is_printed(unmeasured, capsys):
-    compress(network(), *data(), nonzero_ratio=4.0, verbose=1)
-    text = capsys.readouterr().out
-    assert "1/4: train the plain network, 2 epochs" in text
-    assert "2/4: train to nonzero_ratio=4, 7 epochs" in text
-    assert "Before and after" in text
+    assert "1/4: train the plain network, 2 epochs" in printed
+    assert "2/4: train to nonzero_ratio=6, 7 epochs" in printed
 
 
 @pytest.mark.integration
@@ -633,6 +651,7 @@ def test_files_and_calls_are_measured(monkeypatch):
     assert "ms of a call, batch 64" in str(report)
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(
     not hasattr(keras, "distillation"), reason="this Keras has no Distiller"
 )
@@ -675,6 +694,7 @@ def run(folder, *options, model="model.keras", source="train.npz"):
     )
 
 
+@pytest.mark.integration
 def test_the_command_writes_a_model_and_a_report(files, capsys):
     report = files / "report.json"
     code = run(files, "--macs", "0.5", "--report", report)
@@ -689,6 +709,7 @@ def test_the_command_writes_a_model_and_a_report(files, capsys):
     assert found["wish"] == {"macs": 0.5}
 
 
+@pytest.mark.integration
 def test_the_command_is_quiet_if_it_is_asked_to(files, capsys):
     code = run(files, "--nonzero-ratio", 3, "--quiet")
     assert (code, capsys.readouterr().out) == (0, "")
