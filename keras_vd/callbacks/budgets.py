@@ -21,8 +21,9 @@ _PLAIN = 0.25
 # w at first and at most, and how many of its logs a third of the epochs can
 # cover.
 _START, _HIGHEST, _RANGE = math.exp(-4.0), math.exp(3.0), 8.0
-# How much of what is left goes in each epoch of the end that allows it.
-_STEP = 0.1
+# How much of what is left goes in each epoch of the end that allows it: a tenth
+# or, where there are few, as much as makes it 20 times smaller if all do.
+_STEP, _END = 0.1, math.log(20.0)
 
 
 class BudgetCourse:
@@ -167,7 +168,9 @@ class BudgetCourse:
         if epoch + 1 > self._cut:
             if excess <= 0.0:
                 ranking = Ranking(self._model, is_by_unit=False)
-                ranking.fix(self._measure, (1.0 - _STEP) * self._measure())
+                left = math.exp(-_END / (self._epochs - self._cut))
+                share = min(1.0 - _STEP, left)
+                ranking.fix(self._measure, share * self._measure())
         elif epoch >= self._start:
             step = min(1.0, 3.0 * _RANGE / self._epochs)
             error = np.clip(-excess / max(self.budget, 1e-12), -1.0, 1.0)

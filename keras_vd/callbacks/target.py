@@ -40,9 +40,9 @@ class KLTarget(KLWeightCallback):
     GECO, Rezende and Viola 2018, arXiv:1810.00597; Gallego-Posada et al. 2022,
     arXiv:2208.04425). After 70% of the epochs what is zero is pruned for good
     and the KL is left out; from then on 10% of what is left goes, lowest first,
-    after each epoch that is within the budget. At the end the model gets the
-    weights of the smallest state that was (by `nonzero_ratio`), which are kept
-    in memory meanwhile.
+    after each epoch that is within the budget, or more where few epochs are
+    left. At the end the model gets the weights of the smallest state that was
+    (by `nonzero_ratio`), which are kept in memory meanwhile.
     The metric of the validation is that of the pruned model.
 
     What `ShrinkWhileTraining` removes cannot come back: with `parameters` or
