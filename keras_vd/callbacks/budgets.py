@@ -48,6 +48,7 @@ class BudgetCourse:
     ) -> None:
         self.budget, self.monitor = budget, monitor
         self._given, self._num_examples = reference, num_examples
+        self._best: list[np.ndarray] | None = None
 
     def begin(self, model: keras.Model, first: int, epochs: int) -> None:
         """Get ready for a `fit`, as `SizeCourse.begin` does."""
@@ -58,7 +59,7 @@ class BudgetCourse:
         self._reference = self._given
         self._sign = 0.0
         self._limit = math.nan
-        self._best: list[np.ndarray] | None = None
+        self._best = None
         self._best_rank = (math.inf, math.inf)
         if first and self._given is None:
             raise ValueError(

@@ -524,7 +524,7 @@ def train(directory, wish, killed_in=None):
 @pytest.mark.integration
 @pytest.mark.parametrize("killed_in", [2, 4, 5])
 @pytest.mark.parametrize(
-    "wish", [{"nonzero_ratio": 3.0}, {"budget": 0.1, "reference": 1.2}]
+    "wish", [{"nonzero_ratio": 3.0}, {"budget": 1.0, "reference": 1.2}]
 )
 def test_a_resumed_run_equals_the_unbroken_one(wish, killed_in, tmp_path):
     # To the last bit; weights are pruned before epoch 4.
