@@ -34,34 +34,62 @@ def make_texts(number, generator):
     return x[balance != 0], (balance[balance != 0] > 0).astype("float32")
 
 
+def train(model, callbacks=()):
+    """Train a model; return its accuracies on texts held out, by epoch."""
+    model.compile(
+        keras.optimizers.Adam(0.01),
+        keras.losses.BinaryCrossentropy(from_logits=True),
+        metrics=[keras.metrics.BinaryAccuracy(threshold=0.0, name="accuracy")],
+    )
+    history = model.fit(
+        x_train,
+        y_train,
+        batch_size=64,
+        epochs=EPOCHS,
+        validation_data=(x_valid, y_valid),
+        callbacks=list(callbacks),
+        verbose=0,
+    )
+    return history.history["val_accuracy"]
+
+
+def report(name, model):
+    """Print the accuracy of a model on the test texts, and its size."""
+    right = (model.predict(x_test, verbose=0)[:, 0] > 0) == y_test
+    print(
+        f"{name}: accuracy {100 * np.mean(right):.2f}%, "
+        f"{model.count_params():,} parameters"
+    )
+
+
 keras.utils.set_random_seed(0)
 generator = np.random.default_rng(0)
 x_train, y_train = make_texts(4000, generator)
+x_valid, y_valid = make_texts(1000, generator)
 x_test, y_test = make_texts(1000, generator)
 
-model = keras.Sequential(
+plain = keras.Sequential(
     [
         keras.Input((LENGTH,), dtype="int32"),
-        # One multiplier for each word, which can take its whole vector away.
-        keras_vd.layers.VDEmbedding(len(WORDS), 16, groups=("vocabulary",)),
-        keras_vd.layers.VDLSTM(16),
-        keras_vd.layers.VDDense(1),
+        keras.layers.Embedding(len(WORDS), 16),
+        keras.layers.LSTM(16),
+        keras.layers.Dense(1),
     ]
 )
-model.compile(
-    keras.optimizers.Adam(0.01),
-    keras.losses.BinaryCrossentropy(from_logits=True),
-    metrics=[keras.metrics.BinaryAccuracy(threshold=0.0)],
-)
-annealing = keras_vd.callbacks.KLAnnealing(num_examples=len(x_train), verbose=0)
-model.fit(
-    x_train,
-    y_train,
-    batch_size=64,
-    epochs=EPOCHS,
-    callbacks=[annealing],
+best = max(train(plain))
+report("plain", plain)
+
+# One multiplier for each word, which can take its whole vector away. The
+# network gets as small as it can while it loses no more than a point.
+model = keras_vd.to_variational(plain, groups=("vocabulary",), verbose=0)
+target = keras_vd.callbacks.KLTarget(
+    num_examples=len(x_train),
+    budget=0.01,
+    monitor="val_accuracy",
+    reference=best,
     verbose=0,
 )
+train(model, [target])
 print(keras_vd.prune(model))
 
 # A word that is not needed has a vector of zeros.
@@ -69,10 +97,4 @@ table = keras.ops.convert_to_numpy(model.layers[0].embeddings_posterior.mean())
 kept = np.flatnonzero(table.any(axis=1))
 print(f"kept {len(kept)} of {len(WORDS)} words:", *(WORDS[i] for i in kept))
 
-plain = keras_vd.to_deterministic(model)
-small = keras_vd.shrink(plain)
-outputs = small.predict(x_test, verbose=0)[:, 0]
-print(
-    f"small: accuracy {100 * np.mean((outputs > 0) == y_test):.2f}%, "
-    f"{small.count_params():,} of {plain.count_params():,} parameters"
-)
+report("small", keras_vd.shrink(keras_vd.to_deterministic(model), verbose=0))

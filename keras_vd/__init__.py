@@ -22,12 +22,14 @@ from keras_vd.version import __version__
 
 if TYPE_CHECKING:
     from keras_vd import deployment, plots, reports
+    from keras_vd.pipeline import compress
 
 __all__ = [
     "__version__",
     "bit_widths",
     "calibration_report",
     "callbacks",
+    "compress",
     "deployment",
     "freeze_zeros",
     "html_report",
@@ -56,8 +58,10 @@ _LATER = ("deployment", "plots", "reports")
 def __getattr__(name: str) -> Any:
     if name in _LATER:
         return importlib.import_module(f"keras_vd.{name}")
+    if name == "compress":
+        return importlib.import_module("keras_vd.pipeline").compress
     raise AttributeError(f"module 'keras_vd' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER})
+    return sorted({*globals(), *_LATER, "compress"})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 import os
 from collections.abc import Mapping, Sequence
@@ -13,27 +12,9 @@ from typing import Any
 
 import keras
 
-from keras_vd._backend.tables import html_fragment
+from keras_vd._backend.tables import html_fragment, html_page
 from keras_vd._backend.writing import read_back, write_checked
 from keras_vd.sparsity import SparsityReport, sparsity_report
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<title>{title}</title>
-<style>
-body {{ font-family: sans-serif; margin: 2em; }}
-img {{ max-width: 100%; }}
-pre {{ overflow-x: auto; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-{sections}
-</body>
-</html>
-"""
 
 
 def html_report(
@@ -77,12 +58,7 @@ def html_report(
             for title, figure in _figures(model, report, history)
         ),
     ]
-    page = _PAGE.format(
-        title=html.escape(model.name),
-        sections="\n".join(
-            f"<h2>{title}</h2>\n{content}" for title, content in sections
-        ),
-    )
+    page = html_page(model.name, sections)
 
     def check(new: Path) -> None:
         if read_back(new, partial(Path.read_text, encoding="utf-8")) != page:

@@ -9,6 +9,7 @@ from keras_vd.conversion.report import (
     StreamRow,
 )
 from keras_vd.deployment.report import ArtifactRow, DeploymentReport
+from keras_vd.pipeline.report import CompressionReport, MetricRow, StageRow
 from keras_vd.shrinking.report import LayerRow, ShrinkReport, ZeroedRow
 from keras_vd.sparsity import GateRow, GroupRow, SparsityReport, WeightRow
 from keras_vd.uncertainty import MonteCarloPrediction
@@ -17,6 +18,7 @@ __all__ = [
     "ArtifactRow",
     "CalibrationReport",
     "CompositeRow",
+    "CompressionReport",
     "ConversionReport",
     "ConversionRow",
     "DeploymentReport",
@@ -24,9 +26,11 @@ __all__ = [
     "GateRow",
     "GroupRow",
     "LayerRow",
+    "MetricRow",
     "MonteCarloPrediction",
     "ShrinkReport",
     "SparsityReport",
+    "StageRow",
     "StreamRow",
     "WeightRow",
     "ZeroedRow",

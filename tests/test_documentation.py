@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import keras_vd
+from keras_vd.pipeline import compressing
 from tests.helpers.deployment import measure_quickly
 from tests.helpers.package import MODULES
 from tools import layer_table
@@ -50,10 +51,13 @@ def test_the_first_example_of_the_readme(tmp_path, monkeypatch, capsys):
 @pytest.mark.filterwarnings("ignore")  # of the converters
 def test_the_other_examples_of_the_readme(tmp_path, monkeypatch):
     measure_quickly(monkeypatch)
+    monkeypatch.setattr(compressing, "MOST", 20)
     monkeypatch.chdir(tmp_path)
     plain = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     names = {"keras": keras, "keras_vd": keras_vd, "plain": plain, "np": np}
     names["x"] = np.zeros((2, 784), "float32")
+    names["x_train"] = np.random.default_rng(0).random((40, 64))
+    names["y_train"] = np.arange(40) % 10
     for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL)[1:]:
         exec(compile(code, "README.md", "exec"), names)
     converted = {type(x).__name__ for x in names["variational"].layers}
@@ -63,6 +67,8 @@ def test_the_other_examples_of_the_readme(tmp_path, monkeypatch):
     assert isinstance(names["recurrent"], keras_vd.layers.VDLSTM)
     assert isinstance(names["layer"], keras_vd.layers.VDDense)
     assert isinstance(names["report"], keras_vd.reports.DeploymentReport)
+    small = keras.models.load_model(tmp_path / "small.keras")
+    assert small.input_shape == (None, 64)
     gates = keras_vd.sparsity_report(names["model"]).gates
     assert [gate.units for gate in gates] == [784, 300]
     assert names["prediction"].mutual_information.shape == (2,)

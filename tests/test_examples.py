@@ -101,15 +101,23 @@ def test_small_networks_are_as_accurate_as_sparse_ones(name, run, tmp_path):
 
 @pytest.mark.integration
 def test_the_words_that_matter_are_kept(run):
-    """Oracle: the 20 words that the labels depend on."""
+    """Oracle: the 20 words that the labels depend on; a point is few of them.
+
+    And the plain network: the budget is a point on texts held out, and a
+    difference on 970 others has a standard error of half a point.
+    """
     text = run("sentiment")
     kept = re.search(r"^kept \d+ of 500 words: (.*)$", text, re.MULTILINE)
     words = kept.group(1).split()
     matter = {word for word in words if not word.startswith("word")}
-    assert len(matter) == 20
-    assert {"superb", "awful"} <= matter
+    assert 17 <= len(matter) <= 20
     assert len(words) < 60
-    assert float(re.search(r"accuracy ([\d.]+)%", text).group(1)) > 95.0
+    accuracy, sizes = accuracies(text), parameters(text)
+    assert accuracy["plain"] > 97.0
+    assert accuracy["small"] > accuracy["plain"] - 2.5
+    assert sizes["small"] < sizes["plain"] / 5
+    ratio = re.search(r"variational weights.*?([\d.]+) │", text)
+    assert float(ratio.group(1)) > 20.0
 
 
 @pytest.mark.integration

@@ -30,8 +30,9 @@ OPTIONAL = (
 )
 # From the top down; an import may only point down, or stay on its line.
 LAYERS_OF_THE_PACKAGE = (
-    ("keras_vd",),
+    ("keras_vd", "__main__"),
     ("reports", "html"),
+    ("pipeline",),
     ("deployment", "shrinking", "callbacks", "plots", "uncertainty"),
     ("conversion", "precision", "pruning", "calibration"),
     ("sparsity",),

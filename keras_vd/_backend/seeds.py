@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
+if keras.backend.backend() == "torch":
+    import torch
 
 
 # Named as in Keras, because the name of the class is part of variable names.
@@ -30,3 +35,31 @@ class SeedGenerator(keras.random.SeedGenerator):
         replica = tf.cast(context.replica_id_in_sync_group, seed.dtype)
         own_count = seed[1] * context.num_replicas_in_sync + replica
         return tf.stack([seed[0], own_count])
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Have what has no seed of its own draw from one, within this context.
+
+    Keras chooses the seeds of layers that have none by Python's generator, and
+    Dropout of Keras on torch draws from torch's. Both are as they were
+    afterwards.
+    """
+    state = random.getstate()
+    drawn = None
+    if keras.backend.backend() == "torch":
+        drawn = torch.get_rng_state()
+    reseed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state)
+        if drawn is not None:
+            torch.set_rng_state(drawn)
+
+
+def reseed(seed: int) -> None:
+    """Begin the draws of `seeded` anew, from another seed."""
+    random.seed(seed)
+    if keras.backend.backend() == "torch":
+        torch.manual_seed(seed % 2**63)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import rich.console
@@ -11,6 +13,24 @@ import rich.table
 WIDTH = 110  # characters; wide enough for every report's columns
 # `rich` fills in the table.
 _FRAGMENT = '<pre style="font-family:monospace">{code}</pre>'
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>{title}</title>
+<style>
+body {{ font-family: sans-serif; margin: 2em; }}
+img {{ max-width: 100%; }}
+pre {{ overflow-x: auto; }}
+</style>
+</head>
+<body>
+<h1>{title}</h1>
+{sections}
+</body>
+</html>
+"""
 
 
 class Report:
@@ -54,3 +74,18 @@ def html_fragment(report: Report) -> str:
     console = rich.console.Console(file=io.StringIO(), width=WIDTH, record=True)
     console.print(report.to_table())
     return console.export_html(inline_styles=True, code_format=_FRAGMENT)
+
+
+def html_page(title: str, sections: Sequence[tuple[str, str]]) -> str:
+    """Return a web page that needs nothing else.
+
+    Args:
+        title: Its title, as text.
+        sections: Titles and contents of its sections, as HTML.
+    """
+    return _PAGE.format(
+        title=html.escape(title),
+        sections="\n".join(
+            f"<h2>{heading}</h2>\n{content}" for heading, content in sections
+        ),
+    )

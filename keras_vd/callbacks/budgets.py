@@ -21,8 +21,9 @@ _PLAIN = 0.25
 # w at first and at most, and how many of its logs a third of the epochs can
 # cover.
 _START, _HIGHEST, _RANGE = math.exp(-4.0), math.exp(3.0), 8.0
-# How much of what is left goes in each epoch of the end that allows it.
-_STEP = 0.1
+# How much of what is left goes in each epoch of the end that allows it: a tenth
+# or, where there are few, as much as makes it 20 times smaller if all do.
+_STEP, _END = 0.1, math.log(20.0)
 
 
 class BudgetCourse:
@@ -47,6 +48,7 @@ class BudgetCourse:
     ) -> None:
         self.budget, self.monitor = budget, monitor
         self._given, self._num_examples = reference, num_examples
+        self._best: list[np.ndarray] | None = None
 
     def begin(self, model: keras.Model, first: int, epochs: int) -> None:
         """Get ready for a `fit`, as `SizeCourse.begin` does."""
@@ -57,7 +59,7 @@ class BudgetCourse:
         self._reference = self._given
         self._sign = 0.0
         self._limit = math.nan
-        self._best: list[np.ndarray] | None = None
+        self._best = None
         self._best_rank = (math.inf, math.inf)
         if first and self._given is None:
             raise ValueError(
@@ -66,6 +68,25 @@ class BudgetCourse:
                 "with their best value of the monitored metric. Received: "
                 f"reference=None, and a `fit` that begins with epoch {first}."
             )
+
+    def memory(self) -> dict[str, Any]:
+        """Return the best state so far, which the model does not hold."""
+        if self._best is None:
+            return {}
+        weights = {f"weight/{i}": x for i, x in enumerate(self._best)}
+        # Numbers of 16 bits cannot be told from bytes in a file.
+        weights = {
+            k: x.astype("float32") if x.dtype.kind == "V" else x
+            for k, x in weights.items()
+        }
+        return {"rank": np.array(self._best_rank), **weights}
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        """Remember what `memory` returned in a run that was interrupted."""
+        rest = dict(memory)
+        first, second = map(float, rest.pop("rank"))
+        self._best_rank = first, second
+        self._best = [rest[f"weight/{i}"] for i in range(len(rest))]
 
     def weight_of(self, epoch: int) -> float:
         """Return w of an epoch that begins; prune the model when it is time."""
@@ -148,7 +169,9 @@ class BudgetCourse:
         if epoch + 1 > self._cut:
             if excess <= 0.0:
                 ranking = Ranking(self._model, is_by_unit=False)
-                ranking.fix(self._measure, (1.0 - _STEP) * self._measure())
+                left = math.exp(-_END / (self._epochs - self._cut))
+                share = min(1.0 - _STEP, left)
+                ranking.fix(self._measure, share * self._measure())
         elif epoch >= self._start:
             step = min(1.0, 3.0 * _RANGE / self._epochs)
             error = np.clip(-excess / max(self.budget, 1e-12), -1.0, 1.0)

@@ -98,7 +98,11 @@ class SizeCourse:
         if is_cut or self._size > self._most:
             ranking = Ranking(self._model, self.wish.is_by_unit)
             self._size = ranking.fix(self._measure, self._most)
-            return
+        else:
+            self._revive()
+
+    def _revive(self) -> None:
+        """Have all count that was kept when it was fixed what is zero."""
         posteriors = required_posteriors(self._model)
         masks = [ops.convert_to_numpy(x.keep_mask) for x in posteriors]
         if all(mask.all() for mask in masks):
@@ -121,6 +125,8 @@ class SizeCourse:
 
     def close(self, last: int) -> str | None:
         """Return why the wish was not met after the last epoch; None if so."""
+        if last >= self._cut:
+            self._revive()
         size = self._measure()
         if abs(size / self._most - 1.0) <= TOLERANCE:
             return None

@@ -40,9 +40,9 @@ class KLTarget(KLWeightCallback):
     GECO, Rezende and Viola 2018, arXiv:1810.00597; Gallego-Posada et al. 2022,
     arXiv:2208.04425). After 70% of the epochs what is zero is pruned for good
     and the KL is left out; from then on 10% of what is left goes, lowest first,
-    after each epoch that is within the budget. At the end the model gets the
-    weights of the smallest state that was (by `nonzero_ratio`), which are kept
-    in memory meanwhile.
+    after each epoch that is within the budget, or more where few epochs are
+    left. At the end the model gets the weights of the smallest state that was
+    (by `nonzero_ratio`), which are kept in memory meanwhile.
     The metric of the validation is that of the pruned model.
 
     What `ShrinkWhileTraining` removes cannot come back: with `parameters` or
@@ -162,6 +162,26 @@ class KLTarget(KLWeightCallback):
             epochs: Int >= 2: number of epochs of the run.
         """
         return cut_epoch(epochs)
+
+    def memory(self) -> dict[str, Any]:
+        """Return what a resumed run needs that the model does not hold.
+
+        Arrays by their names, at the end of an epoch: with `budget` the best
+        state so far, otherwise nothing.
+        """
+        if isinstance(self._course, BudgetCourse):
+            return self._course.memory()
+        return {}
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        """Go on with what `memory` returned before the run was interrupted.
+
+        Args:
+            memory: That; to be given back after the first epoch of the new
+                run has begun.
+        """
+        if isinstance(self._course, BudgetCourse) and memory:
+            self._course.recall(memory)
 
     def _begin_run(self, first: int) -> None:
         epochs = (self.params or {}).get("epochs") or 0

@@ -219,14 +219,46 @@ def deployment_report(
     return report
 
 
+def keras_files(
+    model: keras.Model,
+    reference: keras.Model,
+    x: Any,
+    batch_sizes: Sequence[int] = (1, 64),
+) -> list[ArtifactRow]:
+    """Write a plain model and its dense original for Keras; measure the files.
+
+    Args:
+        model: As of `deployment_report`, and so are the others.
+        reference: The dense original.
+        x: Inputs.
+        batch_sizes: Numbers of examples per call.
+
+    Returns:
+        The row of the original, and that of the model, compressed.
+    """
+    with deployable(model) as written, deployable(reference) as original:
+        models = written, original
+        return _measured(models, x, batch_sizes, None, True, ARTIFACTS[:1])
+
+
 def _measured(
     models: tuple[keras.Model, keras.Model],
     x: Any,
     sizes: Sequence[int],
     folder: str | os.PathLike[str] | None,
     is_quiet: bool,
+    groups: Sequence[Sequence[Artifact]] = ARTIFACTS,
 ) -> list[ArtifactRow]:
-    """Write and measure all files of a model; see `deployment_report`."""
+    """Write and measure files of a model; see `deployment_report`.
+
+    Args:
+        models: The model and the dense original.
+        x: Inputs.
+        sizes: Batch sizes.
+        folder: Where the files stay, or None.
+        is_quiet: Whether to show no progress.
+        groups: The ways to write, one group for each runtime.
+    """
     if len({tuple((x.shape, x.dtype) for x in m.inputs) for m in models}) > 1:
         raise ValueError(
             "Argument `reference` must have the inputs of `model`. Received: "
@@ -241,7 +273,7 @@ def _measured(
         place = Path(temporary if folder is None else folder)
         rows: list[ArtifactRow] = []
         for artifacts in rich.progress.track(
-            ARTIFACTS,
+            groups,
             "Writing and measuring",
             transient=True,
             disable=is_quiet,
