@@ -284,7 +284,7 @@ class _Compression:
             ),
             measured_on=self.data.measured_on,
             weights=sum(math.prod(x.shape) for x in kernels),
-            nonzero=_count_nonzero(small),
+            nonzero=min(map(_count_nonzero, (sparse, small))),
             parameters=self.model.count_params(),
             kept_parameters=small.count_params(),
             macs=shrunk.macs,

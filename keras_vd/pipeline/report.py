@@ -61,7 +61,9 @@ class CompressionReport(Report):
         metrics: One `MetricRow` per metric, the loss among them.
         measured_on: On which data, in words.
         weights: Entries of all kernels and tables of the model.
-        nonzero: Those of the small model that are not zero.
+        nonzero: Those of the small model that are not zero, or of the pruned
+            one where it had fewer: a table that tells which words share a
+            vector takes entries, too.
         parameters: Parameters of the model.
         kept_parameters: Parameters of the small model.
         macs: Multiply-accumulate operations for one example, or None if
