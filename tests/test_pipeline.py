@@ -308,6 +308,7 @@ def contents(folder):
     return {x: x.read_bytes() for x in folder.rglob("*") if x.is_file()}
 
 
+@pytest.mark.integration
 def test_a_folder_of_another_call_is_refused(tmp_path, unmeasured):
     x, y = data()
     model = network()
