@@ -119,6 +119,8 @@ class SizeCourse:
         Returns:
             The size that is wished for, and the size of the model.
         """
+        if epoch >= self._cut:
+            self._revive()
         self._size = self._measure()
         figure = self.wish.figure
         return figure(self._total, self._most), figure(self._total, self._size)
