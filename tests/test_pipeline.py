@@ -768,7 +768,7 @@ runpy.run_module("keras_vd", run_name="__main__")
     assert "--out must end in .keras" in result.stderr
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 @pytest.mark.parametrize("is_trained", [False, True])
 def test_digits_with_the_bare_defaults(is_trained):
     """Oracle: 96% of test digits, of which it has seen none, at 20x."""

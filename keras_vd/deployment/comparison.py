@@ -238,7 +238,8 @@ def keras_files(
     """
     with deployable(model) as written, deployable(reference) as original:
         models = written, original
-        return _measured(models, x, batch_sizes, None, True, ARTIFACTS[:1])
+        rows = _measured(models, x, batch_sizes, None, True, ARTIFACTS[:1])
+        return rows[:2]
 
 
 def _measured(

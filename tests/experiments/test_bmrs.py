@@ -20,7 +20,9 @@ def test_it_runs_and_writes_what_it_says(network, tmp_path, capsys):
         *("--network", network, "--dataset", "digits", "--limit", 100),
         *("--epochs", 1, "--seeds", 2, "--out", tmp_path),
     )
-    assert json.loads((tmp_path / "results.json").read_text()) == results
+    assert json.loads((tmp_path / "results.json").read_text()) == json.loads(
+        json.dumps(results)
+    )
     printed = capsys.readouterr().out
     first, second = results["runs"]
     assert (first["seed"], second["seed"]) == (0, 1)

