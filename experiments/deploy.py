@@ -91,6 +91,8 @@ def from_onnx(path: Path) -> Function:
 
 
 def from_keras(path: Path) -> Function:
+    if path.suffix == ".kvd":
+        return keras_vd.deployment.load_archive(path).predict_on_batch
     return keras.saving.load_model(path).predict_on_batch
 
 
