@@ -67,7 +67,7 @@ def test_the_other_examples_of_the_readme(tmp_path, monkeypatch):
     assert isinstance(names["recurrent"], keras_vd.layers.VDLSTM)
     assert isinstance(names["layer"], keras_vd.layers.VDDense)
     assert isinstance(names["report"], keras_vd.reports.DeploymentReport)
-    small = keras.models.load_model(tmp_path / "small.keras")
+    small = keras.models.load_model(tmp_path / "small_digits.keras")
     assert small.input_shape == (None, 64)
     gates = keras_vd.sparsity_report(names["model"]).gates
     assert [gate.units for gate in gates] == [784, 300]
