@@ -7,14 +7,12 @@ from typing import Any
 
 import keras_vd
 from experiments.common import fail
-
-SIZES = ("nonzero_ratio", "parameters", "macs", "n_active")
-NAMES = (*SIZES, "budget")
+from keras_vd.callbacks.wishes import NAMES
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_mutually_exclusive_group()
-    for name in SIZES:
+    for name in NAMES[:-1]:
         option = "--" + name.replace("_", "-")
         group.add_argument(option, type=_number, help="instead of a KL weight")
     group.add_argument(

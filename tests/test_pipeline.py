@@ -13,6 +13,8 @@ import keras_vd
 from keras_vd.pipeline import command, compressing
 from keras_vd.pipeline.compiling import Recipe
 from keras_vd.pipeline.data import Data, Shuffled
+from keras_vd.pipeline.folder import WorkFolder
+from keras_vd.pipeline.keeping import KeepBest
 from keras_vd.reports import ArtifactRow, CompressionReport
 from tests.helpers.arrays import random_inputs, to_float64
 from tests.helpers.deployment import measure_quickly
@@ -329,6 +331,37 @@ def test_a_folder_of_another_call_is_refused(tmp_path, unmeasured):
         with pytest.raises(FileExistsError, match=f"another .*{name}"):
             compress(other, inputs, labels, work_dir=folder, **options)
     assert contents(folder) == before
+
+
+def test_weights_of_16_bits_are_kept(tmp_path):
+    """Oracle: the weights themselves, whose numbers float32 has, too."""
+    one, other = (
+        compiled(
+            keras.Sequential(
+                [keras.Input((3,)), keras.layers.Dense(2, dtype="bfloat16")]
+            )
+        )
+        for _ in range(2)
+    )
+    expected = [to_float64(x) for x in one.weights]
+    folder = WorkFolder(tmp_path / "work", {})
+    folder.save("trained", one)
+    assert folder.load("trained", other)
+    for found, wanted in zip(other.weights, expected, strict=True):
+        np.testing.assert_array_equal(to_float64(found), wanted)
+    # And so is what callbacks remember.
+    best = KeepBest("loss", False, 1.0)
+    best.set_model(one)
+    best.on_train_begin()
+    (backup,) = folder.backup("tuned", {"best": best})
+    backup.set_model(one)
+    backup.on_train_begin()
+    backup.on_epoch_end(0)
+    (file,) = (tmp_path / "work").glob("tuned*")
+    with np.load(file) as stored:
+        for i, wanted in enumerate(expected):
+            found = stored[f"best/weight/{i}"]
+            np.testing.assert_array_equal(found.astype("float64"), wanted)
 
 
 @pytest.mark.parametrize("name", ["thesis.txt", "call.json"])

@@ -74,11 +74,6 @@ class BudgetCourse:
         if self._best is None:
             return {}
         weights = {f"weight/{i}": x for i, x in enumerate(self._best)}
-        # Numbers of 16 bits cannot be told from bytes in a file.
-        weights = {
-            k: x.astype("float32") if x.dtype.kind == "V" else x
-            for k, x in weights.items()
-        }
         return {"rank": np.array(self._best_rank), **weights}
 
     def recall(self, memory: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from keras_vd.callbacks.base import KLWeightCallback
 from keras_vd.callbacks.budgets import BudgetCourse
 from keras_vd.callbacks.shrinking import ShrinkWhileTraining
 from keras_vd.callbacks.sizes import SizeCourse, cut_epoch
-from keras_vd.callbacks.wishes import Wish
+from keras_vd.callbacks.wishes import NAMES, Wish
 from keras_vd.layers.structured import StructuredGate
 from keras_vd.posteriors.finding import required_posteriors
 
@@ -120,17 +120,12 @@ class KLTarget(KLWeightCallback):
         log_layers: bool = True,
     ) -> None:
         super().__init__(num_examples, verbose, tensorboard, log_layers)
-        wishes = {
-            "nonzero_ratio": nonzero_ratio,
-            "parameters": parameters,
-            "macs": macs,
-            "n_active": n_active,
-            "budget": budget,
-        }
-        given = {k: v for k, v in wishes.items() if v is not None}
+        values = (nonzero_ratio, parameters, macs, n_active, budget)
+        wishes = zip(NAMES, values, strict=True)
+        given = {k: v for k, v in wishes if v is not None}
         if len(given) != 1:
             raise ValueError(
-                f"KLTarget takes exactly one wish, one of {list(wishes)}. "
+                f"KLTarget takes exactly one wish, one of {list(NAMES)}. "
                 f"Received: {given or 'none'}."
             )
         ((name, value),) = given.items()

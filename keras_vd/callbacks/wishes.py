@@ -14,7 +14,7 @@ from keras_vd._backend.validation import check_number
 from keras_vd.conversion.deterministic import to_deterministic
 from keras_vd.shrinking.report import ShrinkReport
 from keras_vd.shrinking.shrink_model import shrink
-from keras_vd.sparsity import sparsity_report
+from keras_vd.sparsity import SparsityReport, sparsity_report
 
 # What there is and what is left of it.
 Sizes = tuple[int | None, int | None]
@@ -25,7 +25,11 @@ def _entries(model: keras.Model) -> Sizes:
 
 
 def _units(model: keras.Model) -> Sizes:
-    report = sparsity_report(model)
+    return units_of(sparsity_report(model))
+
+
+def units_of(report: SparsityReport) -> tuple[int, int]:
+    """Count input units and those of gates, and those of them that are left."""
     inputs = sum(row.inputs for row in report.rows)
     units = sum(gate.units for gate in report.gates)
     return inputs + units, sum(report.n_active)
@@ -48,10 +52,12 @@ def _shrunk(model: keras.Model) -> ShrinkReport:
 
 _SIZES: dict[str, Callable[[keras.Model], Sizes]] = {
     "nonzero_ratio": _entries,
-    "n_active": _units,
     "parameters": _parameters,
     "macs": _macs,
+    "n_active": _units,
 }
+# All wishes that there are, as arguments are named.
+NAMES = (*_SIZES, "budget")
 
 
 @dataclasses.dataclass(frozen=True)

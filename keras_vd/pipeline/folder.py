@@ -171,7 +171,10 @@ class _Backup(keras.callbacks.Callback):
 
 
 def _array(variable: keras.Variable) -> np.ndarray:
-    array = ops.convert_to_numpy(variable)
+    return _storable(ops.convert_to_numpy(variable))
+
+
+def _storable(array: np.ndarray) -> np.ndarray:
     # NumPy's files know no bfloat16, whose numbers float32 has, too.
     return array.astype("float32") if array.dtype.kind == "V" else array
 
@@ -181,10 +184,12 @@ def _read_arrays(file: Path) -> dict[str, Any]:
         return dict(stored)
 
 
-def _write_arrays(file: Path, content: dict[str, Any]) -> None:
+def _write_arrays(file: Path, content: Memory) -> None:
+    stored: Memory = {key: _storable(array) for key, array in content.items()}
+
     def write(path: Path) -> None:
         with open(path, "wb") as opened:
-            np.savez(opened, **content)
+            np.savez(opened, **stored)
 
     write_checked(file, write, _read_arrays)
 

@@ -35,9 +35,8 @@ class KeepBest(keras.callbacks.Callback):
 
     def memory(self) -> dict[str, Any]:
         """Return what a resumed run has to know."""
-        weights = self._weights or []
-        kept = {f"weight/{i}": _in_file(x) for i, x in enumerate(weights)}
-        return {"value": np.array(self.value), **kept}
+        weights = {f"weight/{i}": x for i, x in enumerate(self._weights or [])}
+        return {"value": np.array(self.value), **weights}
 
     def recall(self, memory: dict[str, Any]) -> None:
         """Go on with what `memory` returned."""
@@ -60,10 +59,6 @@ class KeepBest(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self.model.set_weights(self._weights)
-
-
-def _in_file(array: np.ndarray) -> np.ndarray:
-    return array.astype("float32") if array.dtype.kind == "V" else array
 
 
 class Ordered(keras.callbacks.Callback):

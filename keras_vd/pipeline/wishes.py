@@ -10,11 +10,10 @@ import keras
 from keras_vd._backend.keras_internals import is_better_when_larger
 from keras_vd.callbacks import KLTarget
 from keras_vd.callbacks.sizes import TOLERANCE, SizeCourse
-from keras_vd.callbacks.wishes import Wish
+from keras_vd.callbacks.wishes import NAMES, Wish, units_of
 from keras_vd.shrinking.report import ShrinkReport
 from keras_vd.sparsity import SparsityReport
 
-WISHES = ("nonzero_ratio", "parameters", "macs", "n_active", "budget")
 # Without a wish: how much worse than the plain network the metric may be. A
 # share of its value where it shall be small, since losses have any scale.
 POINTS, SHARE = 0.01, 0.05
@@ -40,11 +39,6 @@ class Goal:
     def is_budget(self) -> bool:
         """Whether it is about a quality, and not a size."""
         return self.name == "budget"
-
-    @property
-    def is_structural(self) -> bool:
-        """Whether it is about the size of the shrunk model."""
-        return self.name in ("parameters", "macs")
 
     @property
     def logged(self) -> str:
@@ -117,7 +111,7 @@ class Goal:
             return wish, metric, is_met
         whole, size = {
             "nonzero_ratio": pruned.entries,
-            "n_active": (_inputs(pruned), sum(pruned.n_active)),
+            "n_active": units_of(pruned),
             "parameters": (shrunk.parameters, shrunk.kept_parameters),
             "macs": (shrunk.macs or 0, shrunk.kept_macs or 0),
         }[self.name]
@@ -129,28 +123,23 @@ class Goal:
         )
 
 
-def _inputs(report: SparsityReport) -> int:
-    inputs = sum(row.inputs for row in report.rows)
-    return inputs + sum(gate.units for gate in report.gates)
-
-
 def find_wish(*values: Any) -> tuple[str, float | None]:
     """Return the name and the value of the one wish that is given.
 
     Without one it is a budget, of a value that depends on the metric.
 
     Args:
-        values: One for each of `WISHES`, or None.
+        values: One for each of `NAMES`, or None.
 
     Raises:
         TypeError: if its value is of the wrong type.
         ValueError: if there are several, or its value is out of range.
     """
-    named = dict(zip(WISHES, values, strict=True))
+    named = dict(zip(NAMES, values, strict=True))
     given = {k: v for k, v in named.items() if v is not None}
     if len(given) > 1:
         raise ValueError(
-            f"Arguments {', '.join(f'`{x}`' for x in WISHES)} are wishes, of "
+            f"Arguments {', '.join(f'`{x}`' for x in NAMES)} are wishes, of "
             f"which there can be one. Received: {given}."
         )
     if not given:
