@@ -98,15 +98,12 @@ class BudgetCourse:
         largest = max(float(ops.convert_to_numpy(x)) for x in weights)
         return max(largest, 0.0) * self._num_examples
 
-    def judge(
-        self, epoch: int, logs: dict[str, Any], penalty: float
-    ) -> tuple[float, float]:
+    def judge(self, epoch: int, logs: dict[str, Any]) -> tuple[float, float]:
         """Judge an epoch that ends, and set w for the next one.
 
         Args:
             epoch: The epoch.
             logs: Its logs.
-            penalty: What the KL adds to the training loss.
 
         Returns:
             The limit of the metric, and its value.
@@ -117,7 +114,7 @@ class BudgetCourse:
         """
         value = self._read(logs)
         if self.monitor == "loss":
-            value -= penalty
+            value -= self._penalty()
         if not self._sign:
             larger = is_better_when_larger(self._model, str(self.monitor))
             self._sign = -1.0 if larger else 1.0
@@ -130,6 +127,18 @@ class BudgetCourse:
         if epoch + 1 < self._epochs:
             self._adapt(epoch, excess)
         return self._limit, value
+
+    def _penalty(self) -> float:
+        """Compute what the KL adds to the training loss, as it is now."""
+        factors = (
+            (x.kl_scale, x.kl_weight, x.kl_divergence())
+            for x in required_posteriors(self._model)
+            if x.trainable
+        )
+        return sum(
+            math.prod(float(ops.convert_to_numpy(x)) for x in numbers)
+            for numbers in factors
+        )
 
     def _measure_plain(self, value: float) -> None:
         """Make a value the reference if it is the best so far."""

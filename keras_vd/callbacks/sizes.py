@@ -111,9 +111,7 @@ class SizeCourse:
         for posterior, mask in zip(posteriors, masks, strict=True):
             posterior.revive(mask)
 
-    def judge(
-        self, epoch: int, logs: dict[str, Any], penalty: float
-    ) -> tuple[float, float]:
+    def judge(self, epoch: int, logs: dict[str, Any]) -> tuple[float, float]:
         """Measure the model at the end of an epoch.
 
         Returns:

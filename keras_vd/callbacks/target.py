@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from keras import ops
-
 from keras_vd._backend.validation import check_number
 from keras_vd.callbacks import advice
 from keras_vd.callbacks.base import KLWeightCallback
@@ -208,13 +206,7 @@ class KLTarget(KLWeightCallback):
         return self._course.weight_of(epoch) / self.num_examples
 
     def _judge(self, epoch: int, logs: dict[str, Any]) -> dict[str, Any]:
-        # What the KL adds to the loss of training, as it is now.
-        penalty = self._weight * sum(
-            x.kl_scale * float(ops.convert_to_numpy(x.kl_divergence()))
-            for x in required_posteriors(self.model)
-            if x.trainable
-        )
-        target, state = self._course.judge(epoch, logs, penalty)
+        target, state = self._course.judge(epoch, logs)
         return {"target": target, "target_state": state}
 
     def _close_run(self, last: int) -> None:
