@@ -202,7 +202,6 @@ def files(model: keras.Model, inputs: Any) -> dict[str, str | None]:
 
 
 def row_of(result: dict[str, Any]) -> list[str]:
-    written = result.get("files", {})
     ratios = [
         f"{result[name] / result['parameters']:.3f}" if name in result else "-"
         for name in ("shrunk", "without")
@@ -217,9 +216,17 @@ def row_of(result: dict[str, Any]) -> list[str]:
         f"{result['plain_difference']:.0e}",
         *ratios,
         "-" if shrunk is None else f"{shrunk:.0e}",
-        ", ".join(x for x, problem in written.items() if not problem) or "-",
+        files_of(result.get("files", {})),
         f"{result['seconds']:.0f}",
     ]
+
+
+def files_of(problems: dict[str, str]) -> str:
+    """Say which files were written, given what kept each from being."""
+    if not problems:
+        return "-"
+    failed = [name for name, problem in problems.items() if problem]
+    return f"no {', '.join(failed)}" if failed else f"all {len(problems)}"
 
 
 if __name__ == "__main__":
