@@ -78,6 +78,8 @@ class KLAnnealing(KLWeightCallback):
             gate's mean, with the epoch as the step. It needs the package
             tensorboard, and no TensorFlow.
         log_layers: Bool: whether logs and TensorBoard get `n_active/<layer>`.
+        log_layer_kl: Bool: whether they get `kl/<layer>`, nats, which sum to
+            `kl`.
 
     Raises:
         TypeError: if an argument is of the wrong type.
@@ -106,8 +108,11 @@ class KLAnnealing(KLWeightCallback):
         verbose: int = 1,
         tensorboard: str | os.PathLike[str] | None = None,
         log_layers: bool = True,
+        log_layer_kl: bool = False,
     ) -> None:
-        super().__init__(num_examples, verbose, tensorboard, log_layers)
+        super().__init__(
+            num_examples, verbose, tensorboard, log_layers, log_layer_kl
+        )
         self.schedule = Schedule(start_epoch, warmup_epochs, schedule)
         self.max_weight = check_number("max_weight", max_weight, 0.0)
         # Epochs of the run that the default schedule is made for.

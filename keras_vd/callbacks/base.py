@@ -21,7 +21,7 @@ from keras_vd._backend.keras_internals import (
 from keras_vd._backend.tensorboard import EventWriter, check_tensorboard
 from keras_vd._backend.validation import check_integer
 from keras_vd.callbacks import advice
-from keras_vd.callbacks.figures import Figures, ShortBar
+from keras_vd.callbacks.figures import Figures, ShortBar, layer_kl
 from keras_vd.layers.structured import StructuredGate
 from keras_vd.posteriors import Posterior, WeightPosterior
 from keras_vd.posteriors.finding import named_posteriors, required_posteriors
@@ -40,6 +40,7 @@ class KLWeightCallback(keras.callbacks.Callback):
         verbose: 0 or 1.
         tensorboard: Path or None.
         log_layers: Bool.
+        log_layer_kl: Bool.
 
     Raises:
         TypeError: if an argument is of the wrong type.
@@ -53,6 +54,7 @@ class KLWeightCallback(keras.callbacks.Callback):
         verbose: int,
         tensorboard: str | os.PathLike[str] | None,
         log_layers: bool,
+        log_layer_kl: bool = False,
     ) -> None:
         super().__init__()
         self.num_examples = check_integer("num_examples", num_examples, 1)
@@ -62,6 +64,7 @@ class KLWeightCallback(keras.callbacks.Callback):
             tensorboard = Path(tensorboard)
         self.tensorboard = tensorboard
         self.log_layers = bool(log_layers)
+        self.log_layer_kl = bool(log_layer_kl)
         self._events: EventWriter | None = None
         self._told: set[str] = set()
         self._forget_fit()
@@ -227,6 +230,8 @@ class KLWeightCallback(keras.callbacks.Callback):
         figures = dict(self._figures.totals)
         if self.log_layers:
             figures |= self._figures.layers
+        if self.log_layer_kl:
+            figures |= layer_kl(self.model)
         if logs is not None:
             logs.update(figures)
         if self._events is not None:

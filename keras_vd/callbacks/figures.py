@@ -6,11 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+from keras import ops
 
+from keras_vd.posteriors.finding import named_posteriors
 from keras_vd.pruning import current_kl_divergence
 from keras_vd.sparsity import SparsityReport, sparsity_report
 
 PER_LAYER = "n_active/"
+PER_LAYER_KL = "kl/"
 
 
 class Figures:
@@ -66,6 +69,16 @@ class Figures:
         return {"n_active_min": min(counts), "n_active_sum": sum(counts)}
 
 
+def layer_kl(model: keras.layers.Layer) -> dict[str, float]:
+    """Compute the KL divergence of each posterior, nats, by name in logs."""
+    return {
+        f"{PER_LAYER_KL}{name}": float(
+            ops.convert_to_numpy(posterior.kl_divergence())
+        )
+        for name, posterior in named_posteriors(model)
+    }
+
+
 class ShortBar:
     """Change to a progress bar: a summary in place of one figure per layer.
 
@@ -86,7 +99,7 @@ class ShortBar:
         shown = {
             name: value
             for name, value in (logs or {}).items()
-            if not name.startswith(PER_LAYER)
+            if not name.startswith((PER_LAYER, PER_LAYER_KL))
         }
         figures = self._figures()
         if figures is not None:
