@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 import os
 
 import keras
@@ -183,6 +184,34 @@ def test_a_budget_is_kept(unmeasured):
     assert report.is_met
     assert report.reached == loss.small
     assert dense_sizes(small)["nonzero"] < WEIGHTS
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("is_larger_better", "before", "values", "kept"),
+    [
+        (True, 0.5, [0.6, 0.8, 0.8, 0.7], 2),  # of equal ones the last
+        (False, 0.5, [0.6, 0.3, 0.4], 1),
+        (True, 0.9, [0.6, 0.8], -1),  # none is as good as before
+        (False, 0.1, [0.2, math.nan], -1),
+        (True, math.nan, [math.nan, 0.2, 0.1], 1),
+    ],
+)
+def test_which_epoch_is_kept(is_larger_better, before, values, kept):
+    """The oracle is the list: every epoch marks the weights with its number."""
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    (_, bias) = model.get_weights()
+    keeping = KeepBest("val_score", is_larger_better, before)
+    keeping.set_model(model)
+    model.set_weights([np.full((1, 1), -1.0), bias])
+    keeping.on_train_begin()
+    for epoch, value in enumerate(values):
+        model.set_weights([np.full((1, 1), float(epoch)), bias])
+        keeping.on_epoch_end(epoch, {"val_score": value})
+    keeping.on_train_end()
+    assert float(to_float64(model.layers[0].kernel)[0, 0]) == kept
+    best = before if kept < 0 else values[kept]
+    assert keeping.value == best
 
 
 @pytest.mark.integration

@@ -488,6 +488,22 @@ def objects_by_identity(
             global_state.set_global_attribute(name, value)
 
 
+@contextlib.contextmanager
+def no_references() -> Iterator[None]:
+    """Let configs that are made within this context stand for themselves.
+
+    A model's config refers to objects it has seen before by their `id`, and
+    Python gives the `id` of an object that is gone to another one.
+    """
+    name = "shared_objects/id_to_config_map"
+    before = global_state.get_global_attribute(name)
+    global_state.set_global_attribute(name, None)
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute(name, before)
+
+
 def reference(item: Any) -> dict[str, Any]:
     """Return a config that stands for `item` within `objects_by_identity`."""
     return {

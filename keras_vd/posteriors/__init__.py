@@ -14,6 +14,7 @@ from typing import Any
 
 import keras
 
+from keras_vd._backend.keras_internals import no_references
 from keras_vd._backend.validation import resolve
 from keras_vd.posteriors.additive import (
     ARD,
@@ -87,7 +88,8 @@ def layer_arguments(posterior: WeightPosterior) -> dict[str, Any]:
 
 def serialize(posterior: WeightPosterior) -> dict[str, Any]:
     """Return a JSON-ready description of its options, for `get` to read."""
-    config = keras.saving.serialize_keras_object(posterior)
+    with no_references():
+        config = keras.saving.serialize_keras_object(posterior)
     # The description is for a template, which has no shape of its own.
     config.pop("build_config", None)
     return config

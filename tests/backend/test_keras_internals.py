@@ -5,6 +5,7 @@ A failure here means that this Keras release is not supported yet.
 
 from __future__ import annotations
 
+import json
 import sys
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -13,7 +14,9 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from keras.src.saving.serialization_lib import ObjectSharingScope
 
+from keras_vd import posteriors
 from keras_vd._backend import keras_internals as internals
 from tests.helpers.arrays import to_numpy
 from tests.helpers.contract import assert_equal
@@ -486,6 +489,23 @@ def test_objects_by_identity():
     made = keras.layers.TimeDistributed.from_config(wrapper.get_config())
     assert made.layer not in (inner, other)
     assert made.layer.units == 2
+
+
+@pytest.mark.core
+def test_configs_without_references():
+    """One object twice in a model: its config refers to it unless told not to.
+
+    The oracle of the setting is Keras itself, which does refer.
+    """
+    shared = keras.initializers.Constant(0.5)
+    posterior = posteriors.SparseVD()
+    with ObjectSharingScope():
+        seen = [keras.initializers.serialize(shared) for _ in range(2)]
+        with internals.no_references():
+            unseen = [keras.initializers.serialize(shared) for _ in range(2)]
+        templates = [posteriors.serialize(posterior) for _ in range(2)]
+    assert json.dumps(seen).count("shared_object_id") == 2
+    assert "shared_object_id" not in json.dumps([unseen, templates])
 
 
 @pytest.mark.core
