@@ -41,7 +41,7 @@ RECIPE = stages.Recipe(
     finetune_epochs=0,
     batch_size=128,
     variational_learning_rate=5e-3,
-    kl_weight=1.5,
+    kl_weight=1.0,
     warmup_share=0.0,
     threshold=-0.5,
 )
