@@ -154,6 +154,7 @@ def test_sizes_are_met(wish, key, expected, unmeasured):
 
 
 @pytest.mark.core
+@pytest.mark.integration
 def test_the_small_model_is_plain_compiled_and_as_reported(outcome):
     model, small, report, trained, _ = outcome
     held_out = data(40)
@@ -234,6 +235,7 @@ def test_without_a_wish_a_loss_may_grow_by_a_share(unmeasured):
 
 
 @pytest.mark.core
+@pytest.mark.integration
 def test_the_given_model_is_left_as_it_was(unmeasured):
     x, y = data()
     metric = keras.metrics.SparseCategoricalAccuracy(name="right")
@@ -685,6 +687,7 @@ def test_optimizers_and_metrics_are_new_ones_alike():
     assert faster.get_config()["learning_rate"] == pytest.approx(0.5)
 
 
+@pytest.mark.integration
 def test_the_report_is_text_json_and_a_page(outcome):
     _, _, report, _, printed = outcome
     assert isinstance(report, CompressionReport)

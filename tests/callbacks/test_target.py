@@ -600,6 +600,7 @@ class LoseAll(keras.callbacks.Callback):
                 set_kept(posterior, np.zeros(posterior.weight.shape, bool))
 
 
+@pytest.mark.integration
 def test_what_was_kept_counts_after_the_last_epoch_too():
     model = network()
     target = KLTarget(EXAMPLES, nonzero_ratio=4.0, verbose=0)
@@ -607,6 +608,7 @@ def test_what_was_kept_counts_after_the_last_epoch_too():
     assert nonzero(model) == pytest.approx(1128 / 4, rel=0.05)
 
 
+@pytest.mark.integration
 def test_the_best_state_is_remembered_by_another_object():
     """Oracle: the weights that the first run ends with."""
     model = network()

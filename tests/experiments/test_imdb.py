@@ -55,6 +55,7 @@ def disturb(model, seed):
         variable.assign(value.astype("float32"))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("share", ["weight", "unit", "rank1"])
 @pytest.mark.parametrize("groups", [(), models.GROUPS])
