@@ -11,6 +11,7 @@ from keras_vd.conversion import (
     to_functional,
     to_variational,
 )
+from keras_vd.decisions import out_of_distribution_auroc, risk_coverage
 from keras_vd.html import html_report
 from keras_vd.posteriors.finding import variational_weights
 from keras_vd.precision import bit_widths
@@ -36,12 +37,14 @@ __all__ = [
     "kl",
     "kl_divergence",
     "layers",
+    "out_of_distribution_auroc",
     "plots",
     "posteriors",
     "predict_mc",
     "priors",
     "prune",
     "reports",
+    "risk_coverage",
     "shrink",
     "sparsity_report",
     "to_deterministic",

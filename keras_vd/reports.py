@@ -8,6 +8,7 @@ from keras_vd.conversion.report import (
     FunctionalReport,
     StreamRow,
 )
+from keras_vd.decisions import OutOfDistributionReport, RiskCoverageReport
 from keras_vd.deployment.report import ArtifactRow, DeploymentReport
 from keras_vd.pipeline.report import CompressionReport, MetricRow, StageRow
 from keras_vd.shrinking.report import LayerRow, ShrinkReport, ZeroedRow
@@ -28,6 +29,8 @@ __all__ = [
     "LayerRow",
     "MetricRow",
     "MonteCarloPrediction",
+    "OutOfDistributionReport",
+    "RiskCoverageReport",
     "ShrinkReport",
     "SparsityReport",
     "StageRow",
