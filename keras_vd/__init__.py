@@ -18,6 +18,7 @@ from keras_vd.precision import bit_widths
 from keras_vd.pruning import kl_divergence, prune
 from keras_vd.shrinking import shrink
 from keras_vd.sparsity import sparsity_report
+from keras_vd.temperature import temperature_scaling
 from keras_vd.uncertainty import predict_mc
 from keras_vd.version import __version__
 
@@ -47,6 +48,7 @@ __all__ = [
     "risk_coverage",
     "shrink",
     "sparsity_report",
+    "temperature_scaling",
     "to_deterministic",
     "to_functional",
     "to_variational",

@@ -13,6 +13,7 @@ from keras_vd.deployment.report import ArtifactRow, DeploymentReport
 from keras_vd.pipeline.report import CompressionReport, MetricRow, StageRow
 from keras_vd.shrinking.report import LayerRow, ShrinkReport, ZeroedRow
 from keras_vd.sparsity import GateRow, GroupRow, SparsityReport, WeightRow
+from keras_vd.temperature import TemperatureReport
 from keras_vd.uncertainty import MonteCarloPrediction
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "SparsityReport",
     "StageRow",
     "StreamRow",
+    "TemperatureReport",
     "WeightRow",
     "ZeroedRow",
 ]
