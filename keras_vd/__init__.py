@@ -16,6 +16,7 @@ from keras_vd.html import html_report
 from keras_vd.posteriors.finding import variational_weights
 from keras_vd.precision import bit_widths
 from keras_vd.pruning import kl_divergence, prune
+from keras_vd.regression import regression_calibration
 from keras_vd.shrinking import shrink
 from keras_vd.sparsity import sparsity_report
 from keras_vd.temperature import temperature_scaling
@@ -44,6 +45,7 @@ __all__ = [
     "predict_mc",
     "priors",
     "prune",
+    "regression_calibration",
     "reports",
     "risk_coverage",
     "shrink",

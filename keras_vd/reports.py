@@ -11,6 +11,7 @@ from keras_vd.conversion.report import (
 from keras_vd.decisions import OutOfDistributionReport, RiskCoverageReport
 from keras_vd.deployment.report import ArtifactRow, DeploymentReport
 from keras_vd.pipeline.report import CompressionReport, MetricRow, StageRow
+from keras_vd.regression import RegressionCalibrationReport
 from keras_vd.shrinking.report import LayerRow, ShrinkReport, ZeroedRow
 from keras_vd.sparsity import GateRow, GroupRow, SparsityReport, WeightRow
 from keras_vd.temperature import TemperatureReport
@@ -31,6 +32,7 @@ __all__ = [
     "MetricRow",
     "MonteCarloPrediction",
     "OutOfDistributionReport",
+    "RegressionCalibrationReport",
     "RiskCoverageReport",
     "ShrinkReport",
     "SparsityReport",

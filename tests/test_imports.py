@@ -35,7 +35,7 @@ LAYERS_OF_THE_PACKAGE = (
     ("pipeline",),
     ("deployment", "shrinking", "callbacks", "plots", "uncertainty"),
     ("conversion", "precision", "pruning"),
-    ("decisions", "temperature"),
+    ("decisions", "temperature", "regression"),
     ("calibration",),
     ("sparsity",),
     ("layers", "rules"),
