@@ -11,12 +11,15 @@ from keras_vd.conversion import (
     to_functional,
     to_variational,
 )
+from keras_vd.decisions import out_of_distribution_auroc, risk_coverage
 from keras_vd.html import html_report
 from keras_vd.posteriors.finding import variational_weights
 from keras_vd.precision import bit_widths
 from keras_vd.pruning import kl_divergence, prune
+from keras_vd.regression import regression_calibration
 from keras_vd.shrinking import shrink
 from keras_vd.sparsity import sparsity_report
+from keras_vd.temperature import temperature_scaling
 from keras_vd.uncertainty import predict_mc
 from keras_vd.version import __version__
 
@@ -36,14 +39,18 @@ __all__ = [
     "kl",
     "kl_divergence",
     "layers",
+    "out_of_distribution_auroc",
     "plots",
     "posteriors",
     "predict_mc",
     "priors",
     "prune",
+    "regression_calibration",
     "reports",
+    "risk_coverage",
     "shrink",
     "sparsity_report",
+    "temperature_scaling",
     "to_deterministic",
     "to_functional",
     "to_variational",

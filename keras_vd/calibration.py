@@ -134,14 +134,7 @@ def calibration_report(
     0.35
     """
     bins = check_integer("bins", bins, 1)
-    values = np.asarray(probabilities, "float64")
-    if not are_probabilities(values) or not values.size:
-        raise ValueError(
-            "Argument `probabilities` must be class probabilities of shape "
-            "(examples, ..., classes), within [0, 1] and of sum 1. Received: "
-            f"shape {values.shape}."
-        )
-    values = both_classes(values)
+    values = both_classes(check_probabilities(probabilities))
     classes = check_labels(labels, values).reshape(-1)
     values = values.reshape(-1, values.shape[-1])
     confidence = values.max(axis=-1)
@@ -176,6 +169,25 @@ def are_probabilities(values: np.ndarray) -> bool:
     return bool(np.all(np.abs(sums - 1.0) <= _SUM_TOLERANCE))
 
 
+def check_probabilities(probabilities: Any) -> np.ndarray:
+    """Return class probabilities as an array of float64.
+
+    Args:
+        probabilities: What a user passed.
+
+    Raises:
+        ValueError: if they are no probabilities, or none are there.
+    """
+    values = np.asarray(probabilities, "float64")
+    if not are_probabilities(values) or not values.size:
+        raise ValueError(
+            "Argument `probabilities` must be class probabilities of shape "
+            "(examples, ..., classes), within [0, 1] and of sum 1. Received: "
+            f"shape {values.shape}."
+        )
+    return values
+
+
 def both_classes(probabilities: np.ndarray) -> np.ndarray:
     """Return the probabilities of all classes, of shape `(..., classes)`.
 
@@ -206,11 +218,12 @@ def check_labels(labels: Any, probabilities: np.ndarray) -> np.ndarray:
             f"one for each prediction. Received: shape {array.shape} of type "
             f"{array.dtype}."
         )
-    numbers = array.astype("int64")
-    if np.any((numbers != array) | (numbers < 0) | (numbers >= classes)):
+    is_in_range = np.all((array >= 0) & (array < classes))
+    # A cast of what is out of range, such as NaN, would warn.
+    if not is_in_range or np.any(array.astype("int64") != array):
         raise ValueError(
             "Argument `labels` must be class numbers 0, 1, ..., "
             f"{classes - 1}. Received values from {array.min()} to "
             f"{array.max()}."
         )
-    return numbers
+    return array.astype("int64")

@@ -10,10 +10,12 @@ from keras import ops
 from matplotlib.figure import Figure
 
 from keras_vd.calibration import CalibrationReport
+from keras_vd.decisions import RiskCoverageReport
 from keras_vd.layers import LogNormalDropout
 from keras_vd.layers.structured import StructuredGate
 from keras_vd.posteriors import WeightPosterior
 from keras_vd.posteriors.finding import named_posteriors, required_posteriors
+from keras_vd.regression import RegressionCalibrationReport
 
 
 def _required_weights(model: keras.layers.Layer) -> list[WeightPosterior]:
@@ -161,6 +163,77 @@ def plot_calibration(report: CalibrationReport) -> Figure:
         ylabel="accuracy",
         xlim=(0, 1),
         ylim=(0, 1),
+    )
+    return figure
+
+
+def plot_risk_coverage(report: RiskCoverageReport) -> Figure:
+    """Draw a risk-coverage curve (Geifman and El-Yaniv 2017, arXiv:1705.08500).
+
+    Args:
+        report: What `keras_vd.risk_coverage` returned.
+
+    Returns:
+        A figure with the share of the answers that is wrong by the share of
+        the predictions that is answered. A step belongs to the examples that
+        are answered at its right end only. The dashed line is the risk of
+        answering always, where an uncertainty that says nothing would lie.
+    """
+    figure = Figure(figsize=(5, 4), layout="constrained")
+    panel = figure.subplots()
+    panel.step(
+        np.concatenate([[0.0], report.coverage]),
+        np.concatenate([report.risk[:1], report.risk]),
+        where="pre",
+        color="tab:blue",
+    )
+    panel.axhline(report.risk[-1], linestyle="--", color="black")
+    panel.set(
+        title=f"area under the curve {report.aurc:.4f}",
+        xlabel="coverage",
+        ylabel="risk",
+        xlim=(0, 1),
+    )
+    panel.set_ylim(bottom=0.0)
+    return figure
+
+
+def plot_regression_calibration(
+    report: RegressionCalibrationReport, bins: int = 20
+) -> Figure:
+    """Draw coverage against level, and a histogram of the PIT values.
+
+    Args:
+        report: What `keras_vd.regression_calibration` returned.
+        bins: Number of bars.
+
+    Returns:
+        A figure. Left: the share of the targets within central intervals, above
+        the diagonal (dashed) if they are too wide. Right: the density of the
+        probability integral transform, 1 (dashed) for a calibrated model.
+    """
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(report.levels, report.coverage, marker="o", color="tab:blue")
+    left.plot([0, 1], [0, 1], linestyle="--", color="black")
+    left.set(
+        title=f"calibration error {report.calibration_error:.3f}",
+        xlabel="level of the central interval",
+        ylabel="coverage",
+        xlim=(0, 1),
+        ylim=(0, 1),
+    )
+    right.hist(
+        report.pit.ravel(),
+        bins=bins,
+        range=(0, 1),
+        density=True,
+        edgecolor="black",
+        color="tab:blue",
+    )
+    right.axhline(1.0, linestyle="--", color="black")
+    right.set(
+        xlabel="probability integral transform", ylabel="density", xlim=(0, 1)
     )
     return figure
 

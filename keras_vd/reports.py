@@ -8,10 +8,13 @@ from keras_vd.conversion.report import (
     FunctionalReport,
     StreamRow,
 )
+from keras_vd.decisions import OutOfDistributionReport, RiskCoverageReport
 from keras_vd.deployment.report import ArtifactRow, DeploymentReport
 from keras_vd.pipeline.report import CompressionReport, MetricRow, StageRow
+from keras_vd.regression import RegressionCalibrationReport
 from keras_vd.shrinking.report import LayerRow, ShrinkReport, ZeroedRow
 from keras_vd.sparsity import GateRow, GroupRow, SparsityReport, WeightRow
+from keras_vd.temperature import TemperatureReport
 from keras_vd.uncertainty import MonteCarloPrediction
 
 __all__ = [
@@ -28,10 +31,14 @@ __all__ = [
     "LayerRow",
     "MetricRow",
     "MonteCarloPrediction",
+    "OutOfDistributionReport",
+    "RegressionCalibrationReport",
+    "RiskCoverageReport",
     "ShrinkReport",
     "SparsityReport",
     "StageRow",
     "StreamRow",
+    "TemperatureReport",
     "WeightRow",
     "ZeroedRow",
 ]

@@ -110,6 +110,7 @@ def test_report_can_be_read():
         ([[0.5, 0.5]], [2], r"Received values from 2 to 2"),
         ([[0.5, 0.5]], [-1], "class numbers 0, 1, ..., 1"),
         ([[0.5, 0.5]], [0.5], "class numbers 0, 1, ..., 1"),
+        ([[0.5, 0.5]], [np.nan], "class numbers 0, 1, ..., 1"),
         ([[0.5]], [2], "class numbers 0, 1, ..., 1"),
     ],
 )

@@ -9,6 +9,8 @@ from keras_vd import (
     layers,
     plots,
     prune,
+    regression_calibration,
+    risk_coverage,
     variational_weights,
 )
 from tests.helpers.arrays import to_float64
@@ -144,6 +146,10 @@ def test_files_without_a_display(model, tmp_path, monkeypatch):
         plots.plot_log_alpha(pruned),
         plots.plot_kept_weights(pruned),
         plots.plot_training(HISTORY),
+        plots.plot_risk_coverage(risk_coverage(np.eye(2), [0, 0])),
+        plots.plot_regression_calibration(
+            regression_calibration([0.5], mean=[0.0], stddev=1.0)
+        ),
     ]
     for number, figure in enumerate(figures):
         path = tmp_path / f"{number}.png"
@@ -225,3 +231,40 @@ def test_reliability_diagram():
     assert panel.get_title() == "expected calibration error 0.250"
     (diagonal,) = panel.lines
     assert diagonal.get_xydata().tolist() == [[0, 0], [1, 1]]
+
+
+def test_risk_coverage_curve():
+    # Oracle: by hand; the second and third example are answered together.
+    report = risk_coverage(
+        np.eye(2)[[0, 0, 0, 0]], [0, 0, 1, 1], [0.1, 0.2, 0.2, 0.3]
+    )
+    (panel,) = plots.plot_risk_coverage(report).axes
+    curve, always = panel.lines
+    points = [(0, 0), (0.25, 0), (0.75, 1 / 3), (1, 0.5)]
+    np.testing.assert_allclose(curve.get_xydata(), points)
+    assert curve.get_drawstyle() == "steps-pre"
+    # What the steps enclose is the area that the report states.
+    assert 0.5 / 3 + 0.25 * 0.5 == pytest.approx(report.aurc)
+    assert panel.get_title() == "area under the curve 0.2917"
+    assert list(always.get_ydata()) == [0.5, 0.5]
+    assert panel.get_ylim()[0] == 0.0
+
+
+def test_regression_diagram():
+    # Oracle: NumPy's histogram of the report's own values.
+    rng = np.random.default_rng(0)
+    y = rng.normal(size=(30, 4))
+    report = regression_calibration(y, mean=np.zeros((30, 4)), stddev=0.5)
+    left, right = plots.plot_regression_calibration(report, bins=8).axes
+    curve, diagonal = left.lines
+    np.testing.assert_array_equal(curve.get_xdata(), report.levels)
+    np.testing.assert_array_equal(curve.get_ydata(), report.coverage)
+    assert diagonal.get_xydata().tolist() == [[0, 0], [1, 1]]
+    error = f"calibration error {report.calibration_error:.3f}"
+    assert left.get_title() == error
+    heights = [bar.get_height() for bar in right.patches]
+    counts, _ = np.histogram(report.pit, bins=8, range=(0, 1))
+    np.testing.assert_allclose(heights, counts / 120 * 8)
+    assert heights[0] > 2.0 > 1.0 > heights[4]  # too sure: heaps at the ends
+    (even,) = right.lines
+    assert list(even.get_ydata()) == [1.0, 1.0]

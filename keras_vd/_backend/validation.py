@@ -255,3 +255,29 @@ def refuse_rematerialization(layer: keras.layers.Layer) -> None:
             "repeated: keras.RematScope(mode='list_of_layers', "
             "layer_names=[...]). mode='activations' works, too."
         )
+
+
+def check_array(argument: str, value: Any) -> np.ndarray:
+    """Return `value` as an array of float64 if it is finite and not empty.
+
+    Raises:
+        ValueError: otherwise, or if it is no array of real numbers.
+    """
+    message = (
+        f"Argument `{argument}` must be an array of finite numbers, and not "
+        "empty. Received: "
+    )
+    try:
+        given = np.asarray(value)
+        if given.dtype.kind in "cSUmM":  # complex, text, times
+            raise TypeError(f"{given.dtype} is no type of real numbers")
+        array = given.astype("float64")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{message}{value!r}.") from error
+    nonfinite = np.count_nonzero(~np.isfinite(array))
+    if nonfinite or not array.size:
+        raise ValueError(
+            f"{message}shape {array.shape}, {nonfinite:,} of {array.size:,} "
+            "NaN or infinite."
+        )
+    return array

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from keras_vd._backend.validation import (
+    check_array,
     check_choice,
     check_integer,
     check_number,
@@ -86,3 +87,33 @@ def test_bad_choices(value):
         check_choice("share", value, ("weight", "unit"))
     assert "['weight', 'unit']" in str(error.value)
     assert f"share={value!r}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [3, [True, False], [[1, 2], [3, 4]], np.ones((2, 1), "float16")],
+)
+def test_good_arrays(value):
+    array = check_array("scores", value)
+    assert array.dtype == np.float64
+    np.testing.assert_array_equal(array, np.asarray(value))
+
+
+@pytest.mark.parametrize(
+    ("value", "received"),
+    [
+        ([], r"shape \(0,\)"),
+        ([1.0, np.nan, -np.inf], "2 of 3 NaN or infinite"),
+        (None, "NaN or infinite"),
+        (["1"], r"\['1'\]"),
+        ([1j], r"\[1j\]"),
+        ([[1.0], 2.0], r"\[\[1.0\], 2.0\]"),
+        (np.array(["2020-01-01"], "datetime64[D]"), "2020"),
+    ],
+)
+def test_arrays_that_are_refused(value, received):
+    message = (
+        f"`scores` must be an array of finite numbers.*Received.*{received}"
+    )
+    with pytest.raises(ValueError, match=message):
+        check_array("scores", value)
