@@ -70,6 +70,10 @@ LAYERS: dict[str, tuple[tuple[int, ...], Callable[[], Any]]] = {
     "VDSeparableConv1D": ((5, 2), one(layers.VDSeparableConv1D, 3, 2)),
     "VDSeparableConv2D": ((4, 4, 2), one(layers.VDSeparableConv2D, 3, 2)),
     "HardConcreteDropout": ((4,), one(layers.HardConcreteDropout)),
+    "HomoscedasticNoise": (
+        (4,),
+        lambda: keras.Sequential([dense()(), layers.HomoscedasticNoise(0.5)]),
+    ),
     "LogNormalDropout": ((4,), one(layers.LogNormalDropout)),
     "BetaBernoulliDropout": ((4,), one(layers.BetaBernoulliDropout)),
     "DependentBetaBernoulliDropout": (

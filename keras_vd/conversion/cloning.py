@@ -30,6 +30,7 @@ from keras_vd._backend.keras_internals import (
     reference,
     sublayers,
 )
+from keras_vd.layers.homoscedastic import HomoscedasticNoise
 from keras_vd.layers.structured import StructuredGate
 from keras_vd.posteriors import WeightPosterior
 
@@ -342,7 +343,7 @@ class Cloner:
                 continue
             self._copied.add((id(old), id(new)))
             pairs.append((old, new))
-            if isinstance(old, StructuredGate) and type(old) is not type(new):
+            if isinstance(old, MAKING_PLAIN) and type(old) is not type(new):
                 old.copy_to(new)
                 continue
             _copy_variables(old, new, values or {})
@@ -371,6 +372,9 @@ class Cloner:
             raise ValueError(_DIFFERS.format(name=old.name, what="layers"))
         return list(zip(children, others, strict=True))
 
+
+# Layers that say what does the same in a plain model.
+MAKING_PLAIN = (StructuredGate, HomoscedasticNoise)
 
 _DIFFERS = (
     "Layer '{name}' has other {what} when it is rebuilt from its config. Its "

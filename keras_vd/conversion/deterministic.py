@@ -13,7 +13,7 @@ from keras_vd._backend.keras_internals import (
     overridden,
 )
 from keras_vd._backend.validation import check_finite_model, check_model
-from keras_vd.conversion.cloning import Cloner, Replacement
+from keras_vd.conversion.cloning import MAKING_PLAIN, Cloner, Replacement
 from keras_vd.conversion.folding import absorb, find_folds
 from keras_vd.conversion.functional import written_out
 from keras_vd.conversion.in_place import PartlyVariational, keeps_class
@@ -22,7 +22,6 @@ from keras_vd.layers.base import (
     VariationalLayer,
     keras_class,
 )
-from keras_vd.layers.structured import StructuredGate
 from keras_vd.posteriors.finding import required_posteriors
 
 
@@ -104,7 +103,7 @@ def _is_from_config(model: keras.Model) -> bool:
 
 
 def _is_ours(layer: Any) -> bool:
-    return isinstance(layer, (VariationalLayer, StructuredGate))
+    return isinstance(layer, (VariationalLayer, *MAKING_PLAIN))
 
 
 def _check_code(layer: Any) -> None:
@@ -133,10 +132,10 @@ def _known_class(cls: type) -> type:
 
 def _plain(layer: Any) -> Replacement | None:
     """Return what replaces a layer; None if it is not of this package."""
-    if isinstance(layer, StructuredGate):
-        gate: keras.layers.Layer
-        gate = layer.plain_layer(layer.get_build_config()["input_shape"])
-        return gate
+    if isinstance(layer, MAKING_PLAIN):
+        made: keras.layers.Layer
+        made = layer.plain_layer(layer.get_build_config()["input_shape"])
+        return made
     if isinstance(layer, PartlyVariational):
         return layer.plain_class, None
     if not isinstance(layer, VariationalLayer):

@@ -31,6 +31,7 @@ from keras_vd.layers.conv import (
 from keras_vd.layers.dense import VDDense, VDEinsumDense
 from keras_vd.layers.embedding import VDEmbedding
 from keras_vd.layers.hard_concrete import HardConcreteDropout
+from keras_vd.layers.homoscedastic import HomoscedasticNoise
 from keras_vd.layers.log_normal import LogNormalDropout
 from keras_vd.layers.recurrent import VDGRU, VDLSTM, VDSimpleRNN
 
@@ -40,6 +41,7 @@ __all__ = [
     "BetaBernoulliDropout",
     "DependentBetaBernoulliDropout",
     "HardConcreteDropout",
+    "HomoscedasticNoise",
     "LogNormalDropout",
     "VDConv1D",
     "VDConv1DTranspose",
