@@ -57,6 +57,8 @@ class MonteCarloPrediction:
         num_samples: Number of draws.
         task: `"classification"`, `"binary"`, `"multi-label"` or
             `"regression"`.
+        samples: The predictions of all draws, float32, of shape
+            `(num_samples, examples, ...)`; None without `return_samples`.
     """
 
     mean: np.ndarray
@@ -66,6 +68,7 @@ class MonteCarloPrediction:
     calibration: CalibrationReport | None
     num_samples: int
     task: str
+    samples: np.ndarray | None = None
 
     @property
     def expected_calibration_error(self) -> float | None:
@@ -92,6 +95,7 @@ def predict_mc(
     task: Any = None,
     steps: int | None = None,
     verbose: Any = "auto",
+    return_samples: bool = False,
 ) -> Predictions:
     """Predict with many draws of the weights instead of their means.
 
@@ -104,7 +108,8 @@ def predict_mc(
     Args:
         model: A built model with variational layers.
         x: All that `predict` takes. Targets in its batches are left alone.
-        num_samples: Int >= 1: number of draws; memory does not grow with it.
+        num_samples: Int >= 1: number of draws; memory grows with it only if
+            `return_samples`.
         batch_size: Int >= 1 or None (32), for arrays only: a matter of speed.
         labels: For the calibration, one per prediction: class numbers of shape
             `(examples, ...)`; for `"multi-label"`, 0 and 1 in the shape of the
@@ -119,6 +124,9 @@ def predict_mc(
             else a last sigmoid tells.
         steps: Int >= 1 or None (all): number of batches.
         verbose: `"auto"` (a bar after 10 s), 1 (at once) or 0 (none).
+        return_samples: Bool: whether to keep the predictions of all draws as
+            `samples`, 4 bytes for each draw of each number, and twice that
+            while they are put together.
 
     Returns:
         A `MonteCarloPrediction`; for several outputs a structure of them, and
@@ -135,9 +143,14 @@ def predict_mc(
     _refuse_states(model)
     seed = None if seed is None else check_integer("seed", seed, 0)
     num_samples = check_integer("num_samples", num_samples, 1)
+    if not isinstance(return_samples, bool):
+        raise TypeError(
+            "Argument `return_samples` must be True or False. Received: "
+            f"return_samples={return_samples!r}."
+        )
     batches = _batches(x, batch_size, steps)
     progress = Progress(verbose, batches, num_samples)
-    reader = _Reader(model, task, from_logits, labels)
+    reader = _Reader(model, task, from_logits, labels, return_samples)
     _read_all(model, batches, reader, num_samples, seed, progress)
     return reader.result()
 
@@ -180,14 +193,21 @@ class _Reader:
         task: As the user passed it.
         from_logits: As the user passed it.
         labels: As the user passed them.
+        is_keeping: Whether to keep all draws.
     """
 
     def __init__(
-        self, model: keras.Model, task: Any, from_logits: Any, labels: Any
+        self,
+        model: keras.Model,
+        task: Any,
+        from_logits: Any,
+        labels: Any,
+        is_keeping: bool,
     ) -> None:
         self.model = model
         self.task, self.from_logits = task, from_logits
         self.labels = labels
+        self.is_keeping = is_keeping
         self.meanings: list[Meaning] | None = None
         self.examples = 0
         self.batches: list[list[Summary]] = []
@@ -243,7 +263,10 @@ class _Reader:
         self.structure = outputs
         summaries = self.batches[-1]
         if not summaries:
-            summaries += [Summary(meaning) for meaning in self.meanings or ()]
+            summaries += [
+                Summary(meaning, self.is_keeping)
+                for meaning in self.meanings or ()
+            ]
         leaves = keras.tree.flatten(outputs)
         for summary, leaf, labels in zip(
             summaries, leaves, self.labels, strict=True
@@ -294,7 +317,20 @@ def _joined(
         ),
         num_samples=first.num_samples,
         task=first.meaning.task,
+        samples=_joined_draws([summary.samples for summary in summaries]),
     )
+
+
+def _joined_draws(batches: list[list[np.ndarray]]) -> np.ndarray | None:
+    """Join the kept draws of all batches; None if none were kept."""
+    draws = list(zip(*batches, strict=True))
+    if not draws:
+        return None
+    examples = sum(map(len, draws[0]))
+    joined = np.empty((len(draws), examples, *draws[0][0].shape[1:]), "float32")
+    for parts, rows in zip(draws, joined, strict=True):
+        np.concatenate(parts, out=rows)
+    return joined
 
 
 def _batches(x: Any, batch_size: int | None, steps: int | None) -> Batches:

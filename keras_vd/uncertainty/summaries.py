@@ -20,10 +20,16 @@ class Summary:
     """Statistics of one output for one batch, updated draw by draw.
 
     Mean and variance are computed by Welford's algorithm (1962).
+
+    Args:
+        meaning: What the output is.
+        is_keeping: Whether to keep all draws, too.
     """
 
-    def __init__(self, meaning: Meaning) -> None:
+    def __init__(self, meaning: Meaning, is_keeping: bool) -> None:
         self.meaning = meaning
+        self.is_keeping = is_keeping
+        self.samples: list[np.ndarray] = []
         self.is_regression = meaning.task == "regression"
         self.num_samples = 0
         self.mean: Any = 0.0
@@ -34,6 +40,8 @@ class Summary:
         """Take in one more draw, of shape `(batch, ...)`."""
         values = self._read(np.asarray(outputs, "float64"))
         self.num_samples += 1
+        if self.is_keeping:
+            self.samples.append(values.astype("float32"))
         deviation = values - self.mean
         self.mean = self.mean + deviation / self.num_samples
         self.squares = self.squares + deviation * (values - self.mean)
