@@ -65,11 +65,12 @@ class GaussianNLL(keras.losses.Loss):
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         if self.stddev is None:
-            mean, log_variance = split_outputs(y_pred)
+            columns = count_columns(tuple(y_pred.shape))
+            mean, log_variance = y_pred[..., :columns], y_pred[..., columns:]
         else:
             logs = [2.0 * math.log(x) for x in _listed(self.stddev)]
-            mean, columns = y_pred, y_pred.shape[-1:]
-            if len(logs) not in (1, *columns):
+            mean = y_pred
+            if len(logs) not in (1, *y_pred.shape[-1:]):
                 raise ValueError(
                     "Argument `stddev` must have one entry for each column of "
                     f"the outputs. Received: stddev={self.stddev!r} with "
@@ -87,21 +88,22 @@ class GaussianNLL(keras.losses.Loss):
         return {**super().get_config(), "stddev": self.stddev}
 
 
-def split_outputs(outputs: Any) -> tuple[Any, Any]:
-    """Split outputs of shape `(..., 2 k)` into k means and k log variances.
+def count_columns(shape: tuple[int, ...]) -> int:
+    """Return k for outputs of k means and then k log variances.
+
+    Args:
+        shape: Shape of the outputs, `(examples, ..., 2 k)`.
 
     Raises:
-        ValueError: if the outputs have no last axis of an even size.
+        ValueError: if it is none.
     """
-    columns = outputs.shape[-1] if len(outputs.shape) > 1 else 1
+    columns = shape[-1] if len(shape) > 1 else 1
     if columns % 2:
         raise ValueError(
             "Heteroscedastic outputs must have shape (examples, ..., 2 k), of "
-            "k means and then k log variances. Received: shape "
-            f"{tuple(outputs.shape)}."
+            f"k means and then k log variances. Received: shape {shape}."
         )
-    half = columns // 2
-    return outputs[..., :half], outputs[..., half:]
+    return columns // 2
 
 
 def _listed(stddev: float | list[float]) -> list[float]:
