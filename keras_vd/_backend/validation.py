@@ -60,6 +60,22 @@ def check_number(
     return number
 
 
+def check_share(argument: str, value: object) -> float:
+    """Return `value` as a float if it is a number between 0 and 1.
+
+    Raises:
+        TypeError: if it is not a real number.
+        ValueError: if it is 0, 1 or outside of them.
+    """
+    number = check_number(argument, value, 0.0, 1.0, exclusive=True)
+    if number == 1.0:
+        raise ValueError(
+            f"Argument `{argument}` must be less than 1. Received: "
+            f"{argument}={value!r}."
+        )
+    return number
+
+
 def check_stddev(argument: str, value: object) -> float | list[float]:
     """Return standard deviations as a float, or as a list of one per column.
 

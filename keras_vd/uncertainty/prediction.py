@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import keras
@@ -27,6 +28,7 @@ from keras_vd._backend.validation import (
     check_finite_model,
     check_integer,
     check_model,
+    check_share,
 )
 from keras_vd.calibration import CalibrationReport
 from keras_vd.posteriors.finding import required_posteriors
@@ -34,6 +36,7 @@ from keras_vd.uncertainty.noise import HETEROSCEDASTIC
 from keras_vd.uncertainty.predictive import (
     class_log_likelihood,
     gaussian_log_likelihood,
+    mixture_quantile,
 )
 from keras_vd.uncertainty.sampler import Padding, Progress, sampler_of
 from keras_vd.uncertainty.summaries import Summary, with_classes
@@ -145,6 +148,61 @@ class MonteCarloPrediction:
                 "`keras_vd.losses.GaussianNLL`."
             )
         return gaussian_log_likelihood(samples, self.noise, labels)
+
+    def quantile(self, q: float | Sequence[float]) -> np.ndarray:
+        """Compute quantiles of the predictive distribution.
+
+        For a regression whose noise is known these are quantiles of targets:
+        the distribution is the mixture of the normal distributions of all
+        draws, column by column. Without noise, and for the probabilities of
+        classes, they are the empirical ones of the draws, which say only what
+        the weights leave open.
+
+        Args:
+            q: Float in (0, 1), or a sequence of such.
+
+        Returns:
+            float64 of the shape of `mean`; for a sequence with its length as
+            another first axis.
+
+        Raises:
+            TypeError: if `q` is not made of numbers.
+            ValueError: if a number is not in (0, 1), or draws were not kept
+                (`return_samples`).
+        """
+        if isinstance(q, (list, tuple, np.ndarray)) and np.ndim(q) > 0:
+            levels = [check_share("q", x) for x in q]
+            if not levels:
+                raise ValueError(
+                    "Argument `q` must have at least one entry. Received: "
+                    f"q={q!r}."
+                )
+            return np.stack([self._quantile(x) for x in levels])
+        return self._quantile(check_share("q", q))
+
+    def interval(self, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+        """Compute the interval between two quantiles, of equal tails.
+
+        Args:
+            level: Float in (0, 1): share of the predictive distribution that
+                is inside; see `quantile` for what that distribution is.
+
+        Returns:
+            Lower and upper end, float64 of the shape of `mean`.
+
+        Raises:
+            TypeError: if `level` is no number.
+            ValueError: if it is not in (0, 1), or draws were not kept
+                (`return_samples`).
+        """
+        tail = 0.5 * (1.0 - check_share("level", level))
+        return self._quantile(tail), self._quantile(1.0 - tail)
+
+    def _quantile(self, q: float) -> np.ndarray:
+        samples = self._kept_samples()
+        if self.noise is None:
+            return np.quantile(samples, q, axis=0).astype("float64")
+        return mixture_quantile(samples, self.noise, q)
 
     def _kept_samples(self) -> np.ndarray:
         if self.samples is None:
