@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from keras_vd import callbacks, kl, layers, posteriors, priors
+from keras_vd import callbacks, kl, layers, losses, posteriors, priors
 from keras_vd.calibration import calibration_report
 from keras_vd.conversion import (
     freeze_zeros,
@@ -39,6 +39,7 @@ __all__ = [
     "kl",
     "kl_divergence",
     "layers",
+    "losses",
     "out_of_distribution_auroc",
     "plots",
     "posteriors",

@@ -41,7 +41,7 @@ LAYERS_OF_THE_PACKAGE = (
     ("layers", "rules"),
     ("posteriors",),
     ("priors",),
-    ("kl",),
+    ("kl", "losses"),
     ("divergences",),
     ("_backend", "version"),
 )

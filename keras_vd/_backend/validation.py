@@ -60,6 +60,46 @@ def check_number(
     return number
 
 
+def check_share(argument: str, value: object) -> float:
+    """Return `value` as a float if it is a number between 0 and 1.
+
+    Raises:
+        TypeError: if it is not a real number.
+        ValueError: if it is 0, 1 or outside of them.
+    """
+    number = check_number(argument, value, 0.0, 1.0, exclusive=True)
+    if number == 1.0:
+        raise ValueError(
+            f"Argument `{argument}` must be less than 1. Received: "
+            f"{argument}={value!r}."
+        )
+    return number
+
+
+def check_stddev(argument: str, value: object) -> float | list[float]:
+    """Return standard deviations as a float, or as a list of one per column.
+
+    Args:
+        argument: Name of the argument, for the message.
+        value: What the user passed: a number > 0, or a sequence or an array of
+            one axis of such numbers.
+
+    Raises:
+        TypeError: if it is neither.
+        ValueError: if an entry is not positive and finite, or there is none.
+    """
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if not isinstance(value, (list, tuple)):
+        return check_number(argument, value, 0.0, exclusive=True)
+    if not value:
+        raise ValueError(
+            f"Argument `{argument}` must have one entry for each column. "
+            f"Received: {argument}={value!r}."
+        )
+    return [check_number(argument, x, 0.0, exclusive=True) for x in value]
+
+
 def check_integer(argument: str, value: object, minimum: int) -> int:
     """Return `value` as an int if it is a whole number of at least `minimum`.
 

@@ -1,7 +1,8 @@
 """Predictions that say how sure they are: read `prediction` first.
 
 `sampler` computes the draws, `evidence` and `tasks` find out what outputs
-mean, and `summaries` computes statistics of the draws.
+mean, `noise` how far targets are from them, `summaries` computes statistics of
+the draws, and `predictive` what the draws together predict.
 """
 
 from keras_vd.uncertainty.prediction import MonteCarloPrediction, predict_mc

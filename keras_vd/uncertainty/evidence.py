@@ -17,11 +17,13 @@ from keras_vd._backend.keras_internals import (
     graph_calls,
     loss_options,
 )
+from keras_vd.losses import GaussianNLL
 
 # Of losses that take one probability per output: binary or multi-label.
 PER_OUTPUT = "per output"
 
 _TASK_OF_LOSS = {
+    "GaussianNLL": "regression",
     "BinaryCrossentropy": PER_OUTPUT,
     "BinaryFocalCrossentropy": PER_OUTPUT,
     "CategoricalCrossentropy": "classification",
@@ -168,7 +170,8 @@ def _read_loss(loss: Any) -> tuple[str | None, bool | None, int | None]:
         names = [
             base.__name__
             for base in type(loss).__mro__
-            if getattr(keras.losses, base.__name__, None) is base
+            if base is GaussianNLL
+            or getattr(keras.losses, base.__name__, None) is base
         ]
         tasks = [_TASK_OF_LOSS[name] for name in names if name in _TASK_OF_LOSS]
         task = tasks[0] if tasks else None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import keras
@@ -27,11 +28,18 @@ from keras_vd._backend.validation import (
     check_finite_model,
     check_integer,
     check_model,
+    check_share,
 )
 from keras_vd.calibration import CalibrationReport
 from keras_vd.posteriors.finding import required_posteriors
+from keras_vd.uncertainty.noise import HETEROSCEDASTIC
+from keras_vd.uncertainty.predictive import (
+    class_log_likelihood,
+    gaussian_log_likelihood,
+    mixture_quantile,
+)
 from keras_vd.uncertainty.sampler import Padding, Progress, sampler_of
-from keras_vd.uncertainty.summaries import Summary
+from keras_vd.uncertainty.summaries import Summary, with_classes
 from keras_vd.uncertainty.tasks import Meaning, by_output, meanings
 
 
@@ -57,6 +65,14 @@ class MonteCarloPrediction:
         num_samples: Number of draws.
         task: `"classification"`, `"binary"`, `"multi-label"` or
             `"regression"`.
+        samples: The predictions of all draws, float32, of shape
+            `(num_samples, examples, ...)`; None without `return_samples`.
+        aleatoric_variance: Of a regression whose noise is known: the mean
+            variance of the noise, of the shape of `mean`; more data does not
+            make it smaller. None otherwise.
+        noise: Standard deviation of the noise of a regression, which broadcasts
+            against `samples`, if it is known. None otherwise, and where it
+            differs by draw but was not kept.
     """
 
     mean: np.ndarray
@@ -66,6 +82,135 @@ class MonteCarloPrediction:
     calibration: CalibrationReport | None
     num_samples: int
     task: str
+    samples: np.ndarray | None = None
+    aleatoric_variance: np.ndarray | None = None
+    noise: np.ndarray | None = None
+    # In 64 bits: in 32 a probability of 1e-8 is 0 after it is taken from 1.
+    _class_mean: np.ndarray | None = dataclasses.field(default=None, repr=False)
+
+    @property
+    def epistemic_variance(self) -> np.ndarray | None:
+        """Variance of a regression that comes from not knowing the weights.
+
+        It is that of the draws. With `aleatoric_variance` it adds up to the
+        variance of targets. None for classes.
+        """
+        if self.task != "regression":
+            return None
+        return np.square(self.standard_deviation)
+
+    @property
+    def expected_entropy(self) -> np.ndarray | None:
+        """Mean entropy of the draws, in nats: the aleatoric part for classes.
+
+        It is `predictive_entropy` minus `mutual_information`. None for a
+        regression.
+        """
+        if self.predictive_entropy is None or self.mutual_information is None:
+            return None
+        return self.predictive_entropy - self.mutual_information
+
+    def log_likelihood(self, labels: Any) -> np.ndarray:
+        """Compute the log predictive density of labels or targets.
+
+        It is the log of the mean over the draws of their likelihood; the mean
+        over the examples is the score by which to compare models. For classes
+        it is -inf where the mean probability is 0, as rounding makes of very
+        small ones. Several labels of `"multi-label"` count as independent.
+        Several columns of a regression do not: the draws make them covary.
+
+        Args:
+            labels: As for `predict_mc`: class numbers of shape
+                `(examples, ...)`, or 0 and 1 in the shape of the outputs for
+                `"multi-label"`. For a regression the targets, of the shape of
+                `mean`.
+
+        Returns:
+            Nats, float64, summed over the last axis of labels of
+            `"multi-label"` and of targets: shape `(examples,)`, or
+            `(examples, steps)` for sequences, each step for itself.
+
+        Raises:
+            ValueError: if labels do not fit the outputs, or, for a regression,
+                if draws were not kept (`return_samples`) or the noise is not
+                known (`noise`).
+        """
+        if self.task != "regression":
+            mean = self.mean if self._class_mean is None else self._class_mean
+            logs = class_log_likelihood(with_classes(mean, self.task), labels)
+            return logs.sum(axis=-1) if self.task == "multi-label" else logs
+        samples = self._kept_samples()
+        if self.noise is None:
+            raise ValueError(
+                "Targets of a regression have a likelihood only with noise. "
+                "Call `predict_mc` with `noise=`, a standard deviation or "
+                "'heteroscedastic', or compile the model with "
+                "`keras_vd.losses.GaussianNLL`."
+            )
+        return gaussian_log_likelihood(samples, self.noise, labels)
+
+    def quantile(self, q: float | Sequence[float]) -> np.ndarray:
+        """Compute quantiles of the predictive distribution.
+
+        For a regression whose noise is known these are quantiles of targets:
+        the distribution is the mixture of the normal distributions of all
+        draws, column by column. Without noise, and for the probabilities of
+        classes, they are the empirical ones of the draws, which say only what
+        the weights leave open.
+
+        Args:
+            q: Float in (0, 1), or a sequence of such.
+
+        Returns:
+            float64 of the shape of `mean`; for a sequence with its length as
+            another first axis.
+
+        Raises:
+            TypeError: if `q` is not made of numbers.
+            ValueError: if a number is not in (0, 1), or draws were not kept
+                (`return_samples`).
+        """
+        if isinstance(q, (list, tuple, np.ndarray)) and np.ndim(q) > 0:
+            levels = [check_share("q", x) for x in q]
+            if not levels:
+                raise ValueError(
+                    "Argument `q` must have at least one entry. Received: "
+                    f"q={q!r}."
+                )
+            return np.stack([self._quantile(x) for x in levels])
+        return self._quantile(check_share("q", q))
+
+    def interval(self, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+        """Compute the interval between two quantiles, of equal tails.
+
+        Args:
+            level: Float in (0, 1): share of the predictive distribution that
+                is inside; see `quantile` for what that distribution is.
+
+        Returns:
+            Lower and upper end, float64 of the shape of `mean`.
+
+        Raises:
+            TypeError: if `level` is no number.
+            ValueError: if it is not in (0, 1), or draws were not kept
+                (`return_samples`).
+        """
+        tail = 0.5 * (1.0 - check_share("level", level))
+        return self._quantile(tail), self._quantile(1.0 - tail)
+
+    def _quantile(self, q: float) -> np.ndarray:
+        samples = self._kept_samples()
+        if self.noise is None:
+            return np.quantile(samples, q, axis=0).astype("float64")
+        return mixture_quantile(samples, self.noise, q)
+
+    def _kept_samples(self) -> np.ndarray:
+        if self.samples is None:
+            raise ValueError(
+                "This needs all draws: call `predict_mc` with "
+                "`return_samples=True`."
+            )
+        return self.samples
 
     @property
     def expected_calibration_error(self) -> float | None:
@@ -92,6 +237,8 @@ def predict_mc(
     task: Any = None,
     steps: int | None = None,
     verbose: Any = "auto",
+    return_samples: bool = False,
+    noise: Any = None,
 ) -> Predictions:
     """Predict with many draws of the weights instead of their means.
 
@@ -104,7 +251,8 @@ def predict_mc(
     Args:
         model: A built model with variational layers.
         x: All that `predict` takes. Targets in its batches are left alone.
-        num_samples: Int >= 1: number of draws; memory does not grow with it.
+        num_samples: Int >= 1: number of draws; memory grows with it only if
+            `return_samples`.
         batch_size: Int >= 1 or None (32), for arrays only: a matter of speed.
         labels: For the calibration, one per prediction: class numbers of shape
             `(examples, ...)`; for `"multi-label"`, 0 and 1 in the shape of the
@@ -119,10 +267,19 @@ def predict_mc(
             else a last sigmoid tells.
         steps: Int >= 1 or None (all): number of batches.
         verbose: `"auto"` (a bar after 10 s), 1 (at once) or 0 (none).
+        return_samples: Bool: whether to keep the predictions of all draws as
+            `samples`, 4 bytes for each draw of each number (12 with
+            heteroscedastic noise), and twice that while they are put together.
+        noise: For a regression, how far targets are from what a draw predicts:
+            the standard deviation of Gaussian noise, a float > 0 or one for
+            each column; or `"heteroscedastic"`, if outputs hold k means and
+            then k log variances along the last axis, so that all statistics
+            are those of the means. None: what the compiled
+            `keras_vd.losses.GaussianNLL` says; with other losses it is unknown.
 
     Returns:
         A `MonteCarloPrediction`; for several outputs a structure of them, and
-        `labels`, `from_logits` and `task` may be such structures, too.
+        `labels`, `from_logits`, `task` and `noise` may be such structures, too.
 
     Raises:
         TypeError: if an argument is of the wrong type.
@@ -135,9 +292,14 @@ def predict_mc(
     _refuse_states(model)
     seed = None if seed is None else check_integer("seed", seed, 0)
     num_samples = check_integer("num_samples", num_samples, 1)
+    if not isinstance(return_samples, bool):
+        raise TypeError(
+            "Argument `return_samples` must be True or False. Received: "
+            f"return_samples={return_samples!r}."
+        )
     batches = _batches(x, batch_size, steps)
     progress = Progress(verbose, batches, num_samples)
-    reader = _Reader(model, task, from_logits, labels)
+    reader = _Reader(model, task, from_logits, noise, labels, return_samples)
     _read_all(model, batches, reader, num_samples, seed, progress)
     return reader.result()
 
@@ -179,15 +341,24 @@ class _Reader:
         model: Where the outputs come from.
         task: As the user passed it.
         from_logits: As the user passed it.
+        noise: As the user passed it.
         labels: As the user passed them.
+        is_keeping: Whether to keep all draws.
     """
 
     def __init__(
-        self, model: keras.Model, task: Any, from_logits: Any, labels: Any
+        self,
+        model: keras.Model,
+        task: Any,
+        from_logits: Any,
+        noise: Any,
+        labels: Any,
+        is_keeping: bool,
     ) -> None:
         self.model = model
-        self.task, self.from_logits = task, from_logits
+        self.task, self.from_logits, self.noise = task, from_logits, noise
         self.labels = labels
+        self.is_keeping = is_keeping
         self.meanings: list[Meaning] | None = None
         self.examples = 0
         self.batches: list[list[Summary]] = []
@@ -208,7 +379,7 @@ class _Reader:
 
     def _read_structure(self, outputs: Any) -> None:
         self.meanings = meanings(
-            self.model, outputs, self.task, self.from_logits
+            self.model, outputs, self.task, self.from_logits, self.noise
         )
         self.labels = [
             None if y is None else np.asarray(_on_host(y))
@@ -219,8 +390,8 @@ class _Reader:
                 raise ValueError(
                     "Argument `labels` is for the calibration of class "
                     "probabilities, and these outputs are a regression: "
-                    "compare the targets with `mean` and `standard_deviation` "
-                    "of the prediction. If they are not, pass `task=`."
+                    "`log_likelihood` of the prediction compares it with the "
+                    "targets. If they are not, pass `task=`."
                 )
 
     def _check_labels(self, examples: int) -> None:
@@ -243,7 +414,10 @@ class _Reader:
         self.structure = outputs
         summaries = self.batches[-1]
         if not summaries:
-            summaries += [Summary(meaning) for meaning in self.meanings or ()]
+            summaries += [
+                Summary(meaning, self.is_keeping)
+                for meaning in self.meanings or ()
+            ]
         leaves = keras.tree.flatten(outputs)
         for summary, leaf, labels in zip(
             summaries, leaves, self.labels, strict=True
@@ -276,11 +450,12 @@ def _joined(
 ) -> MonteCarloPrediction:
     """Join all batches of one output."""
 
-    def joined(name: str) -> np.ndarray:
+    def joined(name: str, dtype: str = "float32") -> np.ndarray:
         parts = [getattr(summary, name) for summary in summaries]
-        return np.concatenate(parts).astype("float32")
+        return np.concatenate(parts).astype(dtype)
 
     first, mean = summaries[0], joined("mean")
+    is_noisy = first.meaning.noise is not None
     entropies = {
         name: None if first.is_regression else joined(name)
         for name in ("predictive_entropy", "mutual_information")
@@ -294,7 +469,31 @@ def _joined(
         ),
         num_samples=first.num_samples,
         task=first.meaning.task,
+        samples=_joined_draws([summary.samples for summary in summaries]),
+        aleatoric_variance=joined("aleatoric_variance") if is_noisy else None,
+        noise=_joined_noise(summaries),
+        _class_mean=None if first.is_regression else joined("mean", "float64"),
     )
+
+
+def _joined_noise(summaries: tuple[Summary, ...]) -> np.ndarray | None:
+    noise = summaries[0].meaning.noise
+    if noise == HETEROSCEDASTIC:
+        return _joined_draws([summary.stddevs for summary in summaries])
+    return None if noise is None else np.asarray(noise, "float64")
+
+
+def _joined_draws(batches: list[list[np.ndarray]]) -> np.ndarray | None:
+    """Join the kept draws of all batches; None if none were kept."""
+    draws = list(zip(*batches, strict=True))
+    if not draws:
+        return None
+    examples = sum(map(len, draws[0]))
+    first = draws[0][0]
+    joined = np.empty((len(draws), examples, *first.shape[1:]), first.dtype)
+    for parts, rows in zip(draws, joined, strict=True):
+        np.concatenate(parts, out=rows)
+    return joined
 
 
 def _batches(x: Any, batch_size: int | None, steps: int | None) -> Batches:

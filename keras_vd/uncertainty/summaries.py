@@ -13,6 +13,8 @@ from keras_vd.calibration import (
     calibration_report,
     check_labels,
 )
+from keras_vd.losses import count_columns
+from keras_vd.uncertainty.noise import HETEROSCEDASTIC
 from keras_vd.uncertainty.tasks import Meaning
 
 
@@ -20,10 +22,18 @@ class Summary:
     """Statistics of one output for one batch, updated draw by draw.
 
     Mean and variance are computed by Welford's algorithm (1962).
+
+    Args:
+        meaning: What the output is.
+        is_keeping: Whether to keep all draws, too.
     """
 
-    def __init__(self, meaning: Meaning) -> None:
+    def __init__(self, meaning: Meaning, is_keeping: bool) -> None:
         self.meaning = meaning
+        self.is_keeping = is_keeping
+        self.samples: list[np.ndarray] = []
+        self.stddevs: list[np.ndarray] = []
+        self.variances: Any = 0.0
         self.is_regression = meaning.task == "regression"
         self.num_samples = 0
         self.mean: Any = 0.0
@@ -34,6 +44,15 @@ class Summary:
         """Take in one more draw, of shape `(batch, ...)`."""
         values = self._read(np.asarray(outputs, "float64"))
         self.num_samples += 1
+        if self.meaning.noise == HETEROSCEDASTIC:
+            columns = count_columns(values.shape)
+            log_variances = values[..., columns:]
+            values = values[..., :columns]
+            self.variances = self.variances + np.exp(log_variances)
+            if self.is_keeping:
+                self.stddevs.append(np.exp(0.5 * log_variances))
+        if self.is_keeping:
+            self.samples.append(values.astype("float32"))
         deviation = values - self.mean
         self.mean = self.mean + deviation / self.num_samples
         self.squares = self.squares + deviation * (values - self.mean)
@@ -65,14 +84,7 @@ class Summary:
         )
 
     def _classes(self, probabilities: np.ndarray) -> np.ndarray:
-        """Return probabilities whose last axis is that of the classes.
-
-        It may be of size 1, with the probability of class 1 of two.
-        """
-        is_column = self.meaning.task == "binary" and probabilities.ndim > 1
-        if is_column or self.meaning.task == "classification":
-            return probabilities
-        return probabilities[..., None]
+        return with_classes(probabilities, self.meaning.task)
 
     def check_labels(self, labels: np.ndarray) -> None:
         """Raise a ValueError unless labels fit the first draw.
@@ -91,6 +103,14 @@ class Summary:
         return np.sqrt(self.squares / self.num_samples)
 
     @property
+    def aleatoric_variance(self) -> np.ndarray:
+        """The mean variance of the noise, which must be known."""
+        if self.meaning.noise == HETEROSCEDASTIC:
+            return self.variances / self.num_samples
+        variance = np.square(np.asarray(self.meaning.noise, "float64"))
+        return np.broadcast_to(variance, self.mean.shape)
+
+    @property
     def predictive_entropy(self) -> np.ndarray:
         return _entropy(self._classes(self.mean))
 
@@ -99,6 +119,17 @@ class Summary:
         # Only rounding makes it negative.
         difference = self.predictive_entropy - self.entropy / self.num_samples
         return np.maximum(difference, 0.0)
+
+
+def with_classes(probabilities: np.ndarray, task: str) -> np.ndarray:
+    """Return probabilities whose last axis is that of the classes.
+
+    It may be of size 1, with the probability of class 1 of two.
+    """
+    is_column = task == "binary" and probabilities.ndim > 1
+    if is_column or task == "classification":
+        return probabilities
+    return probabilities[..., None]
 
 
 def _entropy(probabilities: np.ndarray) -> np.ndarray:

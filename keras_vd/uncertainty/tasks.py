@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from typing import Any
 
 import keras
@@ -14,6 +15,7 @@ from keras_vd.uncertainty.evidence import (
     losses_of,
     read_evidence,
 )
+from keras_vd.uncertainty.noise import Noise, read_noise
 
 TASKS = ("classification", "binary", "multi-label", "regression")
 
@@ -34,14 +36,20 @@ class Meaning:
     Attributes:
         task: One of `TASKS`.
         from_logits: Whether it is logits, to be turned into probabilities.
+        noise: What is known of the noise of targets; None for classes.
     """
 
     task: str
     from_logits: bool
+    noise: Noise = None
 
 
 def meanings(
-    model: keras.Model, outputs: Any, task: Any, from_logits: Any
+    model: keras.Model,
+    outputs: Any,
+    task: Any,
+    from_logits: Any,
+    noise: Any = None,
 ) -> list[Meaning]:
     """Find out what each output of a model is, in the order of the leaves.
 
@@ -50,8 +58,10 @@ def meanings(
         outputs: Objects with a `shape`, in the structure of the outputs.
         task: As the user passed it.
         from_logits: As the user passed it.
+        noise: As the user passed it.
 
     Raises:
+        TypeError: if `noise` is of no type that is allowed.
         ValueError: if what an output is cannot be told, is not allowed or is
             contradictory.
     """
@@ -59,14 +69,16 @@ def meanings(
         keras.tree.flatten(outputs),
         by_output("task", task, outputs),
         by_output("from_logits", from_logits, outputs),
+        by_output("noise", noise, outputs),
         losses_of(model, outputs),
         strict=True,
     )
     results = []
-    for i, (leaf, one_task, is_logits, loss) in enumerate(found):
+    for i, (leaf, one_task, is_logits, stddev, loss) in enumerate(found):
         shape, evidence = tuple(leaf.shape), read_evidence(model, i, loss)
         try:
-            results.append(_meaning(shape, one_task, is_logits, evidence))
+            meaning = _meaning(shape, one_task, is_logits, evidence)
+            results.append(_with_noise(meaning, stddev, loss, shape))
         except ValueError as error:
             count = len(keras.tree.flatten(outputs))
             where = f"Output {i + 1} of {count}: " if count > 1 else ""
@@ -89,19 +101,20 @@ def by_output(argument: str, value: Any, outputs: Any) -> list[Any]:
     leaves = keras.tree.flatten(outputs)
     if not keras.tree.is_nested(outputs):
         return [value]
-    if value is None or isinstance(value, (bool, str)):
+    if value is None or isinstance(value, (bool, str, numbers.Real)):
         return [value] * len(leaves)
     try:
-        entries: list[Any] = []
-        keras.tree.map_structure_up_to(
-            outputs, lambda _, entry: entries.append(entry), outputs, value
+        # An entry may be a list, which must not be flattened. The function is
+        # not called in the order of the leaves.
+        boxes = keras.tree.map_structure_up_to(
+            outputs, lambda _, entry: lambda: entry, outputs, value
         )
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"Argument `{argument}` must have one entry for each output of the "
             f"model, structured like these. Received: {argument}={value!r}."
         ) from error
-    return entries
+    return [box() for box in keras.tree.flatten(boxes)]
 
 
 def _meaning(
@@ -139,6 +152,20 @@ def _meaning(
             f"{list(TASKS)}. Received: from_logits=True."
         )
     return Meaning(task, False)
+
+
+def _with_noise(
+    meaning: Meaning, noise: Any, loss: Any, shape: tuple[int, ...]
+) -> Meaning:
+    if meaning.task == "regression":
+        found = read_noise(noise, loss, shape)
+        return dataclasses.replace(meaning, noise=found)
+    if noise is not None:
+        raise ValueError(
+            "Argument `noise` is for the targets of a regression, and the task "
+            f"is {meaning.task!r}. Received: noise={noise!r}."
+        )
+    return meaning
 
 
 def _task_of(evidence: Evidence, columns: int) -> str:

@@ -437,7 +437,7 @@ def test_a_regression_has_no_classes():
     assert prediction.task == "regression"
     assert prediction.predictive_entropy is None
     assert prediction.mutual_information is None
-    with pytest.raises(ValueError, match="compare the targets with `mean`"):
+    with pytest.raises(ValueError, match="`log_likelihood` of the prediction"):
         predict_mc(model, random_inputs(4, 6), 3, labels=[0, 1, 0, 1])
 
 
@@ -453,3 +453,26 @@ def test_outputs_are_checked():
             predict_mc(model, 9 * inputs, 2, task=task, from_logits=False)
     small = predict_mc(model_of(dense(1)), 0.01 * inputs, 2, task="binary")
     assert np.abs(small.mean - 0.5).max() < 0.1
+
+
+def test_entries_of_outputs_are_found_by_name():
+    """Leaves of a dict are sorted by name, whatever the order of its entries.
+
+    Oracle: each output has the only task, labels and noise that fit it.
+    """
+    inputs = keras.Input((6,))
+    outputs = {
+        "number": dense(2)(inputs),
+        "class": dense(3, "softmax")(inputs),
+    }
+    both = predict_mc(
+        keras.Model(inputs, outputs),
+        random_inputs(2, 6),
+        2,
+        task={"number": "regression", "class": "classification"},
+        labels={"number": None, "class": [0, 2]},
+        noise={"number": [0.1, 0.2], "class": None},
+    )
+    assert both["number"].task == "regression"
+    np.testing.assert_allclose(both["number"].aleatoric_variance[0, 1], 0.04)
+    assert both["class"].calibration.examples == 2
