@@ -75,7 +75,8 @@ class HomoscedasticNoise(keras.layers.Layer):
     def compute_output_shape(
         self, input_shape: tuple[int | None, ...]
     ) -> tuple[int | None, ...]:
-        return (*input_shape[:-1], 2 * input_shape[-1])
+        *others, columns = input_shape
+        return (*others, None if columns is None else 2 * columns)
 
     def plain_layer(
         self, input_shape: tuple[int | None, ...]
@@ -84,8 +85,9 @@ class HomoscedasticNoise(keras.layers.Layer):
 
         It has the values of this layer only after `copy_to`.
         """
+        (columns,) = self.log_variance.shape
         return keras.layers.Dense(
-            2 * input_shape[-1], name=self.name, dtype=self.dtype_policy
+            2 * columns, name=self.name, dtype=self.dtype_policy
         )
 
     def copy_to(self, plain: keras.layers.Dense) -> None:
