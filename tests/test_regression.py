@@ -73,9 +73,10 @@ def test_crps_of_a_gaussian_in_closed_form():
 def test_mixtures_by_scipy(spread):
     # Oracles: sums of scipy's distribution functions, their roots by brentq,
     # and the score by a numeric integral. Parts lie apart or on each other.
+    # They are 7, as the quantile at 2 / 5 is anything between 5 apart.
     rng = np.random.default_rng(1)
-    means = spread * rng.normal(size=(5, 6))
-    stddevs = rng.uniform(0.2, 2.0, size=(5, 6))
+    means = spread * rng.normal(size=(7, 6))
+    stddevs = rng.uniform(0.2, 2.0, size=(7, 6))
     y = spread * rng.normal(size=6)
     report = regression_calibration(y, mean=means, stddev=stddevs)
     scores, widths, covered = [], [], []
@@ -104,6 +105,34 @@ def test_mixtures_by_scipy(spread):
     np.testing.assert_allclose(report.coverage, np.mean(covered, axis=0))
     assert report.sharpness == pytest.approx(np.mean(widths), rel=1e-8)
     assert report.crps == pytest.approx(np.mean(scores), rel=1e-5)
+
+
+def test_gaussians_of_any_width_far_out():
+    # Oracle: scipy's distribution function, of targets everywhere.
+    z = np.concatenate([np.linspace(-45.0, 45.0, 5001), [0.0, 1e-300, 1e9]])
+    report = regression_calibration(1e-3 * z, mean=0.0 * z, stddev=1e-3)
+    np.testing.assert_allclose(report.pit, special.ndtr(z), atol=1e-13)
+
+
+def test_needles_and_hills_of_a_mixture():
+    # Oracle: scipy's distribution function at the ends of the interval.
+    rng = np.random.default_rng(2)
+    means = 100.0 * rng.normal(size=(7, 300))
+    stddevs = np.exp(rng.uniform(-8.0, 3.0, size=(7, 300)))
+    for i in range(300):
+        parts = means[:, i], stddevs[:, i]
+        ends = [
+            optimize.brentq(
+                lambda x, p=p, parts=parts: mixture_cdf(x, *parts) - p,
+                -1000.0,
+                1000.0,
+            )
+            for p in (0.025, 0.975)
+        ]
+        report = regression_calibration(
+            [0.0], mean=parts[0][:, None], stddev=parts[1][:, None]
+        )
+        assert report.sharpness == pytest.approx(ends[1] - ends[0], rel=1e-7)
 
 
 def test_one_noise_for_all_parts():
