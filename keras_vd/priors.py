@@ -25,6 +25,15 @@ class Prior:
     `keras.saving.register_keras_serializable` to save models that use it.
     """
 
+    @property
+    def is_about_initial(self) -> bool:
+        """Whether `kl_divergence` takes the weight that training began with.
+
+        It is a fourth argument then, of the shape of `theta`, and the posterior
+        keeps it.
+        """
+        return False
+
     def kl_divergence(
         self, theta: Tensor, log_sigma2: Tensor, log_alpha: Tensor
     ) -> Tensor:
@@ -108,26 +117,48 @@ class ARD(Prior):
 
 @keras.saving.register_keras_serializable(package="keras_vd")
 class Gaussian(Prior):
-    """Normal prior N(0, stddev^2), with the closed-form divergence.
+    """Normal prior N(mean, stddev^2), with the closed-form divergence.
+
+    With `mean="initial"` the prior of a weight is around the value that it had
+    when training began (MOPED, Krishnan et al. 2020, arXiv:1906.05323): that of
+    the trained model which `to_variational` was given, the initial value in a
+    layer made anew, and 1 for a group variable. The posterior keeps it as
+    `prior_mean`; its `start_from_weight` takes the present value instead.
 
     Args:
         stddev: Standard deviation, float > 0, in units of the weight.
+        mean: `"zero"` or `"initial"`.
 
     Raises:
         TypeError: if `stddev` is not a number.
-        ValueError: if it is not positive and finite.
+        ValueError: if it is not positive and finite, or if `mean` is neither.
+
+    Example:
+    >>> prior = keras_vd.priors.Gaussian(0.1, mean="initial")
+    >>> posterior = keras_vd.posteriors.Gaussian(prior=prior)
+    >>> layer = keras_vd.layers.VDDense(10, posterior=posterior)
     """
 
-    def __init__(self, stddev: float = 1.0) -> None:
+    def __init__(self, stddev: float = 1.0, mean: str = "zero") -> None:
         self.stddev = check_number("stddev", stddev, 0.0, exclusive=True)
+        self.mean = check_choice("mean", mean, ("zero", "initial"))
+
+    @property
+    def is_about_initial(self) -> bool:
+        return self.mean == "initial"
 
     def kl_divergence(
-        self, theta: Tensor, log_sigma2: Tensor, log_alpha: Tensor
+        self,
+        theta: Tensor,
+        log_sigma2: Tensor,
+        log_alpha: Tensor,
+        initial: Tensor | None = None,
     ) -> Tensor:
-        return kl.gaussian(theta, log_sigma2, self.stddev)
+        change = theta if initial is None else theta - initial
+        return kl.gaussian(change, log_sigma2, self.stddev)
 
     def get_config(self) -> dict[str, Any]:
-        return {"stddev": self.stddev}
+        return {"stddev": self.stddev, "mean": self.mean}
 
 
 _NAMES: dict[str, type[Prior]] = {

@@ -37,7 +37,13 @@ def test_unknown_prior(identifier):
 
 
 @pytest.mark.parametrize(
-    "prior", [priors.LogUniform("kingma"), priors.ARD(), priors.Gaussian(0.3)]
+    "prior",
+    [
+        priors.LogUniform("kingma"),
+        priors.ARD(),
+        priors.Gaussian(0.3),
+        priors.Gaussian(0.3, mean="initial"),
+    ],
 )
 def test_config_round_trip(prior):
     revived = priors.deserialize(priors.serialize(prior))
@@ -104,6 +110,7 @@ def test_gaussian():
         (lambda: priors.Gaussian(0.0), ValueError, "greater than 0"),
         (lambda: priors.Gaussian(float("inf")), ValueError, "stddev=inf"),
         (lambda: priors.Gaussian("1"), TypeError, "stddev='1'"),
+        (lambda: priors.Gaussian(mean=0.0), ValueError, "mean=0.0"),
     ],
 )
 def test_bad_arguments(make, error, named):
