@@ -17,7 +17,7 @@ from keras_vd.precision import bit_widths
 from keras_vd.pruning import kl_divergence, prune
 from keras_vd.shrinking import shrink
 from keras_vd.sparsity import sparsity_report
-from keras_vd.uncertainty import predict_mc
+from keras_vd.uncertainty import elbo, predict_mc
 from keras_vd.version import __version__
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ __all__ = [
     "callbacks",
     "compress",
     "deployment",
+    "elbo",
     "freeze_zeros",
     "html_report",
     "kl",

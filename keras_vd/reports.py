@@ -12,7 +12,7 @@ from keras_vd.deployment.report import ArtifactRow, DeploymentReport
 from keras_vd.pipeline.report import CompressionReport, MetricRow, StageRow
 from keras_vd.shrinking.report import LayerRow, ShrinkReport, ZeroedRow
 from keras_vd.sparsity import GateRow, GroupRow, SparsityReport, WeightRow
-from keras_vd.uncertainty import MonteCarloPrediction
+from keras_vd.uncertainty import ElboReport, MonteCarloPrediction
 
 __all__ = [
     "ArtifactRow",
@@ -22,6 +22,7 @@ __all__ = [
     "ConversionReport",
     "ConversionRow",
     "DeploymentReport",
+    "ElboReport",
     "FunctionalReport",
     "GateRow",
     "GroupRow",

@@ -15,14 +15,12 @@ from keras import ops
 
 from keras_vd._backend.keras_internals import input_batches, loss_options
 from keras_vd._backend.tables import Report
-from keras_vd._backend.types import Tensor
 from keras_vd._backend.validation import (
     check_finite_model,
     check_integer,
     check_model,
     check_number,
 )
-from keras_vd.calibration import check_labels
 from keras_vd.posteriors.finding import required_posteriors
 from keras_vd.pruning import kl_divergence
 from keras_vd.uncertainty.prediction import _refuse_states, _to_tensor
@@ -104,7 +102,7 @@ def elbo(
     x: Any,
     y: Any,
     num_samples: int = 50,
-    batch_size: int | None = None,
+    batch_size: int = 32,
     seed: int | None = None,
     noise_stddev: float | None = None,
 ) -> ElboReport:
@@ -129,7 +127,7 @@ def elbo(
         y: Array of the targets, as in `fit`: class numbers, one-hot vectors,
             zeros and ones, or numbers.
         num_samples: Int >= 1: number of draws.
-        batch_size: Int >= 1 or None (32): a matter of speed.
+        batch_size: Int >= 1: a matter of speed.
         seed: Int >= 0 of the draws. None: one from Python's `random`.
         noise_stddev: Float > 0, for the mean squared error alone, which needs
             it: standard deviation of the noise of the targets, in their units.
@@ -157,8 +155,7 @@ def elbo(
     check_finite_model(model)
     _refuse_states(model)
     num_samples = check_integer("num_samples", num_samples, 1)
-    if batch_size is not None:
-        batch_size = check_integer("batch_size", batch_size, 1)
+    batch_size = check_integer("batch_size", batch_size, 1)
     seed = None if seed is None else check_integer("seed", seed, 0)
     kind, from_logits = _read_loss(model, noise_stddev)
     if noise_stddev is not None:
@@ -187,7 +184,7 @@ def elbo(
     with sampler.seeded(seed) as seeds:
         start = 0
         for batch in batches:
-            rows = targets[start : start + (batch_size or 32)]
+            rows = targets[start : start + batch_size]
             start += len(rows)
             tensors = keras.tree.map_structure(_to_tensor, padding.fill(batch))
             states = (seeds.of_draw(i) for i in range(num_samples))
@@ -205,15 +202,11 @@ def elbo(
     )
 
 
-def _read_loss(
-    model: keras.Model, noise_stddev: Any
-) -> tuple[str, bool]:
+def _read_loss(model: keras.Model, noise_stddev: Any) -> tuple[str, bool]:
     """Read which likelihood was compiled, and whether it takes logits."""
     loss = getattr(model, "loss", None)
     options: dict[str, Any] = {}
     found = keras.losses.get(loss) if isinstance(loss, str) else loss
-    if isinstance(found, functools.partial):
-        found, options = found.func, found.keywords
     if isinstance(found, keras.losses.Loss):
         options = loss_options(found)
     kind = next(
@@ -250,7 +243,7 @@ def _read_loss(
 
 
 def _total(
-    likelihood: Callable[[np.ndarray, Tensor], Tensor],
+    likelihood: Callable[[np.ndarray, np.ndarray], Any],
     targets: np.ndarray,
     outputs: Any,
 ) -> float:
@@ -266,8 +259,7 @@ def _total(
             "Argument `model` must return one row for each of "
             f"{len(targets)} examples. Received: shape {array.shape}."
         )
-    tensor = ops.cast(array[: len(targets)], "float32")
-    terms = ops.convert_to_numpy(likelihood(targets, tensor))
+    terms = likelihood(targets, array[: len(targets)])
     return float(np.sum(terms, dtype="float64"))
 
 
@@ -276,30 +268,52 @@ def _log_likelihood(
     from_logits: bool,
     noise_stddev: float | None,
     targets: np.ndarray,
-    outputs: Tensor,
-) -> Tensor:
+    outputs: np.ndarray,
+) -> np.ndarray:
     """Compute log p(y | x, w) of all examples and positions."""
-    if kind == "sparse":
-        labels = check_labels(targets, outputs)
-        return -_FUNCTIONS[kind](labels, outputs, from_logits=from_logits)
-    shape = tuple(outputs.shape)
-    if targets.shape in (shape[:-1], (*shape, 1)):  # as Keras' losses allow
-        targets = targets.reshape(shape)
-    is_wrong = targets.shape != shape or targets.dtype.kind not in "biuf"
-    if kind != "normal" and not is_wrong:
-        is_wrong = not np.all((targets == 0) | (targets == 1))
-    if is_wrong:
-        values = "numbers" if kind == "normal" else "zeros and ones"
-        raise ValueError(
-            f"Argument `y` must be {values}, in the shape of the outputs: "
-            f"(examples, {str(shape[1:])[1:-1]}). Received: shape "
-            f"{targets.shape} of type {targets.dtype}."
-        )
-    targets = ops.cast(targets, "float32")
+    targets = _fitting(kind, targets, outputs.shape)
     if noise_stddev is not None:
-        scaled = (targets - outputs) / noise_stddev
+        scaled = (targets - outputs.astype("float64")) / noise_stddev
         constant = math.log(noise_stddev) + 0.5 * math.log(2.0 * math.pi)
-        return -0.5 * ops.square(scaled) - constant
-    terms = -_FUNCTIONS[kind](targets, outputs, from_logits=from_logits)
-    # That of zeros and ones is a mean over the last axis.
-    return terms * shape[-1] if kind == "binary" else terms
+        return -0.5 * np.square(scaled) - constant
+    tensors = [
+        ops.convert_to_tensor(x) for x in (targets, outputs.astype("float32"))
+    ]
+    losses = _FUNCTIONS[kind](*tensors, from_logits=from_logits)
+    terms = -ops.convert_to_numpy(losses)
+    # Keras takes the mean over the labels of an example, not their sum.
+    return terms * outputs.shape[-1] if kind == "binary" else terms
+
+
+def _fitting(
+    kind: str, targets: np.ndarray, shape: tuple[int, ...]
+) -> np.ndarray:
+    """Return targets in the shape that goes with outputs of a shape.
+
+    Raises:
+        ValueError: if they have another one, or values that are not allowed.
+    """
+    classes = shape[-1]
+    wanted = shape[:-1] if kind == "sparse" else shape
+    values = {
+        "sparse": f"class numbers 0, 1, ..., {classes - 1}",
+        "normal": "numbers",
+    }.get(kind, "zeros and ones")
+    # As Keras' losses allow, one of both may end in an axis of size 1.
+    is_fitting = _stem(targets.shape) == _stem(wanted)
+    if is_fitting and targets.dtype.kind in "biuf":
+        largest = classes - 1 if kind == "sparse" else 1
+        is_whole = targets == np.round(targets)
+        is_class = is_whole & (targets >= 0) & (targets <= largest)
+        if kind == "normal" or np.all(is_class):
+            dtype = "int32" if kind == "sparse" else "float32"
+            return targets.reshape(wanted).astype(dtype)
+    raise ValueError(
+        f"Argument `y` must be {values}, for outputs of shape {shape} of the "
+        f"shape {wanted}. Received: shape {targets.shape} of type "
+        f"{targets.dtype}, in the range of {targets.min()} to {targets.max()}."
+    )
+
+
+def _stem(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[:-1] if shape[1:] and shape[-1] == 1 else shape
