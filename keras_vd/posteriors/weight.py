@@ -455,10 +455,10 @@ class WeightPosterior(Posterior):
 
     def _known_to_prior(self) -> tuple[Any, ...]:
         """Read what the prior's `kl_divergence` takes besides the posterior."""
-        if not self.prior.is_about_initial:
-            return ()
-        theta = full_precision_value(self.weight)
-        return (ops.cast(self.prior_mean, theta.dtype),)
+        if self.prior.is_about_initial:
+            theta = full_precision_value(self.weight)
+            return (ops.cast(self.prior_mean, theta.dtype),)
+        return (self._noise(),) if self.prior.is_sampled else ()
 
     @property
     def _recipe(self) -> Any:

@@ -21,7 +21,10 @@ from keras_vd._backend.validation import (
     check_model,
     check_number,
 )
-from keras_vd.posteriors.finding import required_posteriors
+from keras_vd.posteriors.finding import (
+    required_posteriors,
+    variational_weights,
+)
 from keras_vd.pruning import kl_divergence
 from keras_vd.uncertainty.prediction import _refuse_states, _to_tensor
 from keras_vd.uncertainty.sampler import Padding, sampler_of
@@ -52,7 +55,8 @@ class ElboReport(Report):
             log p(y | x, w).
         standard_error: Standard error of `log_likelihood`, from the spread of
             the draws; None with one draw.
-        kl: KL divergence of all posteriors to their priors.
+        kl: KL divergence of all posteriors to their priors; the mean over
+            `num_samples` estimates where a prior has no closed form.
         examples: Number of examples.
         num_samples: Number of draws.
     """
@@ -190,16 +194,23 @@ def elbo(
             states = (seeds.of_draw(i) for i in range(num_samples))
             for i, outputs in enumerate(sampler.draws(tensors, states)):
                 totals[i] += _total(likelihood, rows, outputs)
+        divergence = _mean_kl_divergence(model, num_samples)
     error = None
     if num_samples > 1:
         error = float(np.std(totals, ddof=1) / math.sqrt(num_samples))
     return ElboReport(
         log_likelihood=float(np.mean(totals)),
         standard_error=error,
-        kl=kl_divergence(model),
+        kl=divergence,
         examples=examples,
         num_samples=num_samples,
     )
+
+
+def _mean_kl_divergence(model: keras.Model, num_samples: int) -> float:
+    is_sampled = any(x.prior.is_sampled for x in variational_weights(model))
+    count = num_samples if is_sampled else 1
+    return sum(kl_divergence(model) for _ in range(count)) / count
 
 
 def _read_loss(model: keras.Model, noise_stddev: Any) -> tuple[str, bool]:
