@@ -20,7 +20,7 @@ from keras_vd.regression import regression_calibration
 from keras_vd.shrinking import shrink
 from keras_vd.sparsity import sparsity_report
 from keras_vd.temperature import temperature_scaling
-from keras_vd.uncertainty import predict_mc
+from keras_vd.uncertainty import elbo, predict_mc
 from keras_vd.version import __version__
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ __all__ = [
     "callbacks",
     "compress",
     "deployment",
+    "elbo",
     "freeze_zeros",
     "html_report",
     "kl",

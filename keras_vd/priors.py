@@ -7,6 +7,7 @@ one object may serve any number of weights.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -24,6 +25,24 @@ class Prior:
     `get_config`; register it with
     `keras.saving.register_keras_serializable` to save models that use it.
     """
+
+    @property
+    def is_about_initial(self) -> bool:
+        """Whether `kl_divergence` takes the weight that training began with.
+
+        It is a fourth argument then, of the shape of `theta`, and the posterior
+        keeps it.
+        """
+        return False
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether `kl_divergence` is of one sample of each weight.
+
+        Its fourth argument is then the standard normal noise of that sample, of
+        the shape of `theta`.
+        """
+        return False
 
     def kl_divergence(
         self, theta: Tensor, log_sigma2: Tensor, log_alpha: Tensor
@@ -108,32 +127,127 @@ class ARD(Prior):
 
 @keras.saving.register_keras_serializable(package="keras_vd")
 class Gaussian(Prior):
-    """Normal prior N(0, stddev^2), with the closed-form divergence.
+    """Normal prior N(mean, stddev^2), with the closed-form divergence.
+
+    With `mean="initial"` the prior of a weight is around the value that it had
+    when training began (MOPED, Krishnan et al. 2020, arXiv:1906.05323): that of
+    the trained model which `to_variational` was given, the initial value in a
+    layer made anew, and 1 for a group variable. The posterior keeps it as
+    `prior_mean`; its `start_from_weight` takes the present value instead.
 
     Args:
         stddev: Standard deviation, float > 0, in units of the weight.
+        mean: `"zero"` or `"initial"`.
 
     Raises:
         TypeError: if `stddev` is not a number.
-        ValueError: if it is not positive and finite.
+        ValueError: if it is not positive and finite, or if `mean` is neither.
+
+    Example:
+    >>> prior = keras_vd.priors.Gaussian(0.1, mean="initial")
+    >>> posterior = keras_vd.posteriors.Gaussian(prior=prior)
+    >>> layer = keras_vd.layers.VDDense(10, posterior=posterior)
     """
 
-    def __init__(self, stddev: float = 1.0) -> None:
+    def __init__(self, stddev: float = 1.0, mean: str = "zero") -> None:
         self.stddev = check_number("stddev", stddev, 0.0, exclusive=True)
+        self.mean = check_choice("mean", mean, ("zero", "initial"))
+
+    @property
+    def is_about_initial(self) -> bool:
+        return self.mean == "initial"
 
     def kl_divergence(
-        self, theta: Tensor, log_sigma2: Tensor, log_alpha: Tensor
+        self,
+        theta: Tensor,
+        log_sigma2: Tensor,
+        log_alpha: Tensor,
+        initial: Tensor | None = None,
     ) -> Tensor:
-        return kl.gaussian(theta, log_sigma2, self.stddev)
+        change = theta if initial is None else theta - initial
+        return kl.gaussian(change, log_sigma2, self.stddev)
 
     def get_config(self) -> dict[str, Any]:
-        return {"stddev": self.stddev}
+        return {"stddev": self.stddev, "mean": self.mean}
+
+
+@keras.saving.register_keras_serializable(package="keras_vd")
+class ScaleMixture(Prior):
+    """Mixture of two normals around zero, one wide and one narrow.
+
+    p(w) = pi N(w; 0, stddev_1^2) + (1 - pi) N(w; 0, stddev_2^2) (Blundell et
+    al. 2015, arXiv:1505.05424, eq. 7), with the authors' shape as default: most
+    weights are near zero, and large ones cost little. The divergence has no
+    closed form. Each training step estimates it by log q(w) - log p(w) at one
+    sample w of every weight. The sample is not the one that the outputs are
+    computed with; the estimate and its gradient are right on average all the
+    same.
+
+    Outside training, too, `kl_divergence` draws one sample of every weight at
+    each call, so its values differ, and logging it advances the seeds of the
+    noise. `keras_vd.elbo` takes the mean over its draws.
+
+    Args:
+        pi: Share of the wide normal, float in (0, 1).
+        stddev_1: Standard deviation of the wide one, in units of the weight.
+        stddev_2: That of the narrow one, float > 0 and below `stddev_1`.
+
+    Raises:
+        TypeError: if an argument is not a number.
+        ValueError: if it is not in these bounds.
+
+    Example:
+    >>> prior = keras_vd.priors.ScaleMixture(pi=0.25, stddev_2=0.01)
+    >>> posterior = keras_vd.posteriors.Gaussian(prior=prior)
+    """
+
+    def __init__(
+        self,
+        pi: float = 0.5,
+        stddev_1: float = 1.0,
+        stddev_2: float = math.exp(-6.0),
+    ) -> None:
+        self.pi = check_number("pi", pi, 0.0, exclusive=True)
+        if self.pi >= 1.0:
+            raise ValueError(
+                f"Argument `pi` must be less than 1. Received: pi={pi!r}."
+            )
+        self.stddev_1 = check_number("stddev_1", stddev_1, 0.0, exclusive=True)
+        self.stddev_2 = check_number("stddev_2", stddev_2, 0.0, exclusive=True)
+        if self.stddev_2 >= self.stddev_1:
+            raise ValueError(
+                "Argument `stddev_2` must be less than `stddev_1`. Received: "
+                f"stddev_1={stddev_1!r}, stddev_2={stddev_2!r}."
+            )
+
+    @property
+    def is_sampled(self) -> bool:
+        return True
+
+    def kl_divergence(
+        self,
+        theta: Tensor,
+        log_sigma2: Tensor,
+        log_alpha: Tensor,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        return kl.scale_mixture_sample(
+            theta, log_sigma2, noise, self.pi, self.stddev_1, self.stddev_2
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "pi": self.pi,
+            "stddev_1": self.stddev_1,
+            "stddev_2": self.stddev_2,
+        }
 
 
 _NAMES: dict[str, type[Prior]] = {
     "log_uniform": LogUniform,
     "ard": ARD,
     "gaussian": Gaussian,
+    "scale_mixture": ScaleMixture,
 }
 
 

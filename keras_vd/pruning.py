@@ -17,7 +17,8 @@ from keras_vd.sparsity import SparsityReport, sparsity_report
 def kl_divergence(model: keras.layers.Layer) -> float:
     """Compute the KL divergence of a model's posteriors to their priors.
 
-    Each weight and gate counts once, without `kl_weight` and `kl_scale`.
+    Each weight and gate counts once, without `kl_weight` and `kl_scale`. Under
+    `priors.ScaleMixture` it is an estimate, another one at each call.
 
     Args:
         model: A built Keras model or layer with variational layers.

@@ -15,7 +15,7 @@ from keras_vd.regression import RegressionCalibrationReport
 from keras_vd.shrinking.report import LayerRow, ShrinkReport, ZeroedRow
 from keras_vd.sparsity import GateRow, GroupRow, SparsityReport, WeightRow
 from keras_vd.temperature import TemperatureReport
-from keras_vd.uncertainty import MonteCarloPrediction
+from keras_vd.uncertainty import ElboReport, MonteCarloPrediction
 
 __all__ = [
     "ArtifactRow",
@@ -25,6 +25,7 @@ __all__ = [
     "ConversionReport",
     "ConversionRow",
     "DeploymentReport",
+    "ElboReport",
     "FunctionalReport",
     "GateRow",
     "GroupRow",

@@ -13,6 +13,7 @@ NAMES = {
     "log_uniform": priors.LogUniform,
     "ard": priors.ARD,
     "gaussian": priors.Gaussian,
+    "scale_mixture": priors.ScaleMixture,
 }
 THETA = np.array([[0.5, -1.5], [0.1, 0.0]], "float32")
 LOG_SIGMA2 = np.array([[-1.0, -3.0], [0.5, -2.0]], "float32")
@@ -37,7 +38,14 @@ def test_unknown_prior(identifier):
 
 
 @pytest.mark.parametrize(
-    "prior", [priors.LogUniform("kingma"), priors.ARD(), priors.Gaussian(0.3)]
+    "prior",
+    [
+        priors.LogUniform("kingma"),
+        priors.ARD(),
+        priors.Gaussian(0.3),
+        priors.Gaussian(0.3, mean="initial"),
+        priors.ScaleMixture(0.2, 2.0, 0.1),
+    ],
 )
 def test_config_round_trip(prior):
     revived = priors.deserialize(priors.serialize(prior))
@@ -104,6 +112,11 @@ def test_gaussian():
         (lambda: priors.Gaussian(0.0), ValueError, "greater than 0"),
         (lambda: priors.Gaussian(float("inf")), ValueError, "stddev=inf"),
         (lambda: priors.Gaussian("1"), TypeError, "stddev='1'"),
+        (lambda: priors.Gaussian(mean=0.0), ValueError, "mean=0.0"),
+        (lambda: priors.ScaleMixture(0.0), ValueError, "pi=0.0"),
+        (lambda: priors.ScaleMixture(1.0), ValueError, "pi=1.0"),
+        (lambda: priors.ScaleMixture(0.5, 1.0, 1.0), ValueError, "stddev_2=1"),
+        (lambda: priors.ScaleMixture(0.5, "1"), TypeError, "stddev_1='1'"),
     ],
 )
 def test_bad_arguments(make, error, named):

@@ -17,6 +17,7 @@ differentiate it again. Their `_by_snr` forms take the signal-to-noise ratio
 make one loop of many operations.
 """
 
+import math
 from typing import Any
 
 from keras import ops
@@ -285,6 +286,51 @@ def gaussian_log_evidence_of_zero(
     power = ops.square(_float32(theta)) * ops.exp(-log_sigma2)
     log_ratio = 2.0 * ops.log(_float32(prior_stddev)) - log_sigma2
     return 0.5 * (log_ratio - power)
+
+
+def scale_mixture_sample(
+    theta: Tensor,
+    log_sigma2: Tensor,
+    noise: Tensor,
+    pi: float,
+    stddev_1: float,
+    stddev_2: float,
+) -> Tensor:
+    """Compute log q(w) - log p(w) at the sample w = theta + sigma noise.
+
+    q is N(theta, sigma2), and p is pi N(0, stddev_1**2) + (1 - pi) N(0,
+    stddev_2**2). With standard normal noise, this is an unbiased estimate of
+    the KL, and its gradient one of that of the KL.
+
+    Args:
+        theta: Float tensor of any shape, the posterior mean.
+        log_sigma2: Float tensor that broadcasts with `theta`, the log variance.
+        noise: Float tensor that broadcasts with `theta`.
+        pi: Float in (0, 1).
+        stddev_1: Float > `stddev_2`.
+        stddev_2: Float > 0.
+
+    Returns:
+        Float32 tensor of the broadcast shape, in nats, of either sign.
+
+    Example:
+        >>> nats = scale_mixture_sample([0.0, 1.0], -2.0, 0.0, 0.5, 1.0, 0.1)
+        >>> print(ops.convert_to_numpy(nats).round(3))
+        [-0.705  2.193]
+
+    References:
+        Blundell et al. 2015, arXiv:1505.05424, eq. 7.
+    """
+    theta, log_sigma2, noise = map(_float32, (theta, log_sigma2, noise))
+    w = theta + ops.exp(0.5 * log_sigma2) * noise
+    # All without -log(2 pi) / 2, which the difference does not have.
+    log_q = -0.5 * (log_sigma2 + ops.square(noise))
+    wide, narrow = (
+        math.log(share / stddev) - 0.5 * ops.square(w / stddev)
+        for share, stddev in ((pi, stddev_1), (1.0 - pi, stddev_2))
+    )
+    # The narrow one is never far above, so neither term cancels the other.
+    return log_q - (wide + ops.softplus(narrow - wide))
 
 
 def _float32(x: Tensor) -> Tensor:

@@ -103,8 +103,10 @@ class AdditiveGaussian(WeightPosterior):
         Every log variance becomes `log_sigma2_init` or, if that is None,
         log(mean(theta^2)) - 3: noise of 22% of the root mean square. Small
         weights get less, so that log_alpha is at least 3 below the threshold
-        and no weight counts as zero.
+        and no weight counts as zero. A prior that is about the initial weight
+        is about this one from now on.
         """
+        super().start_from_weight()
         start = self.log_sigma2_init
         if start is None:
             theta = ops.convert_to_numpy(self.theta).astype("float64")
@@ -231,7 +233,8 @@ class Gaussian(AdditiveGaussian):
     Args:
         criterion: What decides whether a weight counts as zero. `"snr"`: its
             noise, by the threshold, if there is one. `"bmr"`: Bayesian model
-            reduction; the prior must be a `keras_vd.priors.Gaussian`.
+            reduction; the prior must be a `keras_vd.priors.Gaussian` of mean
+            zero.
         **options: See `AdditiveGaussian` and `WeightPosterior`.
 
     Raises:
@@ -258,6 +261,12 @@ class Gaussian(AdditiveGaussian):
             raise ValueError(
                 "Argument `prior` must be a `keras_vd.priors.Gaussian` with "
                 f"criterion='bmr'. Received: {type(self.prior).__name__}."
+            )
+        if self.prior.mean != "zero":
+            raise ValueError(
+                "Argument `prior` must have mean='zero' with criterion='bmr', "
+                "which asks whether a weight may be zero. Received: "
+                f"mean={self.prior.mean!r}."
             )
         return Reduction(self.prior.stddev)
 

@@ -88,10 +88,10 @@ class EagerMoments(Moments):
         values = torch.minimum(self._variance, largest.add_(LARGEST_ALPHA))
         return known_exp(self.log_sigma2, self.masked(values))
 
-    def kl_divergence(self, prior: Prior) -> Tensor:
+    def kl_divergence(self, prior: Prior, *known: Any) -> Tensor:
         form = FORMS.get(type(prior).kl_divergence, _no_form)(prior)
         if form is None:
-            return super().kl_divergence(prior)
+            return super().kl_divergence(prior, *known)
         return _divergence(form, self)
 
 

@@ -186,13 +186,20 @@ class Moments:
         values = ops.minimum(ops.exp(ops.stop_gradient(exponent)), largest)
         return known_exp(exponent, ops.where(self.keep_mask, values, 0.0))
 
-    def kl_divergence(self, prior: Prior) -> Tensor:
-        """Sum the KL to a prior, in nats, over what is not pruned."""
-        terms = ops.where(self.keep_mask, self._kl_terms(prior), 0.0)
+    def kl_divergence(self, prior: Prior, *known: Any) -> Tensor:
+        """Sum the KL to a prior, in nats, over what is not pruned.
+
+        Args:
+            prior: The prior.
+            *known: What its `kl_divergence` takes besides the posterior.
+        """
+        terms = ops.where(self.keep_mask, self._kl_terms(prior, *known), 0.0)
         return ops.cast(total(terms), "float32")
 
-    def _kl_terms(self, prior: Prior) -> Tensor:
-        return prior.kl_divergence(self.theta, self.log_sigma2, self.log_alpha)
+    def _kl_terms(self, prior: Prior, *known: Any) -> Tensor:
+        return prior.kl_divergence(
+            self.theta, self.log_sigma2, self.log_alpha, *known
+        )
 
 
 # Autodiff would keep the unmasked values, which costs one more loop and tensor.

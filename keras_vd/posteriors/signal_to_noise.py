@@ -84,11 +84,11 @@ class SignalToNoiseMoments(Moments):
         # To compare once more takes less time than to write what was found.
         return forgetting(select, *tensors)
 
-    def _kl_terms(self, prior: Prior) -> Tensor:
+    def _kl_terms(self, prior: Prior, *known: Any) -> Tensor:
         by_snr = DIVERGENCES.get(type(prior).kl_divergence)
         terms = by_snr and by_snr(prior, self.unbounded_log_alpha, self.snr)
         if terms is None:
-            return super()._kl_terms(prior)
+            return super()._kl_terms(prior, *known)
         bound = math.exp(0.5 * MAX_ABS_LOG_ALPHA) * (1.0 - TIE)
         is_inside = ops.logical_and(
             ops.less(self.snr, bound), ops.greater(self.snr, 1.0 / bound)

@@ -82,6 +82,8 @@ class WeightPosterior(Posterior):
 
     Attributes:
         keep_mask: Bool variable of the weight's shape; False is pruned.
+        prior_mean: Variable of the weight's shape, not trained: the weight
+            that training began with; only where the prior is about it.
         binding: What the posterior knows of its weight; set by `bind`.
         is_group: Whether the weight is a group variable.
 
@@ -163,12 +165,30 @@ class WeightPosterior(Posterior):
 
     def build(self, input_shape: tuple[int, ...]) -> None:
         self._add_state(input_shape)
+        if self.prior.is_about_initial:
+            self.prior_mean = self.add_weight(
+                name="prior_mean",
+                shape=input_shape,
+                initializer=self._copy_of_weight,
+                dtype="float32",
+                autocast=False,
+                trainable=False,
+            )
+
+    def _copy_of_weight(self, shape: tuple[int, ...], dtype: Any) -> Tensor:
+        # Two variables must not share memory: see `ops.cast` on PyTorch, and
+        # steps of JAX that free what they were given.
+        return ops.cast(full_precision_value(self.weight), dtype) * 1.0
 
     def start_from_weight(self) -> None:
         """Reset the noise, by the size that the weight has now.
 
-        What does not depend on that size stays as it is.
+        What does not depend on that size stays as it is. A prior that is about
+        the initial weight is about this one from now on.
         """
+        if self.prior.is_about_initial:
+            variable = self.prior_mean
+            variable.assign(self._copy_of_weight(variable.shape, "float32"))
 
     def _noise_parameters(self) -> tuple[keras.Variable, ...]:
         """List the variables that the variance depends on, besides `theta`."""
@@ -411,22 +431,34 @@ class WeightPosterior(Posterior):
             has_divergence: Whether to append the KL.
         """
         variables, keep_mask = self._read_variables()
+        known = self._known_to_prior() if has_divergence else ()
         form = fast_moments(type(self)._log_variances, variables, Moments)
 
         def compute(
-            variables: Sequence[Any], keep_mask: Tensor, *constants: Any
+            variables: Sequence[Any], keep_mask: Tensor, *tensors: Any
         ) -> tuple[Any, ...]:
             moments = self._moments(variables, keep_mask, form)
-            outputs = function(moments, *constants)
+            outputs = function(moments, *tensors[len(known) :])
             if has_divergence:
-                return *outputs, moments.kl_divergence(self.prior)
+                divergence = moments.kl_divergence(
+                    self.prior, *tensors[: len(known)]
+                )
+                return *outputs, divergence
             return outputs
 
         def find_key() -> Any:
             parts = self._recipe, key_of(function)
             return None if None in parts else (*parts, form, has_divergence)
 
-        return recomputed(compute, variables, (keep_mask, *constants), find_key)
+        constants = (keep_mask, *known, *constants)
+        return recomputed(compute, variables, constants, find_key)
+
+    def _known_to_prior(self) -> tuple[Any, ...]:
+        """Read what the prior's `kl_divergence` takes besides the posterior."""
+        if self.prior.is_about_initial:
+            theta = full_precision_value(self.weight)
+            return (ops.cast(self.prior_mean, theta.dtype),)
+        return (self._noise(),) if self.prior.is_sampled else ()
 
     @property
     def _recipe(self) -> Any:

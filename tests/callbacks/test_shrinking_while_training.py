@@ -513,6 +513,20 @@ def test_bad_arguments(options):
         ShrinkWhileTraining(**options)
 
 
+def test_initial_weights_shrink_with_their_weights():
+    """Identity: the rows and columns of the initial kernel that stay."""
+    prior = keras_vd.priors.Gaussian(0.5, mean="initial")
+    model = mlp(posterior=Gaussian(prior=prior))
+    initial = values([x.prior_mean for x in variational_weights(model)])
+    assert shrink_in_place(compiled(model))
+    a, b, c = [x.prior_mean for x in variational_weights(model)]
+    kept = [0, 3, 4, 6, 7]  # all but units 1, 2 and 5
+    np.testing.assert_array_equal(a, initial[0][:, kept])
+    np.testing.assert_array_equal(b, initial[1][kept])
+    np.testing.assert_array_equal(c, initial[2])
+    keras_vd.kl_divergence(model)
+
+
 def test_masks_shrink_with_their_weights():
     model = compiled(mlp())
     assert shrink_in_place(model)
