@@ -74,6 +74,21 @@ def test_the_other_examples_of_the_readme(tmp_path, monkeypatch):
     assert names["prediction"].mutual_information.shape == (2,)
 
 
+@pytest.mark.integration
+def test_the_examples_of_the_page_on_uncertainty():
+    """Oracle: what the page says comes out, with room for other backends."""
+    page = (ROOT / "docs" / "uncertainty.md").read_text()
+    names = {}
+    for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(code, "uncertainty.md", "exec"), names)
+    # A standard normal distribution of these targets has -1.43 nats.
+    assert names["score"] > -1.25
+    assert 0.8 < names["inside"] < 0.98
+    assert names["nats"] > -0.5
+    right, sure = names["right"], names["sure"]
+    assert right[sure].mean() > right[~sure].mean() + 0.05
+
+
 def test_every_layer_is_in_the_documentation():
     text = README + (ROOT / "docs" / "layers.md").read_text()
     names = (*keras_vd.layers.__all__, *keras_vd.layers._LATER)

@@ -6,7 +6,7 @@ import pytest
 import scipy.stats
 from keras import ops
 
-from keras_vd import layers, losses
+from keras_vd import losses
 from tests.helpers.arrays import random_inputs, to_float64
 
 pytestmark = pytest.mark.core
@@ -96,7 +96,7 @@ def test_a_noise_that_is_none_is_refused(stddev, error):
 
 
 def test_fit_refuses_targets_that_lack_the_column():
-    model = keras.Sequential([keras.Input((6,)), layers.VDDense(2)])
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(2)])
     model.compile("sgd", losses.GaussianNLL())
     with pytest.raises(ValueError, match="Targets must have the shape of"):
         model.fit(random_inputs(8, 6), random_inputs(8), verbose=0)
