@@ -321,3 +321,19 @@ def test_noise_that_does_not_fit_is_refused(predict, options, error, message):
 def test_heteroscedastic_outputs_need_an_even_number_of_columns(predict):
     with pytest.raises(ValueError, match=r"\(examples, ..., 2 k\)"):
         predict(normal(2, 3, 3), task="regression", noise="heteroscedastic")
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("stddev", [None, [0.5, 0.1]])
+def test_a_saved_model_keeps_its_noise(stddev, tmp_path):
+    model = sequential((6,), layers.VDDense(2, posterior=gaussian()))
+    model.compile("sgd", losses.GaussianNLL(stddev))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert isinstance(loaded.loss, losses.GaussianNLL)
+    first, second = (
+        predict_mc(x, random_inputs(3, 6), 2, seed=0).aleatoric_variance
+        for x in (model, loaded)
+    )
+    assert first.shape == (3, 2 if stddev else 1)
+    np.testing.assert_allclose(first, second, rtol=1e-5)
