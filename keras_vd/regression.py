@@ -227,7 +227,7 @@ def _from_mixture(
     # In a central interval is what is as far from the median in probability.
     distance = np.abs(2.0 * pit - 1.0).reshape(1, -1)
     tail = (1.0 - LEVELS[-1]) / 2.0
-    width = _quantile(means, spreads, 1.0 - tail) - _quantile(
+    width = mixture_quantile(means, spreads, 1.0 - tail) - mixture_quantile(
         means, spreads, tail
     )
     return RegressionCalibrationReport(
@@ -282,13 +282,18 @@ def _mixture_crps(
     return float(total / targets.size)
 
 
-def _quantile(
+def mixture_quantile(
     means: np.ndarray, spreads: np.ndarray, probability: float
 ) -> np.ndarray:
-    """Return what a mixture is below with a probability.
+    """Return what a mixture of Gaussians is below with a probability.
 
     By Newton's method within a bracket, which is halved where Newton's steps
     leave it or do not shrink.
+
+    Args:
+        means: float64 array of shape `(parts, ...)`; all parts are as likely.
+        spreads: Standard deviations, of that shape.
+        probability: Within (0, 1).
 
     Returns:
         Array of the shape of a part.

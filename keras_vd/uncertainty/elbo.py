@@ -13,7 +13,11 @@ import numpy as np
 import rich.table
 from keras import ops
 
-from keras_vd._backend.keras_internals import input_batches, loss_options
+from keras_vd._backend.keras_internals import (
+    Batches,
+    input_batches,
+    loss_options,
+)
 from keras_vd._backend.tables import Report
 from keras_vd._backend.validation import (
     check_finite_model,
@@ -26,7 +30,7 @@ from keras_vd.posteriors.finding import (
     variational_weights,
 )
 from keras_vd.pruning import kl_divergence
-from keras_vd.uncertainty.prediction import _refuse_states, _to_tensor
+from keras_vd.uncertainty.prediction import refuse_states, to_tensor
 from keras_vd.uncertainty.sampler import Padding, sampler_of
 
 # Losses that are negative log likelihoods: their classes and functions.
@@ -157,7 +161,7 @@ def elbo(
     check_model(model)
     required_posteriors(model)  # raises an error if there are none
     check_finite_model(model)
-    _refuse_states(model)
+    refuse_states(model)
     num_samples = check_integer("num_samples", num_samples, 1)
     batch_size = check_integer("batch_size", batch_size, 1)
     seed = None if seed is None else check_integer("seed", seed, 0)
@@ -166,12 +170,7 @@ def elbo(
         noise_stddev = check_number(
             "noise_stddev", noise_stddev, 0.0, exclusive=True
         )
-    batches = input_batches(x, batch_size, None)
-    if batches is None or not batches.is_array:
-        raise TypeError(
-            "Argument `x` must be an array, or a list, tuple or dict of "
-            f"arrays. Received: {x!r} (of type {type(x).__name__})."
-        )
+    batches = _array_batches(x, batch_size)
     examples = batches.num_examples
     targets = np.asarray(ops.convert_to_numpy(y) if ops.is_tensor(y) else y)
     if targets.shape[:1] != (examples,) or not examples:
@@ -190,7 +189,7 @@ def elbo(
         for batch in batches:
             rows = targets[start : start + batch_size]
             start += len(rows)
-            tensors = keras.tree.map_structure(_to_tensor, padding.fill(batch))
+            tensors = keras.tree.map_structure(to_tensor, padding.fill(batch))
             states = (seeds.of_draw(i) for i in range(num_samples))
             for i, outputs in enumerate(sampler.draws(tensors, states)):
                 totals[i] += _total(likelihood, rows, outputs)
@@ -211,6 +210,16 @@ def _mean_kl_divergence(model: keras.Model, num_samples: int) -> float:
     is_sampled = any(x.prior.is_sampled for x in variational_weights(model))
     count = num_samples if is_sampled else 1
     return sum(kl_divergence(model) for _ in range(count)) / count
+
+
+def _array_batches(x: Any, batch_size: int | None) -> Batches:
+    batches = input_batches(x, batch_size, None)
+    if batches is None or not batches.is_array:
+        raise TypeError(
+            "Argument `x` must be an array, or a list, tuple or dict of "
+            f"arrays. Received: {x!r} (of type {type(x).__name__})."
+        )
+    return batches
 
 
 def _read_loss(model: keras.Model, noise_stddev: Any) -> tuple[str, bool]:

@@ -32,11 +32,11 @@ from keras_vd._backend.validation import (
 )
 from keras_vd.calibration import CalibrationReport
 from keras_vd.posteriors.finding import required_posteriors
+from keras_vd.regression import mixture_quantile
 from keras_vd.uncertainty.noise import HETEROSCEDASTIC
 from keras_vd.uncertainty.predictive import (
     class_log_likelihood,
     gaussian_log_likelihood,
-    mixture_quantile,
 )
 from keras_vd.uncertainty.sampler import Padding, Progress, sampler_of
 from keras_vd.uncertainty.summaries import Summary, with_classes
@@ -202,7 +202,8 @@ class MonteCarloPrediction:
         samples = self._kept_samples()
         if self.noise is None:
             return np.quantile(samples, q, axis=0).astype("float64")
-        return mixture_quantile(samples, self.noise, q)
+        noise = np.broadcast_to(self.noise, samples.shape)
+        return mixture_quantile(samples.astype("float64"), noise, q)
 
     def _kept_samples(self) -> np.ndarray:
         if self.samples is None:
@@ -289,7 +290,7 @@ def predict_mc(
     check_model(model)
     required_posteriors(model)  # raises an error if there are none
     check_finite_model(model)
-    _refuse_states(model)
+    refuse_states(model)
     seed = None if seed is None else check_integer("seed", seed, 0)
     num_samples = check_integer("num_samples", num_samples, 1)
     if not isinstance(return_samples, bool):
@@ -318,7 +319,7 @@ def _read_all(
     with sampler.seeded(seed) as seeds:
         for batch in batches:
             size = _count_examples(batch)
-            tensors = keras.tree.map_structure(_to_tensor, padding.fill(batch))
+            tensors = keras.tree.map_structure(to_tensor, padding.fill(batch))
             states = (seeds.of_draw(i) for i in range(num_samples))
             reader.start_batch(size)
             for outputs in sampler.draws(tensors, states):
@@ -523,7 +524,8 @@ def _batches(x: Any, batch_size: int | None, steps: int | None) -> Batches:
     return batches
 
 
-def _refuse_states(model: keras.Model) -> None:
+def refuse_states(model: keras.Model) -> None:
+    """Raise a ValueError if a layer goes on where the last batch ended."""
     for layer in flatten_layers(model):
         if isinstance(layer, keras.layers.RNN) and layer.stateful:
             raise ValueError(
@@ -537,7 +539,8 @@ def _on_host(value: Any) -> Any:
     return ops.convert_to_numpy(value) if ops.is_tensor(value) else value
 
 
-def _to_tensor(value: Any) -> Any:
+def to_tensor(value: Any) -> Any:
+    """Return an input of a batch as a tensor; None stays."""
     return None if value is None else ops.convert_to_tensor(value)
 
 

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import math
-import statistics
-
 import numpy as np
 
 from keras_vd.calibration import both_classes, check_labels
 from keras_vd.losses import LOG_2_PI
-
-# More than 64 bits hold, for draws whose noise differs by many orders.
-_BISECTIONS = 100
-_erfc = np.frompyfunc(math.erfc, 1, 1)  # NumPy has none of its own
 
 
 def class_log_likelihood(
@@ -78,47 +71,3 @@ def gaussian_log_likelihood(
         logs = logs.sum(axis=-1) if logs.ndim > 1 else logs
         total = np.logaddexp(total, logs)
     return total - np.log(len(samples))
-
-
-def mixture_quantile(
-    samples: np.ndarray, noise: np.ndarray, probability: float
-) -> np.ndarray:
-    """Compute a quantile of a mixture of normals, column by column.
-
-    Args:
-        samples: Means of the draws, shape `(draws, ...)`.
-        noise: Standard deviations, which broadcast against `samples`.
-        probability: Of values below the quantile, within (0, 1).
-
-    Returns:
-        float64 of shape `(...)`, off by less than 1e-8 standard deviations of
-        the narrowest noise, or by rounding.
-    """
-    stddevs = np.broadcast_to(noise, samples.shape)
-    lower = np.full(samples.shape[1:], np.inf)
-    upper = -lower
-    # The mixture's quantile lies between those of its components.
-    z = statistics.NormalDist().inv_cdf(probability)
-    for mean, stddev in zip(samples, stddevs, strict=True):
-        end = mean + z * stddev
-        lower, upper = np.minimum(lower, end), np.maximum(upper, end)
-    tolerance = 1e-8 * stddevs.min(axis=0)
-    for _ in range(_BISECTIONS):
-        middle = 0.5 * (lower + upper)
-        is_below = _mixture_cdf(samples, stddevs, middle) < probability
-        lower = np.where(is_below, middle, lower)
-        upper = np.where(is_below, upper, middle)
-        if np.all(upper - lower <= tolerance):
-            break
-    return 0.5 * (lower + upper)
-
-
-def _mixture_cdf(
-    samples: np.ndarray, stddevs: np.ndarray, values: np.ndarray
-) -> np.ndarray:
-    total = np.zeros(values.shape)
-    for mean, stddev in zip(samples, stddevs, strict=True):
-        # By erfc, which is exact in the lower tail.
-        z = (mean - values) / (stddev * math.sqrt(2.0))
-        total += 0.5 * _erfc(z).astype("float64")
-    return total / len(samples)
