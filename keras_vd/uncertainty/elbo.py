@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 import numpy as np
@@ -25,6 +25,7 @@ from keras_vd._backend.validation import (
     check_model,
     check_number,
 )
+from keras_vd.losses import GaussianNLL
 from keras_vd.posteriors.finding import (
     required_posteriors,
     variational_weights,
@@ -32,6 +33,8 @@ from keras_vd.posteriors.finding import (
 from keras_vd.pruning import kl_divergence
 from keras_vd.uncertainty.prediction import refuse_states, to_tensor
 from keras_vd.uncertainty.sampler import Padding, sampler_of
+
+Likelihood: TypeAlias = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 # Losses that are negative log likelihoods: their classes and functions.
 _LOSSES = (
@@ -120,8 +123,9 @@ def elbo(
     divergence, whatever `kl_weight` and `kl_scale` are: what training
     maximizes, in nats, and below log p(y | x). The compiled loss tells the
     likelihood: a crossentropy, whose probabilities it clips as in training, or
-    a normal one for the mean squared error. Regularizers, and weights of losses
-    and examples, are no part of it, and masked positions count like others.
+    a normal one for `keras_vd.losses.GaussianNLL` and the mean squared error.
+    Regularizers, and weights of losses and examples, are no part of it, and
+    masked positions count like others.
 
     A draw is as in `predict_mc`. The log-uniform prior has no evidence: under
     it, compare values of models of one size alone. The bound is that of all
@@ -165,11 +169,7 @@ def elbo(
     num_samples = check_integer("num_samples", num_samples, 1)
     batch_size = check_integer("batch_size", batch_size, 1)
     seed = None if seed is None else check_integer("seed", seed, 0)
-    kind, from_logits = _read_loss(model, noise_stddev)
-    if noise_stddev is not None:
-        noise_stddev = check_number(
-            "noise_stddev", noise_stddev, 0.0, exclusive=True
-        )
+    likelihood = _likelihood_of(model, noise_stddev)
     batches = _array_batches(x, batch_size)
     examples = batches.num_examples
     targets = np.asarray(ops.convert_to_numpy(y) if ops.is_tensor(y) else y)
@@ -179,9 +179,6 @@ def elbo(
             f"{examples} examples, at least one. Received: shape "
             f"{targets.shape}."
         )
-    likelihood = functools.partial(
-        _log_likelihood, kind, from_logits, noise_stddev
-    )
     totals = np.zeros(num_samples)
     sampler, padding = sampler_of(model), Padding(model)
     with sampler.seeded(seed) as seeds:
@@ -222,9 +219,19 @@ def _array_batches(x: Any, batch_size: int | None) -> Batches:
     return batches
 
 
-def _read_loss(model: keras.Model, noise_stddev: Any) -> tuple[str, bool]:
-    """Read which likelihood was compiled, and whether it takes logits."""
+def _likelihood_of(model: keras.Model, noise_stddev: Any) -> Likelihood:
+    """Return the log likelihood that the compiled loss stands for."""
     loss = getattr(model, "loss", None)
+    if isinstance(loss, GaussianNLL):
+        _check_noise(noise_stddev, loss, is_needed=False)
+        return functools.partial(_gaussian_log_likelihood, loss)
+    kind, from_logits = _read_loss(loss)
+    _check_noise(noise_stddev, loss, is_needed=kind == "normal")
+    return functools.partial(_log_likelihood, kind, from_logits, noise_stddev)
+
+
+def _read_loss(loss: Any) -> tuple[str, bool]:
+    """Read which likelihood was compiled, and whether it takes logits."""
     options: dict[str, Any] = {}
     found = keras.losses.get(loss) if isinstance(loss, str) else loss
     if isinstance(found, keras.losses.Loss):
@@ -242,8 +249,9 @@ def _read_loss(model: keras.Model, noise_stddev: Any) -> tuple[str, bool]:
         raise ValueError(
             "Argument `model` must be compiled with a loss that is a negative "
             f"log likelihood, one of {[name for _, name in _LOSSES]} of "
-            "`keras.losses`. Compile the model with the one that its outputs "
-            f"are for. Received: loss={loss!r}."
+            "`keras.losses` or `keras_vd.losses.GaussianNLL`. Compile the "
+            "model with the one that its outputs are for. Received: "
+            f"loss={loss!r}."
         )
     for name, value in _NEUTRAL.items():
         if options.get(name, value) != value:
@@ -252,18 +260,23 @@ def _read_loss(model: keras.Model, noise_stddev: Any) -> tuple[str, bool]:
                 f"negative log likelihood, with {name}={value!r}. Received: "
                 f"{name}={options[name]!r}."
             )
-    if (noise_stddev is None) is (kind == "normal"):
+    return kind, bool(options.get("from_logits", False))
+
+
+def _check_noise(noise_stddev: Any, loss: Any, is_needed: bool) -> None:
+    if noise_stddev is not None:
+        check_number("noise_stddev", noise_stddev, 0.0, exclusive=True)
+    if (noise_stddev is None) is is_needed:
         raise ValueError(
             "Argument `noise_stddev` must be given with a mean squared error, "
             "and only then: it is the standard deviation of the noise of the "
             f"targets. Received: noise_stddev={noise_stddev!r} with "
             f"loss={loss!r}."
         )
-    return kind, bool(options.get("from_logits", False))
 
 
 def _total(
-    likelihood: Callable[[np.ndarray, np.ndarray], Any],
+    likelihood: Likelihood,
     targets: np.ndarray,
     outputs: Any,
 ) -> float:
@@ -303,6 +316,16 @@ def _log_likelihood(
     terms = -ops.convert_to_numpy(losses)
     # Keras takes the mean over the labels of an example, not their sum.
     return terms * outputs.shape[-1] if kind == "binary" else terms
+
+
+def _gaussian_log_likelihood(
+    loss: GaussianNLL, targets: np.ndarray, outputs: np.ndarray
+) -> np.ndarray:
+    """Compute log p(y | x, w) of all examples and positions."""
+    tensors = [
+        ops.convert_to_tensor(x.astype("float32")) for x in (targets, outputs)
+    ]
+    return -ops.convert_to_numpy(loss.call(*tensors))
 
 
 def _fitting(

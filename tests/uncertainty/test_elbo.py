@@ -195,6 +195,23 @@ def test_probabilities(logits, probabilities, activation, y):
     )
 
 
+@pytest.mark.parametrize("stddev", [None, 0.4])
+def test_gaussian_noise(stddev):
+    """Oracle: SciPy's density at the outputs of the same draws, from below."""
+    model = model_of(keras_vd.losses.GaussianNLL(stddev), units=2)
+    x = random_inputs(5, 4)
+    y = random_inputs(5, 1 if stddev is None else 2, seed=1)
+    report = keras_vd.elbo(model, x, y, num_samples=3, seed=0)
+    samples = keras_vd.predict_mc(
+        model, x, 3, seed=0, return_samples=True, verbose=0
+    )
+    means, noise = samples.samples, stddev or samples.noise
+    terms = stats.norm.logpdf(y, means, noise).sum(axis=(1, 2))
+    assert report.log_likelihood == pytest.approx(terms.mean(), rel=1e-5)
+    with pytest.raises(ValueError, match="`noise_stddev`"):
+        keras_vd.elbo(model, x, y, noise_stddev=0.4)
+
+
 def test_report():
     report = keras_vd.elbo(
         one_weight(0.5, -2.0, 1.0),
