@@ -9,6 +9,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_vd import priors
 from keras_vd._backend.keras_internals import full_precision_value
 from keras_vd._backend.noise import standard_normal
 from keras_vd._backend.types import Tensor
@@ -28,8 +29,8 @@ class VD(WeightPosterior):
     alpha = p / (1 - p) for a dropout rate p. With alpha <= 1, as in the paper,
     it regularizes and prunes nothing; with `max_alpha=None` weights whose
     alpha grows past the threshold are dropped. A fixed alpha
-    (`learn_alpha=False`) is Gaussian dropout itself: its KL is a constant, so
-    it needs no KL weight.
+    (`learn_alpha=False`) is Gaussian dropout itself: its KL to a log-uniform or
+    ARD prior is a constant, so it needs no KL weight.
 
     `noise="weight"` (the paper's section 3.2) draws independent noise for
     every weight. `noise="input"` (section 3.1) draws one factor per input unit
@@ -130,8 +131,11 @@ class VD(WeightPosterior):
         return log_alpha + log_theta2, log_alpha
 
     def _is_kl_due(self) -> bool:
-        # The divergence of a fixed alpha is a constant: it needs no weight.
-        if not self.learn_alpha and not self.kl_weight.is_set:
+        # To a prior without a scale of the weights the divergence of a fixed
+        # alpha is a constant: it needs no weight.
+        has_scale = not isinstance(self.prior, (priors.LogUniform, priors.ARD))
+        is_constant = not self.learn_alpha and not has_scale
+        if is_constant and not self.kl_weight.is_set:
             return False
         return super()._is_kl_due()
 

@@ -244,3 +244,21 @@ def test_bad_options(options, error, named):
         posteriors.VD(**options)
     for name, value in options.items():
         assert f"{name}={value!r}" in str(caught.value) or name == "noise"
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("prior", ["log_uniform", "ard"])
+def test_a_constant_divergence_needs_no_weight(prior):
+    posterior = posteriors.VD(learn_alpha=False, prior=prior)
+    layer = layers.VDDense(2, posterior=posterior)
+    layer(np.ones((1, 3)), training=True)
+    assert layer.losses == []
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("prior", ["gaussian", "scale_mixture"])
+def test_a_divergence_that_depends_on_the_weights_needs_one(prior):
+    posterior = posteriors.VD(learn_alpha=False, prior=prior)
+    layer = layers.VDDense(2, posterior=posterior)
+    with pytest.raises(ValueError, match="kl_weight"):
+        layer(np.ones((1, 3)), training=True)
