@@ -188,6 +188,12 @@ def check_probabilities(probabilities: Any) -> np.ndarray:
     return values
 
 
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Compute probabilities along the last axis."""
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
 def both_classes(probabilities: np.ndarray) -> np.ndarray:
     """Return the probabilities of all classes, of shape `(..., classes)`.
 

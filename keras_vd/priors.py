@@ -14,7 +14,12 @@ from typing import Any, ClassVar
 import keras
 
 from keras_vd._backend.types import Tensor
-from keras_vd._backend.validation import check_choice, check_number, resolve
+from keras_vd._backend.validation import (
+    check_choice,
+    check_number,
+    check_share,
+    resolve,
+)
 from keras_vd.divergences import kl
 
 
@@ -25,6 +30,11 @@ class Prior:
     `get_config`; register it with
     `keras.saving.register_keras_serializable` to save models that use it.
     """
+
+    @property
+    def is_scale_free(self) -> bool:
+        """Whether the divergence depends on `log_alpha` alone."""
+        return False
 
     @property
     def is_about_initial(self) -> bool:
@@ -101,6 +111,10 @@ class LogUniform(Prior):
     def __init__(self, kl: str = "molchanov") -> None:
         self.kl = check_choice("kl", kl, self._forms)
 
+    @property
+    def is_scale_free(self) -> bool:
+        return True
+
     def kl_divergence(
         self, theta: Tensor, log_sigma2: Tensor, log_alpha: Tensor
     ) -> Tensor:
@@ -118,6 +132,10 @@ class ARD(Prior):
     leaves KL = log(1 + 1/alpha) / 2 (Kharitonov et al. 2018,
     arXiv:1811.00596). Unlike the log-uniform prior it is proper.
     """
+
+    @property
+    def is_scale_free(self) -> bool:
+        return True
 
     def kl_divergence(
         self, theta: Tensor, log_sigma2: Tensor, log_alpha: Tensor
@@ -207,11 +225,7 @@ class ScaleMixture(Prior):
         stddev_1: float = 1.0,
         stddev_2: float = math.exp(-6.0),
     ) -> None:
-        self.pi = check_number("pi", pi, 0.0, exclusive=True)
-        if self.pi >= 1.0:
-            raise ValueError(
-                f"Argument `pi` must be less than 1. Received: pi={pi!r}."
-            )
+        self.pi = check_share("pi", pi)
         self.stddev_1 = check_number("stddev_1", stddev_1, 0.0, exclusive=True)
         self.stddev_2 = check_number("stddev_2", stddev_2, 0.0, exclusive=True)
         if self.stddev_2 >= self.stddev_1:

@@ -17,6 +17,7 @@ from keras_vd.calibration import (
     calibration_report,
     check_labels,
     check_probabilities,
+    softmax,
 )
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 1e3
@@ -68,7 +69,7 @@ class TemperatureReport(Report):
         Raises:
             ValueError: if they are not what was fitted.
         """
-        scaled = _softmax(_logits(logits, self.from_logits) / self.temperature)
+        scaled = softmax(_logits(logits, self.from_logits) / self.temperature)
         has_one_column = np.shape(logits)[-1] == 1
         return scaled[..., 1:] if has_one_column else scaled
 
@@ -167,9 +168,9 @@ def temperature_scaling(
         is_bounded=is_bounded,
         nll_before=_nll(values, classes),
         nll_after=_nll(values / temperature, classes),
-        calibration_before=calibration_report(_softmax(values), classes),
+        calibration_before=calibration_report(softmax(values), classes),
         calibration_after=calibration_report(
-            _softmax(values / temperature), classes
+            softmax(values / temperature), classes
         ),
         from_logits=from_logits,
     )
@@ -193,11 +194,6 @@ def _logits(values: Any, are_logits: bool) -> np.ndarray:
     if logits.shape[-1] > 1:
         return logits
     return np.concatenate([np.zeros_like(logits), logits], axis=-1)
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return powers / powers.sum(axis=-1, keepdims=True)
 
 
 def _nll(logits: np.ndarray, classes: np.ndarray) -> float:
@@ -261,7 +257,7 @@ def _derivatives(
         right: Array of shape `(examples,)`: those of the true classes.
         inverse: Inverse temperature.
     """
-    probabilities = _softmax(inverse * logits)
+    probabilities = softmax(inverse * logits)
     means = (probabilities * logits).sum(axis=-1)
     squares = (logits - means[:, None]) ** 2
     variance = (probabilities * squares).sum(axis=-1)

@@ -79,7 +79,7 @@ class KLAnnealing(KLWeightCallback):
             tensorboard, and no TensorFlow.
         log_layers: Bool: whether logs and TensorBoard get `n_active/<layer>`.
         log_layer_kl: Bool: whether they get `kl/<layer>`, nats, which sum to
-            `kl`.
+            `kl` where the priors' divergences have a closed form.
 
     Raises:
         TypeError: if an argument is of the wrong type.

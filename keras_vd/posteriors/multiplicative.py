@@ -9,7 +9,6 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vd import priors
 from keras_vd._backend.keras_internals import full_precision_value
 from keras_vd._backend.noise import standard_normal
 from keras_vd._backend.types import Tensor
@@ -131,10 +130,8 @@ class VD(WeightPosterior):
         return log_alpha + log_theta2, log_alpha
 
     def _is_kl_due(self) -> bool:
-        # To a prior without a scale of the weights the divergence of a fixed
-        # alpha is a constant: it needs no weight.
-        has_scale = not isinstance(self.prior, (priors.LogUniform, priors.ARD))
-        is_constant = not self.learn_alpha and not has_scale
+        # The divergence of a fixed alpha is a constant then, without a weight.
+        is_constant = self.prior.is_scale_free and not self.learn_alpha
         if is_constant and not self.kl_weight.is_set:
             return False
         return super()._is_kl_due()

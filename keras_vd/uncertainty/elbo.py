@@ -25,7 +25,7 @@ from keras_vd._backend.validation import (
     check_model,
     check_number,
 )
-from keras_vd.losses import GaussianNLL
+from keras_vd.losses import LOG_2_PI, GaussianNLL
 from keras_vd.posteriors.finding import (
     required_posteriors,
     variational_weights,
@@ -307,7 +307,7 @@ def _log_likelihood(
     targets = _fitting(kind, targets, outputs.shape)
     if noise_stddev is not None:
         scaled = (targets - outputs.astype("float64")) / noise_stddev
-        constant = math.log(noise_stddev) + 0.5 * math.log(2.0 * math.pi)
+        constant = math.log(noise_stddev) + 0.5 * LOG_2_PI
         return -0.5 * np.square(scaled) - constant
     tensors = [
         ops.convert_to_tensor(x) for x in (targets, outputs.astype("float32"))

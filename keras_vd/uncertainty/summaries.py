@@ -12,6 +12,7 @@ from keras_vd.calibration import (
     both_classes,
     calibration_report,
     check_labels,
+    softmax,
 )
 from keras_vd.losses import count_columns
 from keras_vd.uncertainty.noise import HETEROSCEDASTIC
@@ -69,7 +70,7 @@ class Summary:
         task = self.meaning.task
         if self.meaning.from_logits:
             return (
-                _softmax(values)
+                softmax(values)
                 if task == "classification"
                 else _sigmoid(values)
             )
@@ -141,9 +142,3 @@ def _entropy(probabilities: np.ndarray) -> np.ndarray:
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:
     return 0.5 + 0.5 * np.tanh(0.5 * logits)
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    """Compute probabilities along the last axis."""
-    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return exponentials / exponentials.sum(axis=-1, keepdims=True)
