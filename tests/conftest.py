@@ -1,6 +1,16 @@
 """What every test starts from: one seed, and no garbage of others."""
 
 import gc
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Each worker has its core, and so have the processes that it starts.
+    for name in (
+        "OMP_NUM_THREADS",
+        "TF_NUM_INTRAOP_THREADS",
+        "TF_NUM_INTEROP_THREADS",
+    ):
+        os.environ.setdefault(name, "1")
 
 import keras
 import pytest
