@@ -248,6 +248,7 @@ def values(variables):
     return [keras.ops.convert_to_numpy(x) for x in variables]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("make", ZOO)
 def test_predictions_stay_and_sizes_shrink(make, tmp_path, capsys):
     # Oracle: the model before, and sizes by hand.

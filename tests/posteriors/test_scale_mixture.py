@@ -136,8 +136,8 @@ def test_training():
         loss_weights=[0.0],
         run_eagerly=keras.backend.backend() == "tensorflow",
     )
-    x = random_inputs(4, 4)
-    model.fit(x, np.zeros((4, 3)), batch_size=4, epochs=60, verbose=0)
+    x = random_inputs(240, 4)
+    model.fit(x, np.zeros((240, 3)), batch_size=4, verbose=0)
     log_sigma2 = to_numpy(layer.kernel_posterior.log_sigma2)
     after = map(divergence, to_numpy(layer.kernel).flat, log_sigma2.flat)
     assert sum(after) < 0.5 * 12 * divergence(0.3, -4.0)
