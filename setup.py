@@ -31,6 +31,16 @@ EXAMPLES = [
     "scipy>=1.11",
     "tensorflow-datasets>=4.9.6",
 ]
+DOCS = [
+    "furo>=2025.12",
+    "latex2mathml>=3.77",
+    "matplotlib>=3.8",
+    "myst-nb>=1.4",
+    "scikit-learn>=1.4",
+    "sphinx>=9",
+    "sphinx-design>=0.7",
+    "sphinxcontrib-bibtex>=2.6",
+]
 RUNTIMES = [
     "ai-edge-litert>=2.3",
     "onnx>=1.23",
@@ -86,6 +96,7 @@ setup(
         "archive": ARCHIVE,
         "benchmarks": BENCHMARKS,
         "peers": [*PEERS, *TFP],
+        "docs": [*TENSORFLOW, *ARCHIVE, *DOCS, *HUB],
         "hub": HUB,
         "tensorboard": TENSORBOARD,
         "tfp": TFP,

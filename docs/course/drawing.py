@@ -1,0 +1,25 @@
+"""How the pictures of the course look."""
+
+import logging
+
+import matplotlib.pyplot as plt
+from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+
+def set_style() -> None:
+    """Draw sharp pictures in letters for phones, and print no warnings."""
+    set_matplotlib_formats("svg")
+    # In a notebook TensorFlow prints its warnings among the outputs.
+    logging.getLogger("tensorflow").addFilter(
+        lambda record: record.levelno >= logging.ERROR
+    )
+    plt.rcParams.update(
+        {
+            "axes.spines.right": False,
+            "axes.spines.top": False,
+            "figure.figsize": (7, 3.4),
+            "figure.constrained_layout.use": True,
+            "font.size": 12,
+            "legend.frameon": False,
+        }
+    )
