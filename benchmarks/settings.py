@@ -33,7 +33,7 @@ class Effort:
         fit_epochs: Epochs of 50 steps of the long run.
     """
 
-    blocks: int = 9
+    blocks: int = 7
     block_seconds: float = 0.05
     fit_epochs: int = 30
 
