@@ -13,7 +13,9 @@ VERSION = (ROOT / "keras_vd" / "version.py").read_text().split('"')[-2]
 # Paths inside the repository lead nowhere from a package index.
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 README = re.sub(r"(?<=\]\()(?=docs/\S+\.png)", f"{URL}/raw/v{VERSION}/", README)
-README = re.sub(r"(?<=\]\()(?=docs/)", f"{URL}/blob/v{VERSION}/", README)
+README = re.sub(
+    r"(?<=\]\()(?=[\w/]+\.(md|bib|cff)\))", f"{URL}/blob/v{VERSION}/", README
+)
 
 TENSORFLOW = ["tensorflow>=2.21"]
 BENCHMARKS = ["matplotlib>=3.8", "psutil>=5.9"]

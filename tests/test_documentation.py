@@ -1,4 +1,4 @@
-"""What the README and the docstrings show does what they say."""
+"""What the README, the pages and the docstrings show does what they say."""
 
 import doctest
 import importlib
@@ -19,29 +19,93 @@ ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
+DOCS = ROOT / "docs"
+# How a fence begins, and what is within.
+FENCE = re.compile(r"^(`{3,}|:{3,})([^\n]*)\n(.*?)^\1\s*$", re.M | re.S)
+SHELL = re.compile(
+    r"(KERAS_BACKEND=\w+ )?(pip|python|bash|git|pytest) |for i in "
+)
+# Pages whose code a test of its own runs.
+RUN_ELSEWHERE = {
+    "custom_loops.md": "tests/test_custom_loops.py",
+    "distributed.md": "tests/helpers/distributed/steps.py",
+    "uncertainty.md": "tests/test_documentation.py",
+}
+
+
+def blocks(text):
+    """Pairs of what stands behind a fence and what is within."""
+    return [(info.strip(), code) for _, info, code in FENCE.findall(text)]
+
+
+def python_of(path):
+    return [code for info, code in blocks(path.read_text()) if info == "python"]
+
+
+PAGES = {
+    path.relative_to(DOCS).as_posix(): path
+    for path in sorted(DOCS.rglob("*.md"))
+    if python_of(path)
+}
+
+
+def test_every_block_of_code_runs():
+    """Each is run by a test or while the book is built, or is for a shell."""
+    for path in [ROOT / "README.md", *DOCS.rglob("*.md")]:
+        text = path.read_text()
+        for info, code in blocks(text):
+            if info.startswith("{code-cell}"):
+                # Cells run where the page says that it has them.
+                assert "file_format: mystnb" in text, path
+            elif not info.startswith(("{", "python")):
+                assert info == "", (path, info)
+                assert SHELL.match(code), (path, code)
+    # Who adds a page adds to these figures.
+    assert len(PAGES) == 15
+    assert sum(len(python_of(path)) for path in PAGES.values()) == 36
+    for page, test in RUN_ELSEWHERE.items():
+        assert page in PAGES
+        assert page in (ROOT / test).read_text()
+
+
+def test_every_link_leads_somewhere():
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]:
+        for link in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
+            assert (path.parent / link).exists(), (path, link)
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 200
+
+
 @pytest.mark.integration
 @pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="exports a SavedModel"
 )
 def test_the_first_example_of_the_readme(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(compressing, "MOST", 20)
     keras.utils.set_random_seed(0)
     names = {}
-    code = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
-    assert len(code.strip().splitlines()) <= 27
-    exec(compile(code, "README.md", "exec"), names)
+    first, *others = python_of(ROOT / "README.md")
+    assert len(first.strip().split("\n")) <= 13
+    exec(compile(first, "README.md", "exec"), names)
     assert "Sparsity at inference" in capsys.readouterr().out
     # Oracle: the promise of the page. Sparse, accurate, plain, exported.
     report = keras_vd.sparsity_report(names["model"])
     assert report.nonzero_ratio > 10
-    classes = names["plain"].predict(names["x"], verbose=0).argmax(-1)
+    small, x = names["small"], names["x"] / 16
+    classes = small.predict(x, verbose=0).argmax(-1)
     assert np.mean(classes == names["y"]) > 0.96
-    assert {
-        type(layer).__module__.split(".")[0] for layer in names["plain"].layers
-    } == {"keras"}
-    smaller = names["small"].count_params()
-    assert smaller < 0.5 * names["plain"].count_params()
+    assert {type(layer).__module__.split(".")[0] for layer in small.layers} == {
+        "keras"
+    }
+    assert small.count_params() < 0.5 * 22510
     assert (tmp_path / "digits_model" / "saved_model.pb").exists()
+    for code in others:
+        exec(compile(code, "README.md", "exec"), names)
+    assert type(names["report"]).__name__ == "CompressionReport"
+    assert names["small"].input_shape == (None, 64)
 
 
 @pytest.mark.integration
@@ -49,29 +113,108 @@ def test_the_first_example_of_the_readme(tmp_path, monkeypatch, capsys):
     keras.backend.backend() != "tensorflow", reason="exports a SavedModel"
 )
 @pytest.mark.filterwarnings("ignore")  # of the converters
-def test_the_other_examples_of_the_readme(tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", sorted(set(PAGES) - set(RUN_ELSEWHERE)))
+def test_the_code_of_a_page(page, tmp_path, monkeypatch):
+    """Oracles: what the page says comes out, where it says something."""
     measure_quickly(monkeypatch)
     monkeypatch.setattr(compressing, "MOST", 20)
     monkeypatch.chdir(tmp_path)
-    plain = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
-    names = {"keras": keras, "keras_vd": keras_vd, "plain": plain, "np": np}
-    names["x"] = np.zeros((2, 784), "float32")
-    names["x_train"] = np.random.default_rng(0).random((40, 64))
-    names["y_train"] = np.arange(40) % 10
-    for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL)[1:]:
-        exec(compile(code, "README.md", "exec"), names)
-    converted = {type(x).__name__ for x in names["variational"].layers}
-    assert {"VDConv2D", "VDDepthwiseConv2D", "VDDense"} <= converted
-    assert type(names["variational"].get_layer("Conv1")) is keras.layers.Conv2D
+    names = {}
+    for code in python_of(PAGES[page]):
+        exec(compile(code, page, "exec"), names)
+    CHECKS[page](names)
+
+
+def check_variational_model(names):
+    report = keras_vd.sparsity_report(names["model"])
+    assert report.nonzero_ratio > 1.5
     assert isinstance(names["embedding"], keras_vd.layers.VDEmbedding)
     assert isinstance(names["recurrent"], keras_vd.layers.VDLSTM)
     assert isinstance(names["layer"], keras_vd.layers.VDDense)
-    assert isinstance(names["report"], keras_vd.reports.DeploymentReport)
-    small = keras.models.load_model(tmp_path / "small_digits.keras")
-    assert small.input_shape == (None, 64)
+
+
+def check_gates(names):
     gates = keras_vd.sparsity_report(names["model"]).gates
     assert [gate.units for gate in gates] == [784, 300]
-    assert names["prediction"].mutual_information.shape == (2,)
+
+
+def check_trained_model(names):
+    converted = {type(x).__name__ for x in names["variational"].layers}
+    assert {"VDSeparableConv2D", "VDDense"} <= converted
+    assert type(names["variational"].get_layer("stem")) is keras.layers.Conv2D
+    assert keras_vd.sparsity_report(names["gated"]).gates
+    divergence = keras_vd.kl_divergence(names["bayesian"])
+    assert np.isfinite(divergence)
+
+
+def check_target(names):
+    small = keras.models.load_model("small_digits.keras")
+    assert small.input_shape == (None, 64)
+    assert isinstance(names["report"], keras_vd.reports.CompressionReport)
+
+
+def check_shrinking(names):
+    plain = names["plain"].layers[0].get_weights()[0]
+    assert np.mean(plain == 0) == pytest.approx(0.97, abs=0.01)
+    assert names["small"].count_params() < names["plain"].count_params()
+
+
+def check_looking(names):
+    assert "<html" in pathlib.Path("report.html").read_text()
+
+
+def check_predicting(names):
+    prediction = names["prediction"]
+    assert np.mean(prediction.mean.argmax(-1) == names["y"][1400:]) > 0.8
+    assert (prediction.mutual_information > -1e-5).all()
+
+
+def check_resuming(names):
+    """Oracle: a run that was never killed, in a folder of its own."""
+    found = names["model"].get_weights()
+    pathlib.Path("backup").rename("old")
+    for one, other in zip(found, names["train"](6).get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def check_deploying(names):
+    assert isinstance(names["report"], keras_vd.reports.DeploymentReport)
+    found = names["loaded"].predict(names["x"], verbose=0)
+    wanted = names["plain"].predict(names["x"], verbose=0)
+    assert np.abs(found - wanted).max() < 0.05
+
+
+def check_tfmot(names):
+    kernel = names["model"].layers[0].get_weights()[0]
+    assert np.mean(kernel == 0) == pytest.approx(0.8, abs=0.02)
+    report = keras_vd.sparsity_report(names["variational"])
+    assert report.nonzero_ratio == pytest.approx(10.0, rel=0.05)
+
+
+def check_tfp(names):
+    assert names["draws"].samples.shape == (50, 397, 10)
+    assert (keras.ops.convert_to_numpy(names["sigma"]) > 0).all()
+
+
+def check_bayesian_torch(names):
+    right = names["prediction"].mean.argmax(-1) == names["y"][1400:]
+    assert right.mean() > 0.8
+
+
+CHECKS = {
+    "howto/variational_model.md": check_variational_model,
+    "howto/gates.md": check_gates,
+    "howto/trained_model.md": check_trained_model,
+    "howto/target.md": check_target,
+    "howto/shrinking.md": check_shrinking,
+    "howto/looking.md": check_looking,
+    "howto/predicting.md": check_predicting,
+    "howto/resuming.md": check_resuming,
+    "howto/deploying.md": check_deploying,
+    "migration/tfmot.md": check_tfmot,
+    "migration/tfp.md": check_tfp,
+    "migration/bayesian_torch.md": check_bayesian_torch,
+}
 
 
 @pytest.mark.integration
@@ -90,7 +233,8 @@ def test_the_examples_of_the_page_on_uncertainty():
 
 
 def test_every_layer_is_in_the_documentation():
-    text = README + (ROOT / "docs" / "layers.md").read_text()
+    pages = [DOCS / "layers.md", *(DOCS / "howto").glob("*.md")]
+    text = README + "".join(page.read_text() for page in pages)
     names = (*keras_vd.layers.__all__, *keras_vd.layers._LATER)
     missing = [name for name in names if f"`{name}`" not in text]
     assert missing == []

@@ -1,13 +1,14 @@
-"""A layer, a prior and a posterior of one's own, by CONTRIBUTING.md.
+"""A layer, a prior, a posterior and a gate of one's own.
 
-This file is what new modules of the package would be: nothing else has to know
-of the layer `VDBilinear`, its rule, the prior `Laplace` and the posterior
-`SoftplusGaussian`. Their strings in `priors` and `posteriors` are all that they
-lack.
+They are the skeleton files of `docs/howto/extending.md`, and what new modules
+of the package would be: nothing else has to know of the layer `VDBilinear`,
+its rule, the prior `Laplace`, the posterior `SoftplusGaussian` and the gate
+`GaussianGate`. Strings in `priors` and `posteriors` are all that they lack.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import pathlib
 import re
 
@@ -18,163 +19,28 @@ from keras import ops
 from scipy import integrate, stats
 
 import keras_vd
-from keras_vd import posteriors, priors
-from keras_vd._backend.types import Tensor
-from keras_vd.layers.base import LinearLayer
-from keras_vd.posteriors.binding import Axes
-from keras_vd.posteriors.moments import THETA2_FLOOR
+from keras_vd import posteriors
 from keras_vd.rules.costs import count_macs
-from keras_vd.rules.rule import Rule, rule_for, to_numpy
 
 ROOT = pathlib.Path(__file__).parents[1]
-register = keras.saving.register_keras_serializable(package="tests")
+SKELETONS = ROOT / "docs" / "howto" / "skeletons"
+
+
+def load(name):
+    path = SKELETONS / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"skeleton_{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+_layer = load("layer")
+Bilinear, VDBilinear = _layer.Bilinear, _layer.VDBilinear
+Laplace = load("prior").Laplace
+SoftplusGaussian = load("posterior").SoftplusGaussian
+GaussianGate = load("gate").GaussianGate
 
 pytestmark = pytest.mark.core
-
-
-@register
-class Bilinear(keras.layers.Layer):
-    """A plain layer of two inputs: y_k = sum_ij a_i W_ijk b_j + bias_k."""
-
-    # `LinearLayer` applies `self.activation` after `self.bias`, because Keras'
-    # own linear layers have both; None stands for no activation.
-    activation = None
-
-    def __init__(self, units, **options):
-        super().__init__(**options)
-        self.units = units
-
-    def build(self, input_shape):
-        sizes = [shape[-1] for shape in input_shape]
-        self.kernel = self.add_weight(
-            name="kernel", shape=(*sizes, self.units), initializer="normal"
-        )
-        self.bias = self.add_weight(
-            name="bias", shape=(self.units,), initializer="zeros"
-        )
-
-    def call(self, inputs):
-        return self._linear_op(outer(inputs), self.kernel) + self.bias
-
-    def _linear_op(self, inputs, kernel):
-        return ops.einsum("bij,ijk->bk", inputs, kernel)
-
-    def compute_output_shape(self, input_shape):
-        return (input_shape[0][0], self.units)
-
-    def get_config(self):
-        return {**super().get_config(), "units": self.units}
-
-
-def outer(inputs):
-    """Products of all pairs, `(batch, i, j)`."""
-    return ops.einsum("bi,bj->bij", *inputs)
-
-
-@register
-class VDBilinear(LinearLayer, Bilinear):
-    """`Bilinear` with a posterior over its kernel."""
-
-    _available_groups = ("output",)
-
-    def _kernel_axes(self, weight: str) -> Axes:
-        return Axes(inputs=(0, 1), outputs=(2,))
-
-    def _linear_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
-        return ops.einsum("bij,ijk->bk", inputs, kernel)
-
-    def call(self, inputs, training=None):
-        return super().call(outer(inputs), training=training)
-
-
-@rule_for(Bilinear)
-class BilinearRule(Rule):
-    """Outputs without weights are their bias; inputs go that nobody reads."""
-
-    def __init__(self, layer, uses):
-        super().__init__(layer, uses)
-        self.kernel = to_numpy(layer.kernel)
-
-    @classmethod
-    def refusal(cls, layer, node):
-        return None if len(node.inputs) == 2 else "it is called otherwise"
-
-    @classmethod
-    def macs(cls, layer, node):
-        return int(np.prod(layer.kernel.shape))
-
-    def find_constants(self, node):
-        is_fixed = ~self.kernel.any(axis=(0, 1))
-        bias = to_numpy(self.layer.bias)
-        node.outputs[0].constant = np.where(is_fixed, bias, np.nan)
-
-    def require(self, node):
-        read = self.kernel[..., node.outputs[0].keep] != 0.0
-        node.inputs[0].keep |= read.any(axis=(1, 2))
-        node.inputs[1].keep |= read.any(axis=(0, 2))
-
-    def shrunk(self):
-        first, second = (tensor.keep for tensor in self.uses[0].inputs)
-        kernel = self.kernel[first][:, second][..., self.output.keep]
-        config = {**self.config, "units": kernel.shape[-1]}
-        return config, [kernel, to_numpy(self.layer.bias)[self.output.keep]]
-
-
-@register
-class Laplace(priors.Prior):
-    """p(w) = exp(-|w| / scale) / (2 scale)."""
-
-    def __init__(self, scale=1.0):
-        self.scale = scale
-
-    def kl_divergence(self, theta, log_sigma2, log_alpha):
-        sigma = ops.exp(0.5 * log_sigma2)
-        z = theta / sigma
-        # E|w| under the posterior.
-        size = sigma * np.sqrt(2.0 / np.pi) * ops.exp(-0.5 * z * z)
-        size = size + theta * ops.erf(z * np.sqrt(0.5))
-        entropy = 0.5 * (np.log(2.0 * np.pi * np.e) + log_sigma2)
-        return size / self.scale + np.log(2.0 * self.scale) - entropy
-
-    def get_config(self):
-        return {"scale": self.scale}
-
-
-@register
-class SoftplusGaussian(posteriors.WeightPosterior):
-    """Posterior N(theta, sigma2) with sigma = log(1 + exp(rho)).
-
-    This is the parameterization of Blundell et al. 2015 (arXiv:1505.05424,
-    section 3.2), with their prior N(0, 1) and without pruning by default.
-    """
-
-    # The variables of others need a bound: see `AdditiveGaussian`.
-    _shares = ("weight",)
-
-    def __init__(self, rho_init=-3.0, **options):
-        super().__init__(**{"prior": "gaussian", "threshold": None, **options})
-        self.rho_init = rho_init
-
-    def build(self, input_shape):
-        super().build(input_shape)
-        self.rho = self.add_weight(
-            name="rho",
-            shape=input_shape,
-            initializer=keras.initializers.Constant(self.rho_init),
-            # Variances are not for 16 bits, whatever the layer computes in.
-            dtype="float32",
-            autocast=False,
-        )
-
-    def _noise_parameters(self):
-        return (self.rho,)
-
-    def _log_variances(self, theta, rho):
-        log_sigma2 = 2.0 * ops.log(ops.softplus(rho))
-        return log_sigma2, log_sigma2 - ops.log(theta**2 + THETA2_FLOOR)
-
-    def get_config(self):
-        return {"rho_init": self.rho_init, **super().get_config()}
 
 
 def plain_model():
@@ -384,6 +250,63 @@ def test_a_posterior_is_trained_to_the_exact_one():
     precision = 1.0 + 2.0 * len(x)
     np.testing.assert_allclose(theta, weights, atol=0.02)
     np.testing.assert_allclose(sigma, precision**-0.5, rtol=0.15)
+
+
+def test_a_gate_goes_the_whole_way(tmp_path):
+    """Oracles: quadrature, a draw's moments, and NumPy's forward pass."""
+    gate = GaussianGate(kl_weight=0.1)
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras.layers.Dense(6, activation="relu"),
+            gate,
+            keras.layers.Dense(3),
+        ]
+    )
+    rng = np.random.default_rng(0)
+    mu = rng.uniform(0.2, 1.0, 6) * np.tile([1.0, -1.0], 3)
+    # |mu| / sigma is 10 for the first three units, and 0.1 for the others.
+    sigma = np.abs(mu) / np.repeat([10.0, 0.1], 3)
+    gate.mu.assign(mu)
+    gate.log_sigma2.assign(2.0 * np.log(sigma))
+    expected = 0.0
+    prior = stats.norm()
+    for m, s in zip(mu, sigma, strict=True):
+        q = stats.norm(m, s)
+        expected += integrate.quad(
+            lambda z, q=q: q.pdf(z) * (q.logpdf(z) - prior.logpdf(z)),
+            m - 9.0 * s,
+            m + 9.0 * s,
+        )[0]
+    assert keras_vd.kl_divergence(model) == pytest.approx(expected, rel=1e-4)
+    ones = ops.ones((1, 6))
+    draws = np.concatenate(
+        [ops.convert_to_numpy(gate(ones, training=True)) for _ in range(400)]
+    )
+    assert np.abs((draws.mean(axis=0) - mu) / sigma).max() < 5.0 / np.sqrt(400)
+    np.testing.assert_allclose(draws.std(axis=0), sigma, rtol=0.25)
+    x = rng.normal(size=(5, 4)).astype("float32")
+    first, _, last = (layer.get_weights() for layer in model.layers)
+    hidden = np.maximum(x @ first[0] + first[1], 0) * mu * (sigma < np.abs(mu))
+    outputs = hidden @ last[0] + last[1]
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert type(loaded.layers[1]) is GaussianGate
+    keras_vd.prune(loaded)
+    assert loaded.layers[1].n_active == 3
+    plain = keras_vd.to_deterministic(loaded)
+    small = keras_vd.shrink(plain, verbose=0)
+    for found in (model, loaded, plain, small):
+        np.testing.assert_allclose(
+            found.predict(x, verbose=0), outputs, rtol=1e-4, atol=1e-5
+        )
+    assert small.layers[0].units == 3
+
+
+def test_the_page_names_every_skeleton():
+    page = (SKELETONS.parent / "extending.md").read_text()
+    for path in SKELETONS.glob("*.py"):
+        assert f"{{literalinclude}} skeletons/{path.name}" in page
 
 
 def test_the_table_of_files_names_files_that_exist():
