@@ -14,11 +14,16 @@ import scipy.integrate
 import scipy.optimize
 
 import keras_vd
-from keras_vd import kl, layers
+from keras_vd import kl, layers, posteriors
+from keras_vd.divergences import log_normal
 from tests.helpers.models import REPOSITORY
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
-PAGES = sorted((DOCS / "course").glob("[0-9]_*.md"))
+PAGES = sorted(
+    (DOCS / "course").glob("[0-9]*_*.md"),
+    key=lambda page: int(page.name.split("_")[0]),
+)
+THEORY = sorted((DOCS / "theory").glob("*.md"))
 PUBLIC = (
     *("layers", "posteriors", "priors", "kl", "losses"),
     *("callbacks", "reports", "plots", "deployment"),
@@ -53,13 +58,56 @@ def public_names():
             yield f"keras_vd.{part}.{name}"
 
 
-def test_there_are_eight_pages_and_each_ends_with_an_exercise():
-    assert [page.name[0] for page in PAGES] == list("12345678")
+def test_there_are_thirteen_pages_and_each_ends_with_an_exercise():
+    numbers = [int(page.name.split("_")[0]) for page in PAGES]
+    assert numbers == list(range(1, 14))
     for page in PAGES:
         _, _, exercise = page.read_text().rpartition("\n## ")
         assert exercise.startswith("Exercise\n"), page.name
         name = re.search(r":pyobject: (\w+)", exercise)[1]
         assert hasattr(solutions, name), name
+
+
+def test_there_is_a_page_for_every_divergence_and_estimator():
+    divergences = ["log_uniform", "ard", "gaussian", "scale_mixture"]
+    gates = ["log_normal", "beta_bernoulli", "hard_concrete"]
+    estimators = ["local_reparameterization", "weight_sample", "flipout"]
+    others = ["shared_variances", "multiplicative_noise", "index"]
+    pages = {*divergences, *gates, *estimators, *others}
+    assert {page.stem for page in THEORY} == pages
+    for page in THEORY:
+        assert page.stem == "index" or "## Measured error" in page.read_text()
+
+
+@pytest.mark.parametrize("folder", ["course", "theory"])
+def test_the_index_lists_every_page(folder):
+    names = {page.name for page in (PAGES if folder == "course" else THEORY)}
+    text = (DOCS / folder / "index.md").read_text()
+    listed = set(re.findall(r"\]\((\w+\.md)\)", text))
+    assert listed == names - {"index.md"}
+
+
+def test_every_test_that_a_page_names_exists():
+    for page in THEORY:
+        named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page.read_text())
+        assert named or page.stem == "index", page.name
+        for path, name in named:
+            text = (REPOSITORY / path).read_text()
+            assert f"def {name}(" in text, f"{page.name}: {path}::{name}"
+
+
+def test_every_code_block_of_a_page_runs():
+    """Blocks are cells, which run in the build, or lines for a shell."""
+    for page in [*PAGES, *THEORY]:
+        blocks = re.findall(r"^```(\S.*)$", page.read_text(), re.MULTILINE)
+        others = {
+            block
+            for block in blocks
+            if block != "{code-cell} python"
+            and not block.startswith("{literalinclude}")
+        }
+        assert others <= {"shell"}, page.name
+        assert page.stem == "index" or "{code-cell} python" in blocks
 
 
 def test_every_cited_work_is_in_the_bibliography():
@@ -217,4 +265,83 @@ def test_page_8():
     # What the page asks: nine times as much.
     np.testing.assert_allclose(
         tiny / solutions.mass_of_log_uniform(1e-3, 1.0), 9.0
+    )
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.8, 1.5])
+def test_page_9(sigma):
+    """Oracle: the library's gates, cut off where there is nothing to cut."""
+    wanted = log_normal.snr(
+        np.float32([0.0]), np.float32([np.log(sigma)]), -40.0, 40.0
+    )
+    found = solutions.snr_of_log_normal(sigma)
+    np.testing.assert_allclose(found, float(wanted[0]), rtol=1e-4)
+    # What the page asks: closed from the root of log 2 on.
+    edge = np.sqrt(np.log(2))
+    np.testing.assert_allclose(solutions.snr_of_log_normal(edge), 1.0)
+
+
+def test_page_10():
+    """Oracle: draws of the weights."""
+    inputs, rng = np.array([1.0, -0.5, 2.0]), np.random.default_rng(0)
+    noise = 0.3 * rng.normal(size=(400_000, 3))
+    one, per_step = solutions.accumulated_variance(inputs, 0.3)
+    np.testing.assert_allclose(
+        one, np.var(noise[:, :1] * inputs.sum()), rtol=0.01
+    )
+    np.testing.assert_allclose(per_step, np.var(noise @ inputs), rtol=0.01)
+    # What the page asks: as many times as there are steps.
+    one, per_step = solutions.accumulated_variance(np.ones(100), 0.3)
+    np.testing.assert_allclose(one / per_step, 100.0)
+
+
+def test_page_11():
+    """Oracle: a difference of the library's divergence."""
+    theta = np.random.default_rng(0).normal(size=50).astype("float32")
+
+    def total(log_sigma2):
+        log_alpha = log_sigma2 - np.log(theta**2)
+        return float(keras.ops.sum(kl.ard(log_alpha.astype("float32"))))
+
+    found = solutions.slope_of_shared_kl(theta, -1.0)
+    np.testing.assert_allclose(
+        found, (total(-0.9) - total(-1.1)) / 0.2, rtol=1e-3
+    )
+    assert -25 < found < 0
+
+
+@pytest.mark.parametrize(("heads", "size"), [(1, 2), (4, 8)])
+def test_page_12(heads, size):
+    """Oracle: layers of Keras with one head more."""
+
+    def count(heads):
+        layer = keras.layers.MultiHeadAttention(heads, size)
+        layer.build((None, 3, 5), (None, 3, 5))
+        return layer.count_params()
+
+    total, head = solutions.attention_parameters(5, heads, size)
+    assert total == count(heads)
+    assert head == count(heads + 1) - count(heads)
+
+
+def test_page_13():
+    """Oracle: what `predict_mc` says of the same draws."""
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            layers.VDDense(
+                3, posterior=posteriors.Gaussian(log_sigma2_init=0.0)
+            ),
+            keras.layers.Softmax(),
+        ]
+    )
+    x = np.random.default_rng(0).normal(size=(6, 4)).astype("float32")
+    drawn = keras_vd.predict_mc(
+        model, x, 20, seed=0, return_samples=True, verbose=0
+    )
+    found = solutions.mutual_information(drawn.samples.astype("float64"))
+    np.testing.assert_allclose(found, drawn.mutual_information, atol=1e-5)
+    # What the page asks.
+    np.testing.assert_allclose(
+        solutions.mutual_information(np.eye(3)[:, None]), np.log(3)
     )

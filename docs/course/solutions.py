@@ -68,3 +68,44 @@ def parameters_left(model) -> int:
 def mass_of_log_uniform(smallest: float, largest: float) -> float:
     """Page 8: the integral of 1 / |w| over smallest < |w| < largest."""
     return float(2 * np.log(largest / smallest))
+
+
+def snr_of_log_normal(sigma: float) -> float:
+    """Page 9: the mean of a log-normal variable over its deviation."""
+    # Var / mean^2 = E z^2 / (E z)^2 - 1, in which mu cancels.
+    return float(1 / np.sqrt(np.expm1(sigma**2)))
+
+
+def accumulated_variance(inputs, sigma: float) -> tuple[float, float]:
+    """Page 10: of a sum over steps, by one sample and by noise per step."""
+    one = np.sum(inputs) ** 2 * sigma**2
+    per_step = np.sum(np.square(inputs)) * sigma**2
+    return float(one), float(per_step)
+
+
+def slope_of_shared_kl(theta, log_sigma2: float) -> float:
+    """Page 11: of the ARD divergence of a unit, by its log variance.
+
+    It is between -n / 2 and 0: minus half the number of weights in use.
+    """
+    s = np.square(theta) * np.exp(-log_sigma2)
+    return float(-0.5 * np.sum(s / (1 + s)))
+
+
+def attention_parameters(dim: int, heads: int, size: int) -> tuple[int, int]:
+    """Page 12: of an attention layer, and of one of its heads."""
+    # Query, key and value with their biases, and rows of the output kernel.
+    head = 3 * (dim + 1) * size + size * dim
+    return heads * head + dim, head
+
+
+def mutual_information(draws) -> np.ndarray:
+    """Page 13: nats, from probabilities of shape (draws, examples, classes).
+
+    It is 0 where all draws agree, and at most the log of the number of classes.
+    """
+
+    def entropy(p):
+        return -np.sum(p * np.log(np.maximum(p, 1e-12)), axis=-1)
+
+    return entropy(draws.mean(axis=0)) - entropy(draws).mean(axis=0)
