@@ -129,7 +129,9 @@ def _steps(
     Returns:
         Steps and variables by the names of these in `plain`.
     """
-    posteriors = [x for x in variational_weights(model) if not x.is_group]
+    posteriors = [
+        x for x in variational_weights(model) if not (x.is_group or x.is_bias)
+    ]
     if not posteriors:
         raise ValueError(
             "Argument `model` must have weights with a posterior, such as "

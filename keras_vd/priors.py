@@ -54,6 +54,18 @@ class Prior:
         """
         return False
 
+    def at_fan_in(self, fan_in: int) -> Prior:
+        """Return the prior of weights of which so many add up to one output.
+
+        Args:
+            fan_in: Int >= 1. It is 1 for biases, group variables and tables of
+                vectors.
+
+        Returns:
+            A prior that no longer depends on it: this one, unless it scales.
+        """
+        return self
+
     def kl_divergence(
         self, theta: Tensor, log_sigma2: Tensor, log_alpha: Tensor
     ) -> Tensor:
@@ -156,10 +168,19 @@ class Gaussian(Prior):
     Args:
         stddev: Standard deviation, float > 0, in units of the weight.
         mean: `"zero"` or `"initial"`.
+        scale: None, or `"fan_in"`: the standard deviation is
+            stddev / sqrt(fan_in), fan_in being the number of weights that add
+            up to one output. So the prior of a unit's sum does not grow with
+            its inputs, however many (Neal 1996, section 2.1). With
+            `stddev=math.sqrt(2)` it has the width of the initial weights of He
+            et al. 2015 (arXiv:1502.01852), who make up for ReLU, which halves
+            the mean square. Biases, group variables and vectors of embeddings
+            have a fan-in of 1, and keep `stddev`.
 
     Raises:
         TypeError: if `stddev` is not a number.
-        ValueError: if it is not positive and finite, or if `mean` is neither.
+        ValueError: if it is not positive and finite, or if `mean` or `scale`
+            is not allowed.
 
     Example:
     >>> prior = keras_vd.priors.Gaussian(0.1, mean="initial")
@@ -167,13 +188,24 @@ class Gaussian(Prior):
     >>> layer = keras_vd.layers.VDDense(10, posterior=posterior)
     """
 
-    def __init__(self, stddev: float = 1.0, mean: str = "zero") -> None:
+    def __init__(
+        self,
+        stddev: float = 1.0,
+        mean: str = "zero",
+        scale: str | None = None,
+    ) -> None:
         self.stddev = check_number("stddev", stddev, 0.0, exclusive=True)
         self.mean = check_choice("mean", mean, ("zero", "initial"))
+        self.scale = _check_scale(scale)
 
     @property
     def is_about_initial(self) -> bool:
         return self.mean == "initial"
+
+    def at_fan_in(self, fan_in: int) -> Prior:
+        if self.scale is None:
+            return self
+        return Gaussian(self.stddev / math.sqrt(fan_in), self.mean)
 
     def kl_divergence(
         self,
@@ -186,7 +218,11 @@ class Gaussian(Prior):
         return kl.gaussian(change, log_sigma2, self.stddev)
 
     def get_config(self) -> dict[str, Any]:
-        return {"stddev": self.stddev, "mean": self.mean}
+        return {
+            "stddev": self.stddev,
+            "mean": self.mean,
+            "scale": self.scale,
+        }
 
 
 @keras.saving.register_keras_serializable(package="keras_vd")
@@ -209,10 +245,12 @@ class ScaleMixture(Prior):
         pi: Share of the wide normal, float in (0, 1).
         stddev_1: Standard deviation of the wide one, in units of the weight.
         stddev_2: That of the narrow one, float > 0 and below `stddev_1`.
+        scale: None, or `"fan_in"`: both are divided by sqrt(fan_in), as in
+            `Gaussian`.
 
     Raises:
-        TypeError: if an argument is not a number.
-        ValueError: if it is not in these bounds.
+        TypeError: if a number is expected and something else came.
+        ValueError: if an argument is not in these bounds.
 
     Example:
     >>> prior = keras_vd.priors.ScaleMixture(pi=0.25, stddev_2=0.01)
@@ -224,6 +262,7 @@ class ScaleMixture(Prior):
         pi: float = 0.5,
         stddev_1: float = 1.0,
         stddev_2: float = math.exp(-6.0),
+        scale: str | None = None,
     ) -> None:
         self.pi = check_share("pi", pi)
         self.stddev_1 = check_number("stddev_1", stddev_1, 0.0, exclusive=True)
@@ -233,10 +272,17 @@ class ScaleMixture(Prior):
                 "Argument `stddev_2` must be less than `stddev_1`. Received: "
                 f"stddev_1={stddev_1!r}, stddev_2={stddev_2!r}."
             )
+        self.scale = _check_scale(scale)
 
     @property
     def is_sampled(self) -> bool:
         return True
+
+    def at_fan_in(self, fan_in: int) -> Prior:
+        if self.scale is None:
+            return self
+        root = math.sqrt(fan_in)
+        return ScaleMixture(self.pi, self.stddev_1 / root, self.stddev_2 / root)
 
     def kl_divergence(
         self,
@@ -254,7 +300,17 @@ class ScaleMixture(Prior):
             "pi": self.pi,
             "stddev_1": self.stddev_1,
             "stddev_2": self.stddev_2,
+            "scale": self.scale,
         }
+
+
+def _check_scale(scale: Any) -> str | None:
+    if scale not in (None, "fan_in"):
+        raise ValueError(
+            "Argument `scale` must be None or 'fan_in'. Received: "
+            f"scale={scale!r}."
+        )
+    return "fan_in" if scale else None
 
 
 _NAMES: dict[str, type[Prior]] = {

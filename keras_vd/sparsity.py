@@ -352,7 +352,8 @@ def sparsity_report(model: keras.layers.Layer) -> SparsityReport:
         rows=tuple(
             _row(name, posterior)
             for name, posterior in named
-            if isinstance(posterior, WeightPosterior) and not posterior.is_group
+            if isinstance(posterior, WeightPosterior)
+            and not (posterior.is_group or posterior.is_bias)
         ),
         groups=tuple(
             _group_row(name, posterior)
@@ -384,7 +385,11 @@ def _other_values(
     Returns:
         The biases of the variational layers, and the values of all others.
     """
-    weights = {id(posterior.weight) for posterior in variational_weights(model)}
+    weights = {
+        id(posterior.weight)
+        for posterior in variational_weights(model)
+        if not posterior.is_bias
+    }
     # Posteriors, gates and the layers inside a gate hold no parameters of the
     # model itself.
     inner = {id(x) for _, p in named for x in flatten_layers(p)}

@@ -159,6 +159,7 @@ def resolve(
     identifier: object,
     base: type[T],
     names: Mapping[str, type[T]],
+    module: str | None = None,
 ) -> T:
     """Return the object that a string, a config or an object stands for.
 
@@ -168,6 +169,8 @@ def resolve(
             form.
         base: Class that the object must have.
         names: Classes by their strings.
+        module: Name of the module that has them; None: the plural of the
+            argument's.
 
     Raises:
         ValueError: if `identifier` is none of these.
@@ -180,8 +183,8 @@ def resolve(
     if not isinstance(found, base):
         raise ValueError(
             f"Argument `{argument}` must be one of {list(names)}, an object "
-            f"from `keras_vd.{argument}s` or the config of one. Received: "
-            f"{argument}={identifier!r}."
+            f"from `keras_vd.{module or argument + 's'}` or the config of one. "
+            f"Received: {argument}={identifier!r}."
         )
     return found
 

@@ -28,7 +28,8 @@ class Ranking:
     loses without it if its posterior knows no threshold but Bayesian model
     reduction; for a unit it is the sum of its weights. Behind all others come
     those that are zero but not pruned yet, by how far they are past the
-    threshold.
+    threshold. Biases are no part of it, as no size counts them alone: their
+    own thresholds decide on them.
 
     Args:
         model: A built model.
@@ -37,10 +38,10 @@ class Ranking:
     """
 
     def __init__(self, model: keras.layers.Layer, is_by_unit: bool) -> None:
-        posteriors = required_posteriors(model)
+        posteriors = [x for x in required_posteriors(model) if not _is_bias(x)]
         if not is_by_unit:
             weights = [x for x in posteriors if isinstance(x, WeightPosterior)]
-            posteriors = list(weights or posteriors)
+            posteriors = [*weights] or posteriors
         self._parts = [_Part(posterior, is_by_unit) for posterior in posteriors]
         scores = np.concatenate([part.scores for part in self._parts])
         self._order = np.argsort(-scores, kind="stable")
@@ -162,6 +163,10 @@ class _Part:
         mask &= ~self._is_zero | is_back.reshape(self._mask.shape)
         self._posterior.revive(mask)
         self._posterior.keep_mask.assign(mask)
+
+
+def _is_bias(posterior: Posterior) -> bool:
+    return isinstance(posterior, WeightPosterior) and posterior.is_bias
 
 
 def _unit_axes(

@@ -47,6 +47,7 @@ from keras_vd.conversion.selection import Path, Selectors, select
 from keras_vd.layers.base import (
     COUNTERPARTS,
     VariationalLayer,
+    has_bias,
     variational_form,
 )
 from keras_vd.layers.structured import StructuredGate
@@ -64,6 +65,7 @@ def to_variational(
     gates: Any = None,
     return_report: Literal[False] = False,
     verbose: int = 1,
+    bias_posterior: Any = None,
 ) -> keras.Model: ...
 @overload
 def to_variational(
@@ -77,6 +79,7 @@ def to_variational(
     *,
     return_report: Literal[True],
     verbose: int = 1,
+    bias_posterior: Any = None,
 ) -> tuple[keras.Model, ConversionReport]: ...
 def to_variational(
     model: keras.Model,
@@ -88,6 +91,7 @@ def to_variational(
     gates: Any = None,
     return_report: bool = False,
     verbose: int = 1,
+    bias_posterior: Any = None,
 ) -> keras.Model | tuple[keras.Model, ConversionReport]:
     """Replace Keras layers by their variational forms and keep the weights.
 
@@ -133,6 +137,9 @@ def to_variational(
             gate of the first, if there is one for each. None: no gates.
         return_report: Whether to return the report as well.
         verbose: 1 to print the report, 0 not to.
+        bias_posterior: Posterior of the biases, as of `posterior`: each layer
+            that is converted and has a bias gets it. A function may return None
+            for a layer. None: biases are no random variables.
 
     Returns:
         A new model, not compiled, or with `return_report` the model and its
@@ -158,7 +165,7 @@ def to_variational(
     check_built(model)
     check_finite_model(model)
     check_gates(gates)
-    _check_posterior(posterior, groups, gates)
+    _check_posterior(posterior, groups, gates, bias_posterior)
     with _opened(model, gates) as written:
         places = _places(written.model)
         tied = _tied(written.model)
@@ -173,9 +180,14 @@ def to_variational(
         chosen = {k: x for k, x in reasons.items() if x is None}
         layers = [x for x in _unique(places) if id(x) in chosen]
         names = find_groups(groups, layers)
+        biases = _bias_posteriors(bias_posterior, layers)
         added = {
             id(layer): _added_arguments(
-                posterior, kl_weight, layer, names[id(layer)]
+                posterior,
+                kl_weight,
+                layer,
+                names[id(layer)],
+                biases.get(id(layer)),
             )
             for layer in layers
         }
@@ -206,10 +218,18 @@ def _opened(model: keras.Model, gates: Any) -> Iterator[Written]:
         yield written
 
 
-def _check_posterior(posterior: Any, groups: Groups, gates: Any) -> None:
+def _check_posterior(
+    posterior: Any, groups: Groups, gates: Any, bias_posterior: Any
+) -> None:
     """Raise a ValueError if nothing would become of a model without one."""
     if posterior is not None:
         return
+    if bias_posterior is not None:
+        raise ValueError(
+            "Argument `posterior` must not be None where there is a "
+            "`bias_posterior`: biases have one beside their kernels. Received: "
+            f"posterior=None, bias_posterior={bias_posterior!r}."
+        )
     if groups:
         raise ValueError(
             "Argument `posterior` must not be None where there are `groups`, "
@@ -431,17 +451,59 @@ def _added_arguments(
     kl_weight: float | None,
     layer: keras.layers.Layer,
     groups: tuple[str, ...],
+    bias_posterior: Config | None,
 ) -> Config:
     """Return the arguments of a variational layer beyond those of Keras."""
-    is_function = callable(posterior) and not isinstance(
-        posterior, posteriors.WeightPosterior
-    )
     template = posteriors.instantiate(
-        posterior(layer) if is_function else posterior, "template", kl_weight
+        _posterior_of(posterior, layer), "template", kl_weight
     )
     arguments = posteriors.layer_arguments(template)
+    if bias_posterior is not None:
+        arguments["bias_posterior"] = bias_posterior
     # Keras' convolutions have an integer of that name, which has to stay.
     return {**arguments, "groups": list(groups)} if groups else arguments
+
+
+def _posterior_of(posterior: Any, layer: keras.layers.Layer) -> Any:
+    """Return what an argument says of a layer: itself, or what it returns."""
+    return posterior(layer) if _is_function(posterior) else posterior
+
+
+def _bias_posteriors(
+    bias_posterior: Any, layers: list[keras.layers.Layer]
+) -> dict[int, Config]:
+    """Return the posterior of each bias that has one, by its layer's `id`.
+
+    Raises:
+        ValueError: if a bias cannot have it, no layer has a bias, or one has
+            none for which a function has returned a posterior.
+    """
+    found = {}
+    for layer in layers:
+        given = _posterior_of(bias_posterior, layer)
+        if given is None:
+            continue
+        if has_bias(layer):
+            template = posteriors.get_for_bias(given)
+            found[id(layer)] = posteriors.serialize(template)
+        elif given is not bias_posterior:
+            raise ValueError(
+                "Argument `bias_posterior` must return None for layer "
+                f"'{layer.name}', which has no bias. It has returned {given!r}."
+            )
+    is_one = bias_posterior is not None and not _is_function(bias_posterior)
+    if is_one and layers and not found:
+        raise ValueError(
+            "Argument `bias_posterior` must be None: no layer that is "
+            f"converted has a bias. Received: {bias_posterior!r}."
+        )
+    return found
+
+
+def _is_function(posterior: Any) -> bool:
+    """Tell whether an argument is a function of a layer: posteriors are not."""
+    is_posterior = isinstance(posterior, posteriors.WeightPosterior)
+    return callable(posterior) and not is_posterior
 
 
 def _unique(

@@ -27,6 +27,7 @@ class _Attention(VariationalLayer):
     """Mixin of attention layers, whose weights belong to projections."""
 
     _variational_weights = ()
+    _owns_bias = False
     _available_groups = ("heads",)
 
     def __init__(
@@ -34,15 +35,25 @@ class _Attention(VariationalLayer):
         *args: Any,
         posterior: Any = "sparse_vd",
         kl_weight: float | None = None,
+        bias_posterior: Any = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(
-            *args, posterior=posterior, kl_weight=kl_weight, **kwargs
+            *args,
+            posterior=posterior,
+            kl_weight=kl_weight,
+            bias_posterior=bias_posterior,
+            **kwargs,
         )
         # Kept as a config: a posterior would be saved as a part of the layer.
         self._given = posteriors.layer_arguments(
             posteriors.instantiate(posterior, "template", kl_weight)
         )
+        if bias_posterior is not None:
+            bias_posterior = posteriors.serialize(
+                posteriors.get_for_bias(bias_posterior)
+            )
+        self._given["bias_posterior"] = bias_posterior
 
     def _posterior_arguments(self) -> dict[str, Any]:
         return dict(self._given)
@@ -58,6 +69,8 @@ class _Attention(VariationalLayer):
         for projection in attention_projections(self).values():
             label = f"{self.name}/{projection.name}"
             projection.kernel_posterior.label = label
+            if projection.bias_posterior is not None:
+                projection.bias_posterior.label = f"{label}/bias"
         if "heads" in self.group_names:
             self._bind_heads()
         self._hand_on_trainable()
@@ -89,6 +102,7 @@ class VDMultiHeadAttention(_Attention, keras.layers.MultiHeadAttention):
     Args:
         posterior: See `VDDense`; each projection has a posterior of its own.
         kl_weight: See `VDDense`.
+        bias_posterior: See `VDDense`; of each projection.
         groups: Tuple of `"heads"`: whether each head has a multiplier of its
             outputs, with a posterior of its own, so that a whole head can be
             pruned. A pruned head adds 0 to every output; heads of

@@ -47,6 +47,11 @@ class VariationalLayer(_Mixin):
 
     _variational_weights: tuple[str, ...] = ("kernel",)
     _available_groups: tuple[str, ...] = ("input", "output")
+    # Whether layers of this kind may have a bias, and whether it is their own.
+    _knows_biases: bool = True
+    _owns_bias: bool = True
+
+    bias_posterior: posteriors.WeightPosterior | None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -62,22 +67,26 @@ class VariationalLayer(_Mixin):
         posterior: Any = "sparse_vd",
         kl_weight: float | None = None,
         groups: Sequence[str] | int = (),
+        bias_posterior: Any = None,
         **kwargs: Any,
     ) -> None:
         keras_arguments = inspect.signature(keras_class(type(self))).parameters
         if isinstance(groups, int) and "groups" in keras_arguments:
             kwargs["groups"], groups = groups, ()
         super().__init__(*args, **kwargs)
-        self._add_posteriors(posterior, kl_weight, groups)
+        self._add_posteriors(posterior, kl_weight, groups, bias_posterior)
 
     def become_variational(
-        self, posterior: Any, kl_weight: float | None
+        self,
+        posterior: Any,
+        kl_weight: float | None,
+        bias_posterior: Any = None,
     ) -> None:
         """Do what the constructor and `build` do beyond those of Keras.
 
         This is for a built layer of Keras whose class has just changed.
         """
-        self._add_posteriors(posterior, kl_weight, ())
+        self._add_posteriors(posterior, kl_weight, (), bias_posterior)
         self._bind_posteriors(self)
 
     def _add_posteriors(
@@ -85,14 +94,26 @@ class VariationalLayer(_Mixin):
         posterior: Any,
         kl_weight: float | None,
         groups: Sequence[str] | int,
+        bias_posterior: Any,
     ) -> None:
         self._check_supported()
         self.group_names = check_choices(
             "groups", groups, self._available_groups
         )
-        for name, _ in self._posteriors():
+        if bias_posterior is not None:
+            self._check_bias()
+            bias_posterior = posteriors.get_for_bias(bias_posterior)
+        for weight in self._kernels():
+            name = f"{weight}_posterior"
             new = posteriors.instantiate(posterior, name, kl_weight)
             setattr(self, name, new)
+        self.bias_posterior = None
+        if bias_posterior is not None and self._owns_bias:
+            # Layers have one KL weight, which the posterior may have brought.
+            kl_weight = self._template().initial_kl_weight
+            self.bias_posterior = posteriors.instantiate(
+                bias_posterior, "bias_posterior", kl_weight
+            )
         for group in self.group_names:
             name = f"{group}_group"
             new = posteriors.instantiate(posterior, name, kl_weight, True)
@@ -107,6 +128,13 @@ class VariationalLayer(_Mixin):
         if not self.trainable:
             for layer in sublayers(self):
                 layer.trainable = False
+
+    def _check_bias(self) -> None:
+        if not has_bias(self):
+            raise ValueError(
+                f"Argument `bias_posterior` of layer '{self.name}' must be "
+                "None, as the layer has no bias."
+            )
 
     def _check_supported(self) -> None:
         refuse_rematerialization(self)
@@ -157,15 +185,15 @@ class VariationalLayer(_Mixin):
 
     def _bind_posteriors(self, owner: keras.layers.Layer) -> None:
         """Bind the posteriors to the weights that `owner` has built."""
-        for name, weight in self._posteriors():
+        for weight in self._kernels():
             groups = {}
             for group, (size, expand) in self._expansions(weight).items():
                 variables = getattr(self, f"{group}_group")
                 if not variables.built:
                     variables.bind_group(size, f"{self.name}/{group}")
                 groups[group] = Group(variables, expand)
-            is_only_one = len(self._posteriors()) == 1
-            getattr(self, name).bind(
+            is_only_one = len(self._kernels()) == 1
+            getattr(self, f"{weight}_posterior").bind(
                 Binding(
                     getattr(owner, weight),
                     self.name if is_only_one else f"{self.name}/{weight}",
@@ -173,19 +201,31 @@ class VariationalLayer(_Mixin):
                     groups,
                 )
             )
+        if self.bias_posterior is not None:
+            bias = owner.bias
+            axes = Axes(inputs=(), outputs=tuple(range(len(bias.shape))))
+            self.bias_posterior.bind(
+                Binding(bias, f"{self.name}/bias", axes, is_bias=True)
+            )
 
     def rebind_groups(self) -> None:
         """Spread group variables over weights whose sizes have changed."""
-        for name, weight in self._posteriors():
+        for weight in self._kernels():
+            posterior = getattr(self, f"{weight}_posterior")
             for group, (_, expand) in self._expansions(weight).items():
                 variables = getattr(self, f"{group}_group")
-                getattr(self, name).multiply_by(group, Group(variables, expand))
+                posterior.multiply_by(group, Group(variables, expand))
 
-    def _posteriors(self) -> list[tuple[str, str]]:
-        """List the attribute names of each posterior and of its weight."""
-        return [
-            (f"{name}_posterior", name) for name in self._variational_weights
-        ]
+    def _kernels(self) -> tuple[str, ...]:
+        """List the names of the weights with a posterior, but for the bias."""
+        return self._variational_weights
+
+    def _posteriors(self) -> dict[str, posteriors.WeightPosterior]:
+        """Return the posterior of each weight, by the weight's name."""
+        found = {x: getattr(self, f"{x}_posterior") for x in self._kernels()}
+        if self.bias_posterior is not None:
+            found["bias"] = self.bias_posterior
+        return found
 
     def _kernel_axes(self, weight: str) -> Axes:
         """Return what the axes of a weight mean."""
@@ -202,7 +242,7 @@ class VariationalLayer(_Mixin):
             Pairs; the tensors have the variable's shape, and are float64 for a
             float64 variable, float32 otherwise.
         """
-        found = [getattr(self, name) for name, _ in self._posteriors()]
+        found = [getattr(self, f"{name}_posterior") for name in self._kernels()]
         return [
             *((posterior.weight, posterior.mean()) for posterior in found),
             *self.inference_biases(),
@@ -210,17 +250,24 @@ class VariationalLayer(_Mixin):
 
     def inference_biases(self) -> list[tuple[keras.Variable, Any]]:
         """List such pairs for the biases that pruning changes."""
-        return []
+        posterior = self.bias_posterior
+        return (
+            [] if posterior is None else [(posterior.weight, posterior.mean())]
+        )
 
     def _template(self) -> posteriors.WeightPosterior:
         """Return a posterior with the options that the layer was given."""
         found: posteriors.WeightPosterior
-        found = getattr(self, self._posteriors()[0][0])
+        found = getattr(self, f"{self._kernels()[0]}_posterior")
         return found
 
     def _posterior_arguments(self) -> dict[str, Any]:
-        """Return the arguments `posterior` and `kl_weight` for a config."""
-        return posteriors.layer_arguments(self._template())
+        """Return the arguments about posteriors for a config."""
+        arguments = posteriors.layer_arguments(self._template())
+        if self._knows_biases:
+            given = self.bias_posterior
+            arguments["bias_posterior"] = given and posteriors.serialize(given)
+        return arguments
 
     def get_config(self) -> dict[str, Any]:
         config = {**super().get_config(), **self._posterior_arguments()}
@@ -278,17 +325,50 @@ class LinearLayer(VariationalLayer):
         outputs = self.kernel_posterior.project(
             self._linear_op, inputs, training, self._shared_op
         )
-        return self._add_bias_and_activate(outputs)
+        return self._add_bias_and_activate(outputs, training)
 
-    def _add_bias_and_activate(self, outputs: Tensor) -> Tensor:
+    def _add_bias_and_activate(
+        self, outputs: Tensor, training: bool | None
+    ) -> Tensor:
         if self.bias is not None:
-            bias = self.bias
-            if getattr(self, "data_format", None) == "channels_first":
-                bias = ops.reshape(bias, (-1,) + (1,) * self.rank)
-            outputs = ops.add(outputs, bias)
+            outputs = ops.add(outputs, self._bias_of(outputs, training))
         if self.activation is not None:
             outputs = self.activation(outputs)
         return outputs
+
+    def _bias_of(self, outputs: Tensor, training: bool | None) -> Tensor:
+        """Return the bias, broadcastable to `outputs`.
+
+        Where it has a posterior, it is a weight whose input is 1: in training
+        each example has a draw of its own, the same at all positions.
+        """
+        posterior = self.bias_posterior
+        if posterior is None:
+            return self._spread_bias(self.bias)
+        is_sampling = posterior.is_sampling(training)
+        examples = ops.shape(outputs)[0] if is_sampling else 1
+        shape = (examples,) + (1,) * (len(outputs.shape) - 1)
+        return posterior.project(
+            self._bias_op, ops.ones(shape, outputs.dtype), training
+        )
+
+    def _bias_op(self, ones: Tensor, bias: Tensor) -> Tensor:
+        return ops.multiply(ones, self._spread_bias(bias))
+
+    def _spread_bias(self, bias: Tensor) -> Tensor:
+        if getattr(self, "data_format", None) == "channels_first":
+            return ops.reshape(bias, (-1,) + (1,) * self.rank)
+        return bias
+
+
+def has_bias(layer: keras.layers.Layer) -> bool:
+    """Tell whether a dense, convolutional, recurrent or attention layer does.
+
+    The projections of attention have it. Other layers have none.
+    """
+    if hasattr(layer, "bias_axes"):
+        return layer.bias_axes is not None
+    return bool(getattr(layer, "use_bias", False))
 
 
 def variational_form(layer: keras.layers.Layer) -> type | None:
@@ -328,7 +408,7 @@ def keras_class(cls: type) -> type:
     )
 
 
-def _extended_signature(cls: type) -> inspect.Signature:
+def _extended_signature(cls: Any) -> inspect.Signature:
     """Return the signature of the Keras layer with the added arguments.
 
     They stand before its `**kwargs`.
@@ -340,6 +420,8 @@ def _extended_signature(cls: type) -> inspect.Signature:
         for name, parameter in _own_parameters(cls).items()
         if name not in taken
     ]
+    if not cls._knows_biases:
+        ours = [x for x in ours if x.name != "bias_posterior"]
     is_rest = parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
     position = len(parameters) - is_rest
     return inspect.Signature(

@@ -177,7 +177,7 @@ class _SeparableConvolution(_DepthwiseConvolution):
         outputs = self.pointwise_kernel_posterior.project(
             self._pointwise_op, outputs, training, self._pointwise_shared_op
         )
-        return self._add_bias_and_activate(outputs)
+        return self._add_bias_and_activate(outputs, training)
 
 
 def _windows(

@@ -26,11 +26,15 @@ class VDDense(LinearLayer, keras.layers.Dense):
             input or output unit share a multiplier with a posterior of its
             own, so that they can go together. A pruned output unit becomes
             its activated bias.
+        bias_posterior: As `posterior`, for the bias; its noise is that of a
+            weight whose input is 1, one draw for each example. None: the bias
+            is no random variable.
         *args: Of `keras.layers.Dense`.
         **kwargs: Of `keras.layers.Dense`.
 
     Attributes:
         kernel_posterior: `WeightPosterior` of the kernel.
+        bias_posterior: That of the bias, or None.
         input_group: `WeightPosterior` of the multipliers; `output_group`
             likewise.
 

@@ -19,12 +19,14 @@ class TableLayer(VariationalLayer):
     for each entry of the vectors.
     """
 
+    _knows_biases = False
+
     def _add_posteriors(self, *arguments: Any) -> None:
         super()._add_posteriors(*arguments)
         self._refuse_input_noise()
 
     def _kernel_axes(self, weight: str) -> Axes:
-        return Axes(inputs=(0,), outputs=(1,))
+        return Axes(inputs=(0,), outputs=(1,), is_table=True)
 
     def _expansions(self, weight: str) -> dict[str, Expansion]:
         shape = getattr(self, weight).shape

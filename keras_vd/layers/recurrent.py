@@ -111,7 +111,7 @@ class _Recurrent(VariationalLayer):
         return columns * alive[:, None] if weight != "kernel" else columns
 
     def inference_biases(self) -> list[tuple[keras.Variable, Any]]:
-        found = self._bias(self._group_means())
+        found = self._bias(self._bias_mean(), self._group_means())
         return [(self.cell.bias, bias) for bias in found.values()]
 
     def inner_loop(
@@ -143,10 +143,10 @@ class _Recurrent(VariationalLayer):
 
     def _inference_weights(self) -> dict[str, Any]:
         weights = {
-            weight: getattr(self, posterior).mean()
-            for posterior, weight in self._posteriors()
+            weight: getattr(self, f"{weight}_posterior").mean()
+            for weight in self._kernels()
         }
-        return weights | self._bias(self._group_means())
+        return weights | self._bias(self._bias_mean(), self._group_means())
 
     def _group_means(self) -> dict[str, Any]:
         return {
@@ -163,16 +163,16 @@ class _Recurrent(VariationalLayer):
     def _batch_sample(self) -> dict[str, Any]:
         scales = self._draw_groups()
         weights = {
-            weight: getattr(self, posterior).draw(scales)
-            for posterior, weight in self._posteriors()
+            weight: getattr(self, f"{weight}_posterior").draw(scales)
+            for weight in self._kernels()
         }
-        return self._cast(weights | self._bias(scales))
+        return self._cast(weights | self._bias(self._draw_bias(), scales))
 
     def _sequence_samples(self, batch_size: Any) -> dict[str, Any]:
         scales = self._draw_groups()
         kernels = {}
-        for name, weight in self._posteriors():
-            posterior = getattr(self, name)
+        for weight in self._kernels():
+            posterior = getattr(self, f"{weight}_posterior")
             mean, deviation = posterior.draw_parts(scales)
             kernels[weight] = FlippedKernel.draw(
                 ops.cast(mean, self.cell.compute_dtype),
@@ -180,7 +180,7 @@ class _Recurrent(VariationalLayer):
                 batch_size,
                 posterior.seed_generator,
             )
-        bias = self._cast(self._bias(scales))
+        bias = self._cast(self._bias(self._draw_bias(), scales))
         return kernels | bias | flipped_methods(self.cell)
 
     def get_config(self) -> dict[str, Any]:
@@ -191,18 +191,32 @@ class _Recurrent(VariationalLayer):
             config["use_cudnn"] = self._use_cudnn
         return config
 
-    def _bias(self, scales: dict[str, Any]) -> dict[str, Any]:
+    def _bias_mean(self) -> Tensor | None:
+        """Return the cell's bias at inference; None if it has none."""
+        if self.bias_posterior is not None:
+            return self.bias_posterior.mean()
+        return full_precision_value(self.cell.bias) if self.use_bias else None
+
+    def _draw_bias(self) -> Tensor | None:
+        """Return the cell's bias for a pass that draws, or None."""
+        if self.bias_posterior is not None:
+            return self.bias_posterior.draw({})
+        return self._bias_mean()
+
+    def _bias(
+        self, bias: Tensor | None, scales: dict[str, Any]
+    ) -> dict[str, Any]:
         """Return the cell's bias, if it has one, without that of pruned groups.
 
         Args:
+            bias: The bias, or None.
             scales: Values of the group variables, by name.
 
         Returns:
             The bias by its name; empty if the cell has none.
         """
-        if not self.use_bias:
+        if bias is None:
             return {}
-        bias = full_precision_value(self.cell.bias)
         scales = {k: ops.cast(x, bias.dtype) for k, x in scales.items()}
         if "units" in scales:
             bias = bias * self._at_candidate(_is_alive(scales["units"]))
@@ -269,7 +283,8 @@ class VDLSTM(_Recurrent, keras.layers.LSTM):
             (Flipout, Wen et al. 2018, arXiv:1803.04386). These are exact
             samples that are uncorrelated, not independent, at the cost of a
             second product per step and without the fused kernels of GPUs.
-            Group variables are drawn once per call in both cases.
+            Group variables and biases are drawn once per call in both cases.
+        bias_posterior: See `VDDense`; the bias is drawn once per call.
         *args: Of `keras.layers.LSTM`.
         **kwargs: Of `keras.layers.LSTM`. `use_cudnn` reads as False on the
             layer; what was passed holds inside its time loop.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import keras
@@ -11,6 +12,7 @@ from keras_vd._backend.keras_internals import set_mask
 from keras_vd._backend.types import Tensor
 from keras_vd.layers.base import Expansion
 from keras_vd.layers.embedding import VDEmbedding
+from keras_vd.posteriors.binding import Axes
 
 
 @keras.saving.register_keras_serializable(package="keras_vd")
@@ -57,11 +59,16 @@ class VDReversibleEmbedding(VDEmbedding, keras.layers.ReversibleEmbedding):
     (1, 3, 100)
     """
 
-    def _posteriors(self) -> list[tuple[str, str]]:
-        names = ["embeddings"]
-        if not self.tie_weights:
-            names.append("reverse_embeddings")
-        return [(f"{name}_posterior", name) for name in names]
+    def _kernels(self) -> tuple[str, ...]:
+        if self.tie_weights:
+            return ("embeddings",)
+        return "embeddings", "reverse_embeddings"
+
+    def _kernel_axes(self, weight: str) -> Axes:
+        axes = super()._kernel_axes(weight)
+        # The weights that only project back are a kernel.
+        is_table = weight == "embeddings"
+        return dataclasses.replace(axes, is_table=is_table)
 
     def _expansions(self, weight: str) -> dict[str, Expansion]:
         is_table = weight == "embeddings"

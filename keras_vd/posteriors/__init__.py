@@ -78,6 +78,31 @@ def instantiate(
     return type(template)(**config, kl_weight=kl_weight, name=name)
 
 
+def get_for_bias(identifier: Any) -> WeightPosterior:
+    """Return the posterior that `get` finds, if a bias may have it.
+
+    Raises:
+        ValueError: if `identifier` is no posterior, or one whose noise is that
+            of inputs, which a bias has none of.
+    """
+    template = resolve(
+        "bias_posterior", identifier, WeightPosterior, _NAMES, "posteriors"
+    )
+    noise = getattr(template, "noise", "weight")
+    if noise != "weight":
+        raise ValueError(
+            "Argument `bias_posterior` must have noise='weight', as a bias has "
+            f"no input to put it on. Received: noise={noise!r}."
+        )
+    if template.share in ("input", "rank1"):
+        raise ValueError(
+            "Argument `bias_posterior` must have share='weight', 'unit' or "
+            "'layer', as a bias has no inputs. Received: "
+            f"share={template.share!r}."
+        )
+    return template
+
+
 def layer_arguments(posterior: WeightPosterior) -> dict[str, Any]:
     """Return a layer's arguments `posterior` and `kl_weight`, JSON-ready."""
     return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import keras
 import numpy as np
@@ -47,7 +47,8 @@ class AdditiveGaussian(WeightPosterior):
     Args:
         log_sigma2_init: Float or None: initial log variance of every weight.
             None: -10 in a new layer; for a weight that is trained already see
-            `start_from_weight`.
+            `start_from_weight`. A bias that may count as zero gets no more
+            than leaves it kept where it is 0, as most are at first.
         share: As of `WeightPosterior`, or `"rank1"`: the variance of a weight
             is a factor for its input times a factor for its output unit
             (Swiatkowski et al. 2020, arXiv:2002.02655, k = 1). Where weights
@@ -80,11 +81,7 @@ class AdditiveGaussian(WeightPosterior):
         self.log_sigma2 = self.add_weight(
             name="log_sigma2",
             shape=shared_shape(self.share, input_shape, self.axes),
-            initializer=keras.initializers.Constant(
-                NEW_LOG_SIGMA2
-                if self.log_sigma2_init is None
-                else self.log_sigma2_init
-            ),
+            initializer=keras.initializers.Constant(self._new_log_sigma2()),
             dtype="float32",
             autocast=False,
         )
@@ -97,11 +94,21 @@ class AdditiveGaussian(WeightPosterior):
                 autocast=False,
             )
 
+    def _new_log_sigma2(self) -> float:
+        start = self.log_sigma2_init
+        start = NEW_LOG_SIGMA2 if start is None else start
+        if not self.is_bias or self.threshold is None:
+            return start
+        # Biases start at 0, where no gradient would bring them back.
+        safe = math.log(THETA2_FLOOR) + self.threshold - START_DISTANCE
+        return min(start, safe)
+
     def start_from_weight(self) -> None:
         """Reset the variances, by the size that the weight has now.
 
         Every log variance becomes `log_sigma2_init` or, if that is None,
-        log(mean(theta^2)) - 3: noise of 22% of the root mean square. Small
+        log(mean(theta^2)) - 3: noise of 22% of the root mean square; that of a
+        bias at least -10, as many biases are 0 in trained networks too. Small
         weights get less, so that log_alpha is at least 3 below the threshold
         and no weight counts as zero. A prior that is about the initial weight
         is about this one from now on.
@@ -112,6 +119,8 @@ class AdditiveGaussian(WeightPosterior):
             theta = ops.convert_to_numpy(self.theta).astype("float64")
             mean = np.mean(np.square(theta))
             start = np.log(mean + THETA2_FLOOR) + START_LOG_ALPHA
+            if self.is_bias:
+                start = max(start, NEW_LOG_SIGMA2)
         most = self._safe_log_sigma2()
         self.log_sigma2.assign(np.minimum(start, self._least_shared(most)))
         if self.share == "rank1":
@@ -268,7 +277,9 @@ class Gaussian(AdditiveGaussian):
                 "which asks whether a weight may be zero. Received: "
                 f"mean={self.prior.mean!r}."
             )
-        return Reduction(self.prior.stddev)
+        # Known from the build on; before that, only the kind is checked.
+        prior = self.own_prior if hasattr(self, "binding") else self.prior
+        return Reduction(cast(priors.Gaussian, prior).stddev)
 
     def _check_no_threshold(self, threshold: Any) -> None:
         if threshold is not None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -18,12 +19,14 @@ class Axes:
         outputs: Axes that run over output units, likewise.
         conv_groups: Number of groups of a grouped convolution.
         channel: Axis of the layer's inputs that runs over input units.
+        is_table: Whether inputs are looked up, one at a time, not summed.
     """
 
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     conv_groups: int = 1
     channel: int = -1
+    is_table: bool = False
 
     def counted_from_start(self, rank: int) -> Axes:
         """Return the same axes of a weight with `rank` axes, none negative."""
@@ -32,6 +35,17 @@ class Axes:
             inputs=tuple(axis % rank for axis in self.inputs),
             outputs=tuple(axis % rank for axis in self.outputs),
         )
+
+    def fan_in(self, shape: Sequence[int]) -> int:
+        """Count the weights that add up to one output, as at stride 1.
+
+        Args:
+            shape: Shape of the weight, from whose start the axes count.
+        """
+        if self.is_table:
+            return 1
+        sizes = [n for i, n in enumerate(shape) if i not in self.outputs]
+        return max(1, math.prod(sizes))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,9 +73,11 @@ class Binding:
         label: Name of the weight in reports and messages.
         axes: What its axes mean.
         groups: The groups that multiply it, by what they are called.
+        is_bias: Whether it is a bias: a weight whose input is always 1.
     """
 
     weight: keras.Variable
     label: str
     axes: Axes
     groups: Mapping[str, Group] = dataclasses.field(default_factory=dict)
+    is_bias: bool = False

@@ -441,7 +441,7 @@ class WeightPosterior(Posterior):
             outputs = function(moments, *tensors[len(known) :])
             if has_divergence:
                 divergence = moments.kl_divergence(
-                    self.prior, *tensors[: len(known)]
+                    self.own_prior, *tensors[: len(known)]
                 )
                 return *outputs, divergence
             return outputs
@@ -469,7 +469,8 @@ class WeightPosterior(Posterior):
         for part in (self, self.prior):
             if not type(part).__module__.startswith("keras_vd."):
                 return None
-        return type(self), json.dumps(self.get_config(), sort_keys=True)
+        options = [self.get_config(), priors.serialize(self.own_prior)]
+        return type(self), json.dumps(options, sort_keys=True)
 
     def _read_variables(self) -> tuple[tuple[Any, ...], Any]:
         """Read theta and the noise parameters in one type, and `keep_mask`."""
@@ -523,6 +524,16 @@ class WeightPosterior(Posterior):
             scale = ops.cast(group.expand(scales[name]), tensor.dtype)
             tensor = tensor * scale**power
         return tensor
+
+    @property
+    def own_prior(self) -> priors.Prior:
+        """The prior of this weight: `prior`, at the fan-in of the weight."""
+        return self.prior.at_fan_in(self.axes.fan_in(self.weight.shape))
+
+    @property
+    def is_bias(self) -> bool:
+        """Whether the weight is a bias."""
+        return self.binding.is_bias
 
     @property
     def weight(self) -> keras.Variable:

@@ -268,9 +268,8 @@ def _is_known(layer: Any) -> bool:
     if not isinstance(layer, VariationalLayer):
         return True
     # A posterior of one's own may have variables of any shape.
-    for name, weight in layer._posteriors():
+    for weight, posterior in layer._posteriors().items():
         rank = len(getattr(_owner(layer), weight).shape)
-        posterior = getattr(layer, name)
         ranks = {len(x.shape) for x in own_variables(posterior)}
         if not ranks <= {0, rank}:
             return False
@@ -362,12 +361,28 @@ def _apply(resize: Resize, slots: dict[int, list[keras.Variable]]) -> None:
         for one in (variable, *slots.get(id(variable), ())):
             _take(one, along)
     if resize.bias_shift is not None:
-        bias = _owner(resize.layer).bias
-        bias.assign(ops.convert_to_numpy(bias) + resize.bias_shift)
+        _shift_bias(resize.layer, resize.bias_shift)
     if isinstance(resize.layer, StructuredGate):
         resize.layer.set_units(len(resize.indices["output"]))
     else:
         _adopt(resize)
+
+
+def _shift_bias(layer: Any, shift: np.ndarray) -> None:
+    """Add constants to what the bias of a layer is at inference."""
+    bias = _owner(layer).bias
+    value = ops.convert_to_numpy(bias)
+    posterior = getattr(layer, "bias_posterior", None)
+    if posterior is None:
+        bias.assign(value + shift)
+        return
+    # An entry that is zero is so no longer.
+    is_shifted = shift != 0.0
+    mean = ops.convert_to_numpy(posterior.mean())
+    bias.assign(np.where(is_shifted, mean, value) + shift)
+    mask = ops.convert_to_numpy(posterior.keep_mask)
+    posterior.keep_mask.assign(mask | is_shifted)
+    posterior.revive(is_shifted)
 
 
 def _taken(resize: Resize) -> list[tuple[keras.Variable, Taken]]:
@@ -380,7 +395,7 @@ def _taken(resize: Resize) -> list[tuple[keras.Variable, Taken]]:
         return [(x, along) for x in variables if len(x.shape)]
     posteriors = {}
     if isinstance(layer, VariationalLayer):
-        posteriors = {weight: name for name, weight in layer._posteriors()}
+        posteriors = layer._posteriors()
         for group in layer.group_names:
             name = _GROUPS.get(group, group)
             if name is not None:
@@ -400,7 +415,7 @@ def _taken(resize: Resize) -> list[tuple[keras.Variable, Taken]]:
         }
         taken.append((weight, along))
         if name in posteriors:
-            variables = own_variables(getattr(layer, posteriors[name]))
+            variables = own_variables(posteriors[name])
             taken += [
                 (x, _not_shared(x, along, weight.shape)) for x in variables
             ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from keras_vd._backend.validation import check_stddev
@@ -10,8 +11,9 @@ from keras_vd.losses import GaussianNLL, count_columns
 # Outputs that hold means and then log variances.
 HETEROSCEDASTIC = "heteroscedastic"
 
-# Standard deviations, `HETEROSCEDASTIC`, or None if nothing is known.
-Noise: TypeAlias = float | list[float] | str | None
+# Standard deviations, `HETEROSCEDASTIC`, a function that makes distributions of
+# outputs, or None if nothing is known.
+Noise: TypeAlias = float | list[float] | str | Callable[[Any], Any] | None
 
 
 def read_noise(noise: Any, loss: Any, shape: tuple[int, ...]) -> Noise:
@@ -27,6 +29,8 @@ def read_noise(noise: Any, loss: Any, shape: tuple[int, ...]) -> Noise:
         TypeError: if `noise` is of no type that is allowed.
         ValueError: if it is not allowed, or contradicts the loss or the shape.
     """
+    if callable(noise):
+        return noise
     is_gaussian = isinstance(loss, GaussianNLL)
     by_loss = (loss.stddev or HETEROSCEDASTIC) if is_gaussian else None
     found = by_loss if noise is None else noise

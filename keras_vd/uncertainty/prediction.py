@@ -33,6 +33,7 @@ from keras_vd._backend.validation import (
 from keras_vd.calibration import CalibrationReport
 from keras_vd.posteriors.finding import required_posteriors
 from keras_vd.regression import mixture_quantile
+from keras_vd.uncertainty.heads import Head
 from keras_vd.uncertainty.noise import HETEROSCEDASTIC
 from keras_vd.uncertainty.predictive import (
     class_log_likelihood,
@@ -71,8 +72,8 @@ class MonteCarloPrediction:
             variance of the noise, of the shape of `mean`; more data does not
             make it smaller. None otherwise.
         noise: Standard deviation of the noise of a regression, which broadcasts
-            against `samples`, if it is known. None otherwise, and where it
-            differs by draw but was not kept.
+            against `samples`, if it is known. None otherwise, where it
+            differs by draw but was not kept, and with a head.
     """
 
     mean: np.ndarray
@@ -85,6 +86,9 @@ class MonteCarloPrediction:
     samples: np.ndarray | None = None
     aleatoric_variance: np.ndarray | None = None
     noise: np.ndarray | None = None
+    # What makes distributions of targets, and of which outputs.
+    _head: Head | None = dataclasses.field(default=None, repr=False)
+    _outputs: np.ndarray | None = dataclasses.field(default=None, repr=False)
     # In 64 bits: in 32 a probability of 1e-8 is 0 after it is taken from 1.
     _class_mean: np.ndarray | None = dataclasses.field(default=None, repr=False)
 
@@ -140,11 +144,15 @@ class MonteCarloPrediction:
             logs = class_log_likelihood(with_classes(mean, self.task), labels)
             return logs.sum(axis=-1) if self.task == "multi-label" else logs
         samples = self._kept_samples()
+        if self._head is not None and self._outputs is not None:
+            return self._head.log_likelihood(
+                self._outputs, samples.shape[1:], labels
+            )
         if self.noise is None:
             raise ValueError(
                 "Targets of a regression have a likelihood only with noise. "
                 "Call `predict_mc` with `noise=`, a standard deviation or "
-                "'heteroscedastic', or compile the model with "
+                "'heteroscedastic' or a head, or compile the model with "
                 "`keras_vd.losses.GaussianNLL`."
             )
         return gaussian_log_likelihood(samples, self.noise, labels)
@@ -153,10 +161,10 @@ class MonteCarloPrediction:
         """Compute quantiles of the predictive distribution.
 
         For a regression whose noise is known these are quantiles of targets:
-        the distribution is the mixture of the normal distributions of all
-        draws, column by column. Without noise, and for the probabilities of
-        classes, they are the empirical ones of the draws, which say only what
-        the weights leave open.
+        the distribution is the mixture of the distributions of all draws,
+        normal but for a head, column by column. Without noise, and for the
+        probabilities of classes, they are the empirical ones of the draws,
+        which say only what the weights leave open.
 
         Args:
             q: Float in (0, 1), or a sequence of such.
@@ -200,6 +208,12 @@ class MonteCarloPrediction:
 
     def _quantile(self, q: float) -> np.ndarray:
         samples = self._kept_samples()
+        if self._head is not None and self._outputs is not None:
+            variance = np.square(self.standard_deviation, dtype="float64")
+            variance = variance + np.asarray(self.aleatoric_variance)
+            return self._head.quantile(
+                self._outputs, self.mean.astype("float64"), variance**0.5, q
+            )
         if self.noise is None:
             return np.quantile(samples, q, axis=0).astype("float64")
         noise = np.broadcast_to(self.noise, samples.shape)
@@ -275,7 +289,11 @@ def predict_mc(
             the standard deviation of Gaussian noise, a float > 0 or one for
             each column; or `"heteroscedastic"`, if outputs hold k means and
             then k log variances along the last axis, so that all statistics
-            are those of the means. None: what the compiled
+            are those of the means. Or a head: a function that takes the
+            outputs of a draw as a NumPy array and returns their
+            `tfp.distributions.Distribution`, or another object with `mean`,
+            `variance` or `stddev`, and for likelihoods and quantiles `log_prob`
+            and `cdf`; statistics are those of its means. None: what a compiled
             `keras_vd.losses.GaussianNLL` says; with other losses it is unknown.
 
     Returns:
@@ -473,6 +491,8 @@ def _joined(
         samples=_joined_draws([summary.samples for summary in summaries]),
         aleatoric_variance=joined("aleatoric_variance") if is_noisy else None,
         noise=_joined_noise(summaries),
+        _head=first.head,
+        _outputs=_joined_draws([summary.outputs for summary in summaries]),
         _class_mean=None if first.is_regression else joined("mean", "float64"),
     )
 
@@ -481,7 +501,9 @@ def _joined_noise(summaries: tuple[Summary, ...]) -> np.ndarray | None:
     noise = summaries[0].meaning.noise
     if noise == HETEROSCEDASTIC:
         return _joined_draws([summary.stddevs for summary in summaries])
-    return None if noise is None else np.asarray(noise, "float64")
+    if noise is None or callable(noise):
+        return None
+    return np.asarray(noise, "float64")
 
 
 def _joined_draws(batches: list[list[np.ndarray]]) -> np.ndarray | None:

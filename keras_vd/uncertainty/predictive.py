@@ -48,7 +48,31 @@ def gaussian_log_likelihood(
     Raises:
         ValueError: if targets are not of that shape, or not finite numbers.
     """
-    y, shape = np.asarray(targets), samples.shape[1:]
+    shape = samples.shape[1:]
+    y = check_targets(targets, shape)
+    total = np.full(shape[: max(1, len(shape) - 1)], -np.inf)
+    # Draw by draw, so that it takes no memory of the size of all.
+    for mean, stddev in zip(
+        samples, np.broadcast_to(noise, samples.shape), strict=True
+    ):
+        z = (y - mean) / stddev
+        logs = -0.5 * (LOG_2_PI + np.square(z)) - np.log(stddev)
+        logs = logs.sum(axis=-1) if logs.ndim > 1 else logs
+        total = np.logaddexp(total, logs)
+    return total - np.log(len(samples))
+
+
+def check_targets(targets: object, shape: tuple[int, ...]) -> np.ndarray:
+    """Return targets as float64.
+
+    Args:
+        targets: What the user passed.
+        shape: What they must have.
+
+    Raises:
+        ValueError: if they are not of that shape, or not finite numbers.
+    """
+    y = np.asarray(targets)
     if y.shape != shape or y.dtype.kind not in "biuf":
         raise ValueError(
             "Argument `labels` must be the targets, numbers of the shape of "
@@ -60,14 +84,4 @@ def gaussian_log_likelihood(
             f"Argument `labels` must be finite. Received {np.sum(y != y):,} "
             f"NaN and {np.sum(np.isinf(y)):,} infinite of {y.size:,} targets."
         )
-    y = y.astype("float64")
-    total = np.full(shape[: max(1, len(shape) - 1)], -np.inf)
-    # Draw by draw, so that it takes no memory of the size of all.
-    for mean, stddev in zip(
-        samples, np.broadcast_to(noise, samples.shape), strict=True
-    ):
-        z = (y - mean) / stddev
-        logs = -0.5 * (LOG_2_PI + np.square(z)) - np.log(stddev)
-        logs = logs.sum(axis=-1) if logs.ndim > 1 else logs
-        total = np.logaddexp(total, logs)
-    return total - np.log(len(samples))
+    return y.astype("float64")

@@ -15,6 +15,7 @@ from keras_vd.calibration import (
     softmax,
 )
 from keras_vd.losses import count_columns
+from keras_vd.uncertainty.heads import Head
 from keras_vd.uncertainty.noise import HETEROSCEDASTIC
 from keras_vd.uncertainty.tasks import Meaning
 
@@ -33,8 +34,11 @@ class Summary:
         self.meaning = meaning
         self.is_keeping = is_keeping
         self.samples: list[np.ndarray] = []
+        self.outputs: list[np.ndarray] = []
         self.stddevs: list[np.ndarray] = []
         self.variances: Any = 0.0
+        noise = meaning.noise
+        self.head = Head(noise) if callable(noise) else None
         self.is_regression = meaning.task == "regression"
         self.num_samples = 0
         self.mean: Any = 0.0
@@ -52,6 +56,12 @@ class Summary:
             self.variances = self.variances + np.exp(log_variances)
             if self.is_keeping:
                 self.stddevs.append(np.exp(0.5 * log_variances))
+        if self.head is not None:
+            # As the model returned them, in the type that the user trains.
+            if self.is_keeping:
+                self.outputs.append(np.asarray(outputs))
+            values, variances = self.head.moments(np.asarray(outputs))
+            self.variances = self.variances + variances
         if self.is_keeping:
             self.samples.append(values.astype("float32"))
         deviation = values - self.mean
@@ -106,7 +116,7 @@ class Summary:
     @property
     def aleatoric_variance(self) -> np.ndarray:
         """The mean variance of the noise, which must be known."""
-        if self.meaning.noise == HETEROSCEDASTIC:
+        if self.meaning.noise == HETEROSCEDASTIC or self.head is not None:
             return self.variances / self.num_samples
         variance = np.square(np.asarray(self.meaning.noise, "float64"))
         return np.broadcast_to(variance, self.mean.shape)

@@ -76,6 +76,8 @@ def meanings(
     results = []
     for i, (leaf, one_task, is_logits, stddev, loss) in enumerate(found):
         shape, evidence = tuple(leaf.shape), read_evidence(model, i, loss)
+        if one_task is None and callable(stddev):
+            one_task = "regression"
         try:
             meaning = _meaning(shape, one_task, is_logits, evidence)
             results.append(_with_noise(meaning, stddev, loss, shape))
@@ -101,7 +103,8 @@ def by_output(argument: str, value: Any, outputs: Any) -> list[Any]:
     leaves = keras.tree.flatten(outputs)
     if not keras.tree.is_nested(outputs):
         return [value]
-    if value is None or isinstance(value, (bool, str, numbers.Real)):
+    is_one = isinstance(value, (bool, str, numbers.Real)) or callable(value)
+    if value is None or is_one:
         return [value] * len(leaves)
     try:
         # An entry may be a list, which must not be flattened. The function is

@@ -139,7 +139,11 @@ def test_files(tmp_path, name):
         loaded = make()
         loaded.load_weights(tmp_path / name)
     posterior = loaded.layers[0].kernel_posterior
-    assert posterior.prior.get_config() == {"stddev": 0.5, "mean": "initial"}
+    assert posterior.prior.get_config() == {
+        "stddev": 0.5,
+        "mean": "initial",
+        "scale": None,
+    }
     assert_equal(posterior.prior_mean, initial)
     assert_equal(posterior.weight, initial + 1.0)
 
