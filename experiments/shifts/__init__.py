@@ -1,0 +1,1 @@
+"""Classification where the data shifts, with honest baselines."""
