@@ -1,0 +1,1 @@
+"""The nine regression data sets of UCI, as the field compares methods."""
