@@ -3,7 +3,15 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from keras_vd import callbacks, kl, layers, losses, posteriors, priors
+from keras_vd import (
+    callbacks,
+    kl,
+    layers,
+    losses,
+    optimizers,
+    posteriors,
+    priors,
+)
 from keras_vd.calibration import calibration_report
 from keras_vd.conversion import (
     freeze_zeros,
@@ -41,6 +49,7 @@ __all__ = [
     "kl_divergence",
     "layers",
     "losses",
+    "optimizers",
     "out_of_distribution_auroc",
     "plots",
     "posteriors",

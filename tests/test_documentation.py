@@ -23,7 +23,7 @@ DOCS = ROOT / "docs"
 # How a fence begins, and what is within.
 FENCE = re.compile(r"^(`{3,}|:{3,})([^\n]*)\n(.*?)^\1\s*$", re.M | re.S)
 SHELL = re.compile(
-    r"(KERAS_BACKEND=\w+ )?(pip|python|bash|git|pytest) |for i in "
+    r"([A-Z_]+=\S+ )*(pip|python|bash|git|pytest) |for i in "
 )
 # Pages whose code a test of its own runs.
 RUN_ELSEWHERE = {
@@ -62,7 +62,7 @@ def test_every_block_of_code_runs():
                 assert SHELL.match(code), (path, code)
     # Who adds a page adds to these figures.
     assert len(PAGES) == 15
-    assert sum(len(python_of(path)) for path in PAGES.values()) == 36
+    assert sum(len(python_of(path)) for path in PAGES.values()) == 38
     for page, test in RUN_ELSEWHERE.items():
         assert page in PAGES
         assert page in (ROOT / test).read_text()
@@ -228,6 +228,8 @@ def test_the_examples_of_the_page_on_uncertainty():
     assert names["score"] > -1.25
     assert 0.8 < names["inside"] < 0.98
     assert names["nats"] > -0.5
+    assert names["tailed_score"] > -1.35
+    assert names["drawn_nats"] > -0.5
     right, sure = names["right"], names["sure"]
     assert right[sure].mean() > right[~sure].mean() + 0.05
 

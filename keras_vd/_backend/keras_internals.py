@@ -705,6 +705,15 @@ def labels_per_example(model: keras.Model) -> int | None:
     return None if None in positions else math.prod(positions)
 
 
+def uses_several_replicas() -> bool:
+    """Tell whether variables made now are those of several replicas."""
+    if backend.backend() != "tensorflow":
+        return False
+    import tensorflow as tf
+
+    return bool(tf.distribute.get_strategy().num_replicas_in_sync > 1)
+
+
 def is_distributed(model: keras.Model) -> bool:
     """Tell whether a model is trained on several devices."""
     if keras.distribution.distribution() is not None:

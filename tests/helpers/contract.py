@@ -306,8 +306,15 @@ def check_every_argument(
     )
     unchanged = set(parameters) - set(required) - REFUSED_ARGUMENTS
     unchanged -= forgotten_by_keras.union(ignored_by_keras)
+    ours: dict[str, Any] = {"posterior": "ard", "kl_weight": 0.25}
+    variants = tuple({**arguments, **ours} for arguments in variants)
+    if "bias_posterior" in parameters:
+        # Some variants have no bias, and einsum layers none by default.
+        axes = {k: v for k, v in variants[0].items() if k == "bias_axes"}
+        biased = {**required, **axes, "bias_posterior": "gaussian"}
+        variants = (*variants, biased)
     for arguments in variants:
-        layer = layer_class(**arguments, posterior="ard", kl_weight=0.25)
+        layer = layer_class(**arguments)
         config = layer.get_config()
         assert layer_class.from_config(config).get_config() == config
         unchanged -= {

@@ -39,6 +39,8 @@ def test_signature_is_the_keras_layers_and_ours(name):
     assert ours.pop("kl_weight").default is None
     if "groups" not in theirs:
         assert ours.pop("groups").default == ()
+    if {"use_bias", "bias_axes"} & set(theirs):
+        assert ours.pop("bias_posterior").default is None
     if "weight_samples" in ours:
         assert ours.pop("weight_samples").default == "batch"
     assert set(ours) == set(theirs)
