@@ -22,9 +22,7 @@ README = (ROOT / "README.md").read_text()
 DOCS = ROOT / "docs"
 # How a fence begins, and what is within.
 FENCE = re.compile(r"^(`{3,}|:{3,})([^\n]*)\n(.*?)^\1\s*$", re.M | re.S)
-SHELL = re.compile(
-    r"([A-Z_]+=\S+ )*(pip|python|bash|git|pytest) |for i in "
-)
+SHELL = re.compile(r"([A-Z_]+=\S+ )*(pip|python|bash|git|pytest) |for i in ")
 # Pages whose code a test of its own runs.
 RUN_ELSEWHERE = {
     "custom_loops.md": "tests/test_custom_loops.py",
