@@ -76,8 +76,10 @@ class IVON(keras.optimizers.Optimizer):
     >>> model.compile(optimizer, keras_vd.losses.GaussianNLL(stddev=1.0))
     >>> history = model.fit(x, x[:, :1], epochs=2, verbose=0)
     >>> bayesian = optimizer.to_variational(model)
-    >>> options = {"task": "regression", "noise": 1.0, "verbose": 0}
-    >>> keras_vd.predict_mc(bayesian, x, **options).mean.shape
+    >>> prediction = keras_vd.predict_mc(
+    ...     bayesian, x, task="regression", noise=1.0, verbose=0
+    ... )
+    >>> prediction.mean.shape
     (64, 1)
     """
 
