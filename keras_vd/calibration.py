@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import rich.table
 
-from keras_vd._backend.tables import Report
+from keras_vd._backend.tables import Headline, Report
 from keras_vd._backend.validation import check_integer
 
 # How far the sum of a softmax that is computed in 16 bits may be from 1.
@@ -81,6 +81,13 @@ class CalibrationReport(Report):
             "bins": [dataclasses.asdict(row) for row in self.bins],
             **{name: getattr(self, name) for name in totals},
         }
+
+    def headlines(self) -> tuple[Headline, ...]:
+        return (
+            Headline("accuracy", f"{self.accuracy:.2%}"),
+            Headline("mean confidence", f"{self.confidence:.2%}"),
+            Headline("calibration error", f"{self.expected_error:.4f}"),
+        )
 
     def to_table(self) -> rich.table.Table:
         table = rich.table.Table(title="Calibration")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import rich.table
 
-from keras_vd._backend.tables import Report
+from keras_vd._backend.tables import Headline, Report
 from keras_vd._backend.validation import check_array, check_number
 from keras_vd.calibration import both_classes, check_labels, check_probabilities
 
@@ -74,6 +74,15 @@ class RiskCoverageReport(Report):
             "examples": self.examples,
             "aurc": self.aurc,
         }
+
+    def headlines(self) -> tuple[Headline, ...]:
+        return (
+            Headline("accuracy of all", f"{self.accuracy[-1]:.2%}"),
+            Headline(
+                "accuracy of the surest 80%", f"{self.accuracy_at(0.8):.2%}"
+            ),
+            Headline("AURC", f"{self.aurc:.4f}"),
+        )
 
     def to_table(self) -> rich.table.Table:
         table = rich.table.Table(title="Risk and coverage")
@@ -168,6 +177,9 @@ class OutOfDistributionReport(Report):
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+    def headlines(self) -> tuple[Headline, ...]:
+        return (Headline("AUROC", f"{self.auroc:.4f}"),)
 
     def to_table(self) -> rich.table.Table:
         table = rich.table.Table(title="Foreign examples")

@@ -6,16 +6,18 @@ from collections.abc import Mapping, Sequence
 
 import keras
 import numpy as np
-from keras import ops
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from keras_vd import drawing
 from keras_vd.calibration import CalibrationReport
 from keras_vd.decisions import RiskCoverageReport
-from keras_vd.layers import LogNormalDropout
 from keras_vd.layers.structured import StructuredGate
 from keras_vd.posteriors import WeightPosterior
 from keras_vd.posteriors.finding import named_posteriors, required_posteriors
 from keras_vd.regression import RegressionCalibrationReport
+
+_COLUMNS = 4  # of panels
 
 
 def _required_weights(model: keras.layers.Layer) -> list[WeightPosterior]:
@@ -29,11 +31,24 @@ def _required_weights(model: keras.layers.Layer) -> list[WeightPosterior]:
     return found
 
 
+def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
+    """Make a figure with panels in rows of up to four."""
+    columns = min(count, _COLUMNS)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(4 * columns, height * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for panel in panels[count:]:
+        panel.remove()
+    return figure, list(panels[:count])
+
+
 def plot_log_alpha(model: keras.layers.Layer, bins: int = 80) -> Figure:
-    """Draw histograms of log_alpha, one panel per variational weight.
+    """Draw histograms of log_alpha as learned, one panel per weight.
 
     A well-trained sparse model shows two hills with the threshold (dashed)
-    between them.
+    between them. Weights that are zero at inference are grey, pruned ones at
+    the value that they were pruned with. Weights of which nothing is left, so
+    that log_alpha is at its bound of 20, are a bar of their own.
 
     Args:
         model: A built Keras model or layer with variational layers.
@@ -43,14 +58,10 @@ def plot_log_alpha(model: keras.layers.Layer, bins: int = 80) -> Figure:
         A figure; `figure.savefig(path)` writes it.
     """
     posteriors = _required_weights(model)
-    figure = Figure(figsize=(4 * len(posteriors), 3), layout="constrained")
-    panels = figure.subplots(1, len(posteriors), squeeze=False)[0]
+    figure, panels = _panels(len(posteriors), 3)
     for panel, posterior in zip(panels, posteriors, strict=True):
-        panel.hist(ops.convert_to_numpy(posterior.log_alpha).ravel(), bins=bins)
-        if posterior.threshold is not None:
-            panel.axvline(posterior.threshold, linestyle="--", color="black")
-        panel.set(title=posterior.label, xlabel="log alpha", yscale="log")
-    panels[0].set_ylabel("weights")
+        drawing.draw_log_alpha(panel, posterior, bins)
+        panel.set_title(posterior.label, parse_math=False)
     return figure
 
 
@@ -62,25 +73,48 @@ def plot_kept_weights(model: keras.layers.Layer) -> Figure:
 
     Returns:
         A figure. Rows are inputs (for convolutions: kernel positions times
-        input channels), columns are output units; kept weights are black.
+        input channels), columns are output units; kept weights are blue. More
+        than 96 rows or columns are drawn in blocks, the bluer the larger the
+        share of a block that is kept.
     """
     posteriors = _required_weights(model)
-    figure = Figure(figsize=(4 * len(posteriors), 4), layout="constrained")
-    panels = figure.subplots(1, len(posteriors), squeeze=False)[0]
+    figure, panels = _panels(len(posteriors), 4)
     for panel, posterior in zip(panels, posteriors, strict=True):
-        nonzero = ops.convert_to_numpy(posterior.mean()) != 0.0
-        outputs = posterior.axes.outputs
-        picture = np.moveaxis(nonzero, outputs, range(-len(outputs), 0))
-        columns = int(np.prod([nonzero.shape[axis] for axis in outputs]))
-        panel.imshow(
-            picture.reshape(-1, columns),
-            cmap="binary",
-            aspect="auto",
-            interpolation="none",
-            vmin=0,
-            vmax=1,
+        drawing.draw_kept_weights(panel, posterior)
+        panel.set_title(posterior.label, parse_math=False)
+    return figure
+
+
+def plot_kept_inputs(
+    model: keras.layers.Layer, image_shape: Sequence[int] | None = None
+) -> Figure:
+    """Draw how many weights of the first layer read each pixel of an image.
+
+    Args:
+        model: A built Keras model or layer whose first variational weight
+            reads images pixel by pixel, as that of a dense layer does.
+        image_shape: Height and width of the images, and channels if there are
+            any, which come last; None: those of the model's inputs, or 28 x 28
+            for 784 inputs.
+
+    Returns:
+        A figure; the bluer a pixel, the more weights read it.
+
+    Raises:
+        TypeError: if `model` is no Keras layer or model.
+        ValueError: if it is not built or has no variational weights, or if the
+            shape of the images is unknown or does not fit.
+    """
+    _required_weights(model)
+    counts = drawing.kept_inputs(model, image_shape)
+    if counts is None:
+        raise ValueError(
+            "Argument `image_shape` must be given where the model's inputs "
+            "are no images that its first variational weight reads. Received: "
+            "image_shape=None."
         )
-        panel.set(title=posterior.label, xlabel="output unit", ylabel="input")
+    figure = Figure(figsize=(4, 4), layout="constrained")
+    drawing.draw_kept_inputs(figure.subplots(), counts)
     return figure
 
 
@@ -109,29 +143,12 @@ def plot_gates(model: keras.layers.Layer) -> Figure:
             f"`keras_vd.layers.LogNormalDropout`. Received '{model.name}', "
             "which has none."
         )
-    figure = Figure(figsize=(4 * len(gates), 3), layout="constrained")
-    panels = figure.subplots(1, len(gates), squeeze=False)[0]
+    figure, panels = _panels(len(gates), 3)
     for panel, (name, gate) in zip(panels, gates, strict=True):
-        has_ratio = isinstance(gate, LogNormalDropout)
-        heights = ops.convert_to_numpy(
-            gate.snr() if has_ratio else gate.gate_mean()
+        drawing.draw_gates(panel, gate)
+        panel.set_title(
+            f"{name}: {gate.n_active} of {gate.units}", parse_math=False
         )
-        is_kept = ops.convert_to_numpy(gate.mean()) != 0.0
-        panel.bar(
-            np.arange(gate.units),
-            heights,
-            width=1.0,
-            color=np.where(is_kept, "black", "lightgray"),
-        )
-        if gate.threshold is not None:
-            panel.axhline(gate.threshold, linestyle="--", color="tab:red")
-        panel.set(
-            title=f"{name}: {gate.n_active} of {gate.units}",
-            xlabel="unit",
-            ylabel="signal-to-noise ratio" if has_ratio else "expected gate",
-        )
-        if heights.any():
-            panel.set_yscale("log")
     return figure
 
 
@@ -148,22 +165,8 @@ def plot_calibration(report: CalibrationReport) -> Figure:
     """
     figure = Figure(figsize=(4, 4), layout="constrained")
     panel = figure.subplots()
-    panel.bar(
-        [row.lower for row in report.bins],
-        [row.accuracy for row in report.bins],
-        width=[row.upper - row.lower for row in report.bins],
-        align="edge",
-        edgecolor="black",
-        color="tab:blue",
-    )
-    panel.plot([0, 1], [0, 1], linestyle="--", color="black")
-    panel.set(
-        title=f"expected calibration error {report.expected_error:.3f}",
-        xlabel="confidence",
-        ylabel="accuracy",
-        xlim=(0, 1),
-        ylim=(0, 1),
-    )
+    drawing.draw_calibration(panel, report)
+    panel.set_title(f"expected calibration error {report.expected_error:.3f}")
     return figure
 
 
@@ -181,20 +184,8 @@ def plot_risk_coverage(report: RiskCoverageReport) -> Figure:
     """
     figure = Figure(figsize=(5, 4), layout="constrained")
     panel = figure.subplots()
-    panel.step(
-        np.concatenate([[0.0], report.coverage]),
-        np.concatenate([report.risk[:1], report.risk]),
-        where="pre",
-        color="tab:blue",
-    )
-    panel.axhline(report.risk[-1], linestyle="--", color="black")
-    panel.set(
-        title=f"area under the curve {report.aurc:.4f}",
-        xlabel="coverage",
-        ylabel="risk",
-        xlim=(0, 1),
-    )
-    panel.set_ylim(bottom=0.0)
+    drawing.draw_risk_coverage(panel, report)
+    panel.set_title(f"area under the curve {report.aurc:.4f}")
     return figure
 
 
@@ -214,27 +205,9 @@ def plot_regression_calibration(
     """
     figure = Figure(figsize=(8, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot(report.levels, report.coverage, marker="o", color="tab:blue")
-    left.plot([0, 1], [0, 1], linestyle="--", color="black")
-    left.set(
-        title=f"calibration error {report.calibration_error:.3f}",
-        xlabel="level of the central interval",
-        ylabel="coverage",
-        xlim=(0, 1),
-        ylim=(0, 1),
-    )
-    right.hist(
-        report.pit.ravel(),
-        bins=bins,
-        range=(0, 1),
-        density=True,
-        edgecolor="black",
-        color="tab:blue",
-    )
-    right.axhline(1.0, linestyle="--", color="black")
-    right.set(
-        xlabel="probability integral transform", ylabel="density", xlim=(0, 1)
-    )
+    drawing.draw_coverage(left, report)
+    left.set_title(f"calibration error {report.calibration_error:.3f}")
+    drawing.draw_pit(right, report, bins)
     return figure
 
 

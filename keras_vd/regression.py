@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import rich.table
 
-from keras_vd._backend.tables import Report
+from keras_vd._backend.tables import Headline, Report
 from keras_vd._backend.validation import check_array
 
 LEVELS = np.arange(1, 20) / 20  # of central intervals: 0.05, 0.1, ..., 0.95
@@ -78,6 +78,14 @@ class RegressionCalibrationReport(Report):
             **{name: getattr(self, name).tolist() for name in arrays},
             **{name: getattr(self, name) for name in numbers},
         }
+
+    def headlines(self) -> tuple[Headline, ...]:
+        return (
+            Headline("within 95% intervals", f"{self.coverage_95:.2%}"),
+            Headline("calibration error", f"{self.calibration_error:.4f}"),
+            Headline("CRPS", f"{self.crps:.4g}"),
+            Headline("mean width of 95%", f"{self.sharpness:.4g}"),
+        )
 
     def to_table(self) -> rich.table.Table:
         table = rich.table.Table(title="Calibration of a regression")

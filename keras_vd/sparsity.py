@@ -12,7 +12,7 @@ import rich.table
 from keras import ops
 
 from keras_vd._backend.keras_internals import flatten_layers, own_variables
-from keras_vd._backend.tables import Report
+from keras_vd._backend.tables import Headline, Report, size_headline
 from keras_vd._backend.validation import count_nonfinite
 from keras_vd.layers.base import VariationalLayer
 from keras_vd.layers.structured import StructuredGate
@@ -118,6 +118,8 @@ class SparsityReport(Report):
     others: int
     nonzero_others: int
     nonfinite: dict[str, int]
+
+    is_about_sizes = True
 
     @property
     def n_active(self) -> list[int]:
@@ -242,6 +244,14 @@ class SparsityReport(Report):
             **{k: None if v == math.inf else v for k, v in figures.items()},
             "nonfinite": dict(self.nonfinite),
         }
+
+    def headlines(self) -> tuple[Headline, ...]:
+        what = "weights not zero" if self.rows else "active units"
+        *_, (_, total, nonzero) = self._totals()
+        return (
+            *size_headline(what, *self.entries),
+            *size_headline("parameters not zero", total, nonzero),
+        )
 
     def to_table(self) -> rich.table.Table:
         table = rich.table.Table(title="Sparsity at inference")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import rich.table
 
-from keras_vd._backend.tables import Report
+from keras_vd._backend.tables import Headline, Report
 from keras_vd._backend.validation import check_array
 from keras_vd.calibration import (
     CalibrationReport,
@@ -79,6 +79,19 @@ class TemperatureReport(Report):
             "calibration_before": self.calibration_before.to_dict(),
             "calibration_after": self.calibration_after.to_dict(),
         }
+
+    def headlines(self) -> tuple[Headline, ...]:
+        before, after = (
+            f"{report.expected_error:.4f}"
+            for report in (self.calibration_before, self.calibration_after)
+        )
+        return (
+            Headline("temperature", f"{self.temperature:.4g}"),
+            Headline(
+                "NLL, nats", f"{self.nll_after:.4f}", f"{self.nll_before:.4f}"
+            ),
+            Headline("calibration error", after, before),
+        )
 
     def to_table(self) -> rich.table.Table:
         bound = " (a bound)" if self.is_bounded else ""

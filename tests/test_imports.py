@@ -73,7 +73,10 @@ loaded = {n.partition(".")[0] for n, m in sys.modules.items() if m}
 ours = [str(w) for w in caught if "keras_vd" in w.filename]
 print(json.dumps([sorted(loaded & set(blocked)), ours]))
 """
-    with_optional = {"keras_vd.plots", "keras_vd.layers.position_embedding"}
+    with_optional = {
+        *("keras_vd.drawing", "keras_vd.plots"),
+        "keras_vd.layers.position_embedding",
+    }
     modules = [name for name in MODULES if name not in with_optional]
     result = run_python(code, json.dumps([sorted(blocked), modules]))
     assert result.returncode == 0, result.stderr

@@ -13,6 +13,7 @@ from keras_vd import (
     risk_coverage,
     variational_weights,
 )
+from keras_vd.drawing import block_means
 from tests.helpers.arrays import to_float64
 from tests.helpers.models import (
     inference_weight,
@@ -61,18 +62,79 @@ def test_one_panel_per_weight(plot, model):
 
 @pytest.mark.core
 def test_histogram_holds_every_weight(model):
-    # Oracle: NumPy's histogram of log_alpha from the variables.
+    # Oracle: NumPy's histograms of log_alpha from the variables.
     panels = plots.plot_log_alpha(model, bins=7).axes
     for panel, posterior in zip(
         panels, variational_weights(model), strict=True
     ):
-        heights = [bar.get_height() for bar in panel.patches]
-        expected = np.histogram(log_alpha(posterior), bins=7)[0]
-        assert heights == expected.tolist()
-        assert sum(heights) == np.prod(posterior.weight.shape)
+        values = np.reshape(log_alpha(posterior), posterior.weight.shape)
+        edges = np.histogram_bin_edges(values, 7)
+        zero, kept = (steps.get_data().values for steps in panel.patches)
+        is_zero = inference_weight(posterior) == 0.0
+        assert 0 < is_zero.sum() < is_zero.size
+        expected = np.histogram(values[is_zero], edges)[0]
+        assert zero.tolist() == expected.tolist()
+        assert sum(kept) == np.sum(~is_zero)
         (threshold,) = panel.lines
         assert list(threshold.get_xdata()) == [3.0, 3.0]
         assert panel.get_yscale() == "log"
+
+
+def test_what_is_pruned_is_shown_as_it_was_learned(model):
+    # Oracle: the histogram before `prune`.
+    pruned = keras.models.clone_model(model)
+    pruned.set_weights(model.get_weights())
+    prune(pruned)
+    for before, after in zip(
+        plots.plot_log_alpha(model).axes,
+        plots.plot_log_alpha(pruned).axes,
+        strict=True,
+    ):
+        for one, other in zip(before.patches, after.patches, strict=True):
+            np.testing.assert_array_equal(
+                one.get_data().values, other.get_data().values
+            )
+
+
+def test_weights_of_which_nothing_is_left_are_a_bar_apart():
+    model = mlp()
+    posterior = variational_weights(model)[0]
+    theta = np.array(posterior.weight)
+    theta[:2] = 0.0
+    posterior.weight.assign(theta)
+    posterior.log_sigma2.assign(np.zeros_like(theta) + 5.0)
+    panel = plots.plot_log_alpha(model).axes[0]
+    bars = [x for x in panel.patches if hasattr(x, "get_height")]
+    steps = [x for x in panel.patches if not hasattr(x, "get_height")]
+    assert sum(bar.get_height() for bar in bars) == theta[:2].size
+    inside = sum(x.get_data().values.sum() for x in steps)
+    assert inside == theta[2:].size
+
+
+def test_large_matrices_are_drawn_in_blocks():
+    # Oracle: the mean over each block, one by one.
+    matrix = np.random.default_rng(0).random((10, 7)) < 0.3
+    means, (rows, columns) = block_means(matrix, most=4)
+    assert (rows, columns) == (3, 2)
+    assert means.shape == (4, 4)
+    for i in range(4):
+        for j in range(4):
+            block = matrix[3 * i : 3 * i + 3, 2 * j : 2 * j + 2]
+            assert means[i, j] == pytest.approx(block.mean())
+
+
+def test_kept_pixels():
+    # Oracle: weights that are not zero, counted by row.
+    model = mlp()
+    randomize(model)
+    kept = inference_weight(variational_weights(model)[0]) != 0.0
+    figure = plots.plot_kept_inputs(model, (2, 3))
+    shown = figure.axes[0].images[0].get_array()
+    np.testing.assert_array_equal(shown, kept.sum(axis=1).reshape(2, 3))
+    with pytest.raises(ValueError, match="`image_shape` must be the height"):
+        plots.plot_kept_inputs(model, (2, 2))
+    with pytest.raises(ValueError, match="`image_shape` must be given"):
+        plots.plot_kept_inputs(model)
 
 
 def test_histogram_has_no_line_without_a_threshold():
@@ -186,13 +248,10 @@ def test_gates_by_unit():
     for panel, gate in zip(figure.axes, model.layers, strict=True):
         is_coin = gate.name == "coins"
         values = to_float64(gate.gate_mean() if is_coin else gate.snr())
-        heights = [bar.get_height() for bar in panel.patches]
-        np.testing.assert_allclose(heights, values, rtol=1e-6)
-        is_black = [
-            bar.get_facecolor() == (0, 0, 0, 1) for bar in panel.patches
-        ]
+        closed, opened = (steps.get_data().values for steps in panel.patches)
         kept = to_float64(gate.mean()) != 0.0
-        assert is_black == kept.tolist()
+        np.testing.assert_allclose(opened, np.where(kept, values, 0), rtol=1e-6)
+        np.testing.assert_allclose(closed, np.where(kept, 0, values), rtol=1e-6)
         assert 0 < kept.sum() < 6
         assert panel.get_title() == f"{gate.name}: {kept.sum()} of 6"
         assert panel.get_yscale() == "log"

@@ -8,7 +8,8 @@ from typing import Any
 
 import rich.table
 
-from keras_vd._backend.tables import Report, html_fragment, html_page
+from keras_vd._backend.pages import html_page, report_section
+from keras_vd._backend.tables import Headline, Report, size_headline
 from keras_vd.conversion.report import ConversionReport
 from keras_vd.deployment.report import ArtifactRow
 from keras_vd.shrinking.report import ShrinkReport
@@ -97,6 +98,8 @@ class CompressionReport(Report):
     sparsity: SparsityReport
     shrinking: ShrinkReport
 
+    is_about_sizes = True
+
     @property
     def nonzero_ratio(self) -> float:
         """Weights of the model per non-zero weight of the small one."""
@@ -126,16 +129,32 @@ class CompressionReport(Report):
 
     def to_html(self) -> str:
         """Return a web page with this report and those of the stages."""
-        sections = {
+        return html_page(
+            "A smaller model",
+            self.lead(),
+            self.headlines(),
+            [report_section(*part) for part in self.parts().items()],
+        )
+
+    def headlines(self) -> tuple[Headline, ...]:
+        metrics = [
+            Headline(row.name, f"{row.small:.4g}", f"{row.given:.4g}")
+            for row in self.metrics
+        ]
+        sizes = [
+            headline
+            for name, (before, after) in self._sizes().items()
+            for headline in size_headline(name, before, after)
+        ]
+        return (*metrics, *sizes)
+
+    def parts(self) -> dict[str, Report]:
+        return {
             "Before and after": self,
             "Converted": self.conversion,
             "Pruned": self.sparsity,
             "Shrunk": self.shrinking,
         }
-        return html_page(
-            "A smaller model",
-            [(k, html_fragment(report)) for k, report in sections.items()],
-        )
 
     def to_table(self) -> rich.table.Table:
         table = rich.table.Table(
@@ -149,13 +168,7 @@ class CompressionReport(Report):
             figures = (row.given, row.trained, row.small)
             table.add_row(row.name, *(f"{x:.4g}" for x in figures))
         table.add_section()
-        sizes = {
-            "weights not zero": (self.weights, self.nonzero),
-            "parameters": (self.parameters, self.kept_parameters),
-            "MACs per example": (self.macs, self.kept_macs),
-            "bytes of the file": tuple(row.bytes for row in self.files),
-        }
-        for name, (before, after) in sizes.items():
+        for name, (before, after) in self._sizes().items():
             table.add_row(name, *_change(before, after, ","))
         dense, small = self.files
         for size in small.ms:
@@ -166,16 +179,30 @@ class CompressionReport(Report):
             )
         return table
 
-    def _caption(self) -> str:
+    def _sizes(self) -> dict[str, tuple[int | None, int | None]]:
+        dense, small = self.files
+        return {
+            "weights not zero": (self.weights, self.nonzero),
+            "parameters": (self.parameters, self.kept_parameters),
+            "MACs per example": (self.macs, self.kept_macs),
+            "bytes of the file": (dense.bytes, small.bytes),
+        }
+
+    def lead(self) -> str:
         ((name, value), *details) = self.wish.items()
         told = "".join(f", {key}: {_figure(x)}" for key, x in details)
         outcome = "met" if self.is_met else "not met"
+        return (
+            f"Wish: {name}={value:g}{told}; reached: "
+            f"{self.reached:.4g}, {outcome}."
+        )
+
+    def _caption(self) -> str:
         trained = " + ".join(
             str(row.epochs) for row in self.stages if row.epochs
         )
         lines = [
-            f"Wish: {name}={value:g}{told}; reached: "
-            f"{self.reached:.4g}, {outcome}.",
+            self.lead(),
             f"Metrics on {self.measured_on}; {trained} epochs.",
             f"Calls of {_RUNTIME}.",
         ]

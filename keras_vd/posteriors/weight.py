@@ -574,6 +574,15 @@ class WeightPosterior(Posterior):
             moments.keep_mask, moments.log_alpha, MAX_ABS_LOG_ALPHA
         )
 
+    @property
+    def learned_log_alpha(self) -> Tensor:
+        """`log_alpha` without regard to what is pruned.
+
+        It has the values from which `prune` chose, as these stay in the
+        variables.
+        """
+        return self._current_moments().log_alpha
+
     def mean(self) -> Tensor:
         """Return the weight at inference: theta, and 0 where it is pruned.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import rich.table
 
-from keras_vd._backend.tables import Report
+from keras_vd._backend.tables import Headline, Report, size_headline
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +89,8 @@ class ShrinkReport(Report):
     zeroed: tuple[ZeroedRow, ...] = ()
     difference: float | None = None
 
+    is_about_sizes = True
+
     @property
     def is_unchanged(self) -> bool:
         """Whether nothing could be removed."""
@@ -105,6 +107,13 @@ class ShrinkReport(Report):
             "zeroed": [dataclasses.asdict(row) for row in self.zeroed],
             "is_unchanged": self.is_unchanged,
         }
+
+    def headlines(self) -> tuple[Headline, ...]:
+        return tuple(
+            headline
+            for label, sizes in self._totals().items()
+            for headline in size_headline(label, *sizes)
+        )
 
     def to_table(self) -> rich.table.Table:
         title = "Nothing could be removed" if self.is_unchanged else "Shrunk"
@@ -128,13 +137,15 @@ class ShrinkReport(Report):
             if name not in named:
                 table.add_row(name, "", "", "", "", reason)
         table.add_section()
-        totals = {
+        for label, (before, after) in self._totals().items():
+            table.add_row(label, "", "", *_changes(before, after))
+        return table
+
+    def _totals(self) -> dict[str, tuple[int | None, int | None]]:
+        return {
             "parameters": (self.parameters, self.kept_parameters),
             "MACs per example": (self.macs, self.kept_macs),
         }
-        for label, (before, after) in totals.items():
-            table.add_row(label, "", "", *_changes(before, after))
-        return table
 
     def _caption(self) -> str | None:
         """Tell what was done beyond removing what has no effect at all."""

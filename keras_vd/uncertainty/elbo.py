@@ -18,7 +18,7 @@ from keras_vd._backend.keras_internals import (
     input_batches,
     loss_options,
 )
-from keras_vd._backend.tables import Report
+from keras_vd._backend.tables import Headline, Report
 from keras_vd._backend.validation import (
     check_finite_model,
     check_integer,
@@ -90,6 +90,11 @@ class ElboReport(Report):
             **{name: getattr(self, name) for name in bounds},
             **dataclasses.asdict(self),
         }
+
+    def headlines(self) -> tuple[Headline, ...]:
+        return (
+            Headline("bound, nats per example", f"{self.elbo_per_example:.4g}"),
+        )
 
     def to_table(self) -> rich.table.Table:
         table = rich.table.Table(title="Evidence lower bound")
