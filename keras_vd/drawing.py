@@ -17,7 +17,7 @@ from keras import ops
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from keras_vd.calibration import CalibrationReport
 from keras_vd.decisions import RiskCoverageReport
@@ -164,7 +164,9 @@ def draw_log_alpha(
         # Ends below 1, as one weight must be seen on a logarithmic axis.
         panel.stairs(counts, edges, baseline=0.5, fill=True, color=colour)
     panel.set_yscale("log")
-    panel.set_ylim(bottom=0.5)
+    # At least one power of ten, and no others in between.
+    panel.set_ylim(0.5, max(panel.get_ylim()[1], 12.0))
+    panel.yaxis.set_minor_formatter(NullFormatter())
     if is_apart.any():
         width = (edges[-1] - edges[0]) / 20
         place = edges[-1] + 2 * width
@@ -346,17 +348,13 @@ def draw_gates(panel: Axes, gate: StructuredGate) -> None:
     )
     kept = ops.convert_to_numpy(gate.mean()) != 0.0
     edges = np.arange(gate.units + 1) - 0.5
+    # On a logarithmic axis bars have no natural lower end.
+    lowest = 0.5 * heights[heights > 0].min() if heights.any() else 0.0
+    for chosen, colour in ((~kept, _FAINT), (kept, "black")):
+        bars = np.where(chosen & (heights > 0), heights, lowest)
+        panel.stairs(bars, edges, baseline=lowest, fill=True, color=colour)
     if heights.any():
         panel.set_yscale("log")
-    for chosen, colour in ((~kept, _FAINT), (kept, "black")):
-        panel.stairs(
-            np.where(chosen, heights, 0.0),
-            edges,
-            # On a logarithmic axis bars have no natural lower end.
-            baseline=0.5 * heights[heights > 0].min() if heights.any() else 0.0,
-            fill=True,
-            color=colour,
-        )
     if gate.threshold is not None:
         panel.axhline(gate.threshold, linestyle="--", color=_RED)
     panel.set(

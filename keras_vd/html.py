@@ -228,9 +228,10 @@ def _model_sections(
         )
         sections.append(Section("Kept pixels", html_pictures([picture])))
     key = (("kept", "blue"), ("zero at inference", "faint"))
+    matrices = [x for x in weights if not x[1].is_group]
     for title, draw, posteriors, colours in (
         ("log alpha as learned", drawing.draw_log_alpha, weights, key),
-        ("Kept weights", drawing.draw_kept_weights, weights, ()),
+        ("Kept weights", drawing.draw_kept_weights, matrices, ()),
         ("Gates", drawing.draw_gates, gates, (("kept", "ink"), key[1])),
     ):
         shown, note = _largest(posteriors)
@@ -323,7 +324,8 @@ def _training_sections(
         pair = (name, f"val_{name}")
         families[name] = {x: whole[x] for x in pair if x in whole}
     for name, label in _ANNEALING.items():
-        if name in whole:
+        # The ratio says the same as the share of zeros, and is seen better.
+        if name in whole and name != "sparsity":
             families[label] = {name: whole[name]}
     for start, label in _BY_LAYER.items():
         layers = {

@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 
 from keras_vd import (
     calibration_report,
+    drawing,
     layers,
     plots,
     prune,
@@ -13,7 +14,6 @@ from keras_vd import (
     risk_coverage,
     variational_weights,
 )
-from keras_vd.drawing import block_means
 from tests.helpers.arrays import to_float64
 from tests.helpers.models import (
     inference_weight,
@@ -62,79 +62,88 @@ def test_one_panel_per_weight(plot, model):
 
 @pytest.mark.core
 def test_histogram_holds_every_weight(model):
-    # Oracle: NumPy's histograms of log_alpha from the variables.
+    # Oracle: NumPy's histogram of log_alpha from the variables.
     panels = plots.plot_log_alpha(model, bins=7).axes
     for panel, posterior in zip(
         panels, variational_weights(model), strict=True
     ):
-        values = np.reshape(log_alpha(posterior), posterior.weight.shape)
-        edges = np.histogram_bin_edges(values, 7)
-        zero, kept = (steps.get_data().values for steps in panel.patches)
-        is_zero = inference_weight(posterior) == 0.0
-        assert 0 < is_zero.sum() < is_zero.size
-        expected = np.histogram(values[is_zero], edges)[0]
-        assert zero.tolist() == expected.tolist()
-        assert sum(kept) == np.sum(~is_zero)
+        zero, kept = (bars.get_data().values for bars in panel.patches)
+        values = log_alpha(posterior)
+        expected, edges = np.histogram(values, bins=7)
+        np.testing.assert_array_equal(zero + kept, expected)
+        is_kept = inference_weight(posterior) != 0
+        below, _ = np.histogram(values[is_kept], edges)
+        np.testing.assert_array_equal(kept, below)
+        assert (zero + kept).sum() == np.prod(posterior.weight.shape)
         (threshold,) = panel.lines
         assert list(threshold.get_xdata()) == [3.0, 3.0]
         assert panel.get_yscale() == "log"
 
 
-def test_what_is_pruned_is_shown_as_it_was_learned(model):
-    # Oracle: the histogram before `prune`.
-    pruned = keras.models.clone_model(model)
-    pruned.set_weights(model.get_weights())
-    prune(pruned)
-    for before, after in zip(
-        plots.plot_log_alpha(model).axes,
-        plots.plot_log_alpha(pruned).axes,
-        strict=True,
-    ):
-        for one, other in zip(before.patches, after.patches, strict=True):
-            np.testing.assert_array_equal(
-                one.get_data().values, other.get_data().values
-            )
-
-
-def test_weights_of_which_nothing_is_left_are_a_bar_apart():
+def test_histogram_of_pruned_weights_is_that_of_before():
+    # Oracle: the variables, which pruning leaves alone.
     model = mlp()
-    posterior = variational_weights(model)[0]
-    theta = np.array(posterior.weight)
-    theta[:2] = 0.0
-    posterior.weight.assign(theta)
-    posterior.log_sigma2.assign(np.zeros_like(theta) + 5.0)
+    randomize(model)
+    first = variational_weights(model)[0]
+    first.weight.assign(np.where(np.arange(5) == 2, 0.0, first.weight))
+    first.log_sigma2.assign(np.where(np.arange(5) == 2, 5.0, first.log_sigma2))
+    prune(model)
     panel = plots.plot_log_alpha(model).axes[0]
-    bars = [x for x in panel.patches if hasattr(x, "get_height")]
-    steps = [x for x in panel.patches if not hasattr(x, "get_height")]
-    assert sum(bar.get_height() for bar in bars) == theta[:2].size
-    inside = sum(x.get_data().values.sum() for x in steps)
-    assert inside == theta[2:].size
+    zero, kept, apart = panel.patches
+    counts = [bars.get_data().values.sum() for bars in (zero, kept)]
+    # Six weights of which nothing is left are apart, where they are told.
+    assert apart.get_height() == 6
+    assert panel.texts[0].get_text() == "20: 6"
+    assert counts[1] == np.count_nonzero(inference_weight(first))
+    assert sum(counts) + 6 == 30
+    edges = zero.get_data().edges
+    values = np.delete(log_alpha(first), 2, axis=1)
+    assert (edges[0], edges[-1]) == pytest.approx((values.min(), values.max()))
+    assert edges[-1] < 19
 
 
 def test_large_matrices_are_drawn_in_blocks():
-    # Oracle: the mean over each block, one by one.
-    matrix = np.random.default_rng(0).random((10, 7)) < 0.3
-    means, (rows, columns) = block_means(matrix, most=4)
+    # Oracle: NumPy's mean, of each block and of all.
+    mask = np.random.default_rng(0).random((210, 100)) < 0.1
+    means, (rows, columns) = drawing.block_means(mask)
     assert (rows, columns) == (3, 2)
-    assert means.shape == (4, 4)
-    for i in range(4):
-        for j in range(4):
-            block = matrix[3 * i : 3 * i + 3, 2 * j : 2 * j + 2]
-            assert means[i, j] == pytest.approx(block.mean())
+    blocks = mask.reshape(70, 3, 50, 2).mean(axis=(1, 3))
+    np.testing.assert_allclose(means, blocks)
+    assert means.mean() == pytest.approx(mask.mean())
+    # The last blocks are smaller, and weigh less.
+    means, _ = drawing.block_means(mask, 40)
+    assert means.shape == (35, 34)
+    assert means[-1, -1] == pytest.approx(mask[-6:, -1:].mean())
+    sizes = np.outer(np.full(35, 6), [3] * 33 + [1])
+    assert np.average(means, weights=sizes) == pytest.approx(mask.mean())
 
 
-def test_kept_pixels():
-    # Oracle: weights that are not zero, counted by row.
-    model = mlp()
+def test_pixels_that_the_first_layer_reads():
+    # Oracle: loops over the kernel.
+    model = keras.Sequential(
+        [keras.Input((2, 3, 2)), keras.layers.Flatten(), layers.VDDense(4)]
+    )
     randomize(model)
-    kept = inference_weight(variational_weights(model)[0]) != 0.0
-    figure = plots.plot_kept_inputs(model, (2, 3))
-    shown = figure.axes[0].images[0].get_array()
-    np.testing.assert_array_equal(shown, kept.sum(axis=1).reshape(2, 3))
-    with pytest.raises(ValueError, match="`image_shape` must be the height"):
-        plots.plot_kept_inputs(model, (2, 2))
-    with pytest.raises(ValueError, match="`image_shape` must be given"):
-        plots.plot_kept_inputs(model)
+    (posterior,) = variational_weights(model)
+    kernel = inference_weight(posterior)
+    expected = [
+        [
+            sum(np.count_nonzero(kernel[6 * i + 2 * j + c]) for c in (0, 1))
+            for j in range(3)
+        ]
+        for i in range(2)
+    ]
+    (image,) = plots.plot_kept_inputs(model).axes[0].images
+    np.testing.assert_array_equal(image.get_array(), expected)
+    (flat,) = plots.plot_kept_inputs(model, (3, 4)).axes[0].images
+    counts = (kernel != 0).sum(axis=1).reshape(3, 4)
+    np.testing.assert_array_equal(flat.get_array(), counts)
+
+
+@pytest.mark.parametrize("shape", [None, (2, 4), (6,), (2.0, 3), "ab"])
+def test_pixels_need_a_shape_that_fits(shape):
+    with pytest.raises(ValueError, match="`image_shape` must be"):
+        plots.plot_kept_inputs(mlp(), shape)
 
 
 def test_histogram_has_no_line_without_a_threshold():
@@ -248,10 +257,15 @@ def test_gates_by_unit():
     for panel, gate in zip(figure.axes, model.layers, strict=True):
         is_coin = gate.name == "coins"
         values = to_float64(gate.gate_mean() if is_coin else gate.snr())
-        closed, opened = (steps.get_data().values for steps in panel.patches)
         kept = to_float64(gate.mean()) != 0.0
-        np.testing.assert_allclose(opened, np.where(kept, values, 0), rtol=1e-6)
-        np.testing.assert_allclose(closed, np.where(kept, 0, values), rtol=1e-6)
+        grey, black = panel.patches
+        assert black.get_facecolor() == (0, 0, 0, 1)
+        for bars, chosen in ((grey, ~kept), (black, kept)):
+            heights, edges, lowest = bars.get_data()
+            assert edges.tolist() == [-0.5, 0.5, 1.5, 2.5, 3.5, 4.5, 5.5]
+            expected = np.where(chosen & (values > 0), values, lowest)
+            np.testing.assert_allclose(heights, expected, rtol=1e-6)
+            assert 0 < lowest < values[values > 0].min()
         assert 0 < kept.sum() < 6
         assert panel.get_title() == f"{gate.name}: {kept.sum()} of 6"
         assert panel.get_yscale() == "log"

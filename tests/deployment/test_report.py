@@ -88,7 +88,7 @@ def test_the_report_is_a_table_a_page_and_json(reported):
     assert json.loads(json.dumps(report.to_dict()))["rows"][0]["bytes"] > 0
     assert "compiled" in str(report)
     assert "compression" not in str(report)
-    assert "<pre" in report._repr_html_()
+    assert "<table>" in report._repr_html_()
     assert report.to_table().row_count == len(report.rows)
 
 
