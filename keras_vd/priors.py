@@ -326,12 +326,23 @@ def get(identifier: Any) -> Prior:
 
     Raises:
         ValueError: if `identifier` is none of these.
+
+    Example:
+    >>> prior = keras_vd.priors.get("ard")
+    >>> isinstance(prior, keras_vd.priors.ARD)
+    True
     """
     return resolve("prior", identifier, Prior, _NAMES)
 
 
 def serialize(prior: Prior) -> dict[str, Any]:
-    """Return a JSON-ready description of `prior`, which `get` understands."""
+    """Return a JSON-ready description of `prior`, which `get` understands.
+
+    Example:
+    >>> config = keras_vd.priors.serialize(keras_vd.priors.Gaussian(0.3))
+    >>> config["class_name"]
+    'Gaussian'
+    """
     return keras.saving.serialize_keras_object(prior)
 
 
@@ -340,5 +351,10 @@ def deserialize(config: dict[str, Any]) -> Prior:
 
     Raises:
         ValueError: if `config` describes something else.
+
+    Example:
+    >>> config = keras_vd.priors.serialize(keras_vd.priors.ARD())
+    >>> isinstance(keras_vd.priors.deserialize(config), keras_vd.priors.ARD)
+    True
     """
     return get(config)

@@ -30,6 +30,15 @@ def kl_divergence(model: keras.layers.Layer) -> float:
         TypeError: if `model` is no Keras layer or model.
         ValueError: if it is not built, has no variational weights, or has
             weights that are not finite.
+
+    Example:
+    >>> posterior = keras_vd.posteriors.Gaussian(log_sigma2_init=0.0)
+    >>> layer = keras_vd.layers.VDDense(
+    ...     2, posterior=posterior, kernel_initializer="zeros"
+    ... )
+    >>> model = keras.Sequential([keras.Input((3,)), layer])
+    >>> float(keras_vd.kl_divergence(model))  # from N(0, 1) to N(0, 1)
+    0.0
     """
     divergence = current_kl_divergence(model)
     if not math.isfinite(divergence):
@@ -72,6 +81,15 @@ def prune(
             model whose only posteriors are gates or with a posterior that
             knows none, or if `model` is not built, has no variational layers
             or has weights that are not finite.
+
+    Example:
+    >>> model = keras.Sequential([
+    ...     keras.Input((3,)),
+    ...     keras_vd.layers.VDDense(2),
+    ... ])
+    >>> report = keras_vd.prune(model, threshold=-20.0)  # all weights
+    >>> report.sparsity
+    1.0
     """
     posteriors = required_posteriors(model)
     check_finite_model(model)

@@ -355,6 +355,15 @@ def sparsity_report(model: keras.layers.Layer) -> SparsityReport:
     Raises:
         TypeError: if `model` is no Keras layer or model.
         ValueError: if it is not built or has no variational layers.
+
+    Example:
+    >>> model = keras.Sequential([
+    ...     keras.Input((3,)),
+    ...     keras_vd.layers.VDDense(2),
+    ... ])
+    >>> report = keras_vd.sparsity_report(model)
+    >>> report.sparsity
+    0.0
     """
     named = named_posteriors(model)
     biases, others = _other_values(model, named)

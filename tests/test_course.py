@@ -17,6 +17,7 @@ import keras_vd
 from keras_vd import kl, layers, posteriors
 from keras_vd.divergences import log_normal
 from tests.helpers.models import REPOSITORY
+from tests.helpers.package import public_names
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
 PAGES = sorted(
@@ -24,10 +25,6 @@ PAGES = sorted(
     key=lambda page: int(page.name.split("_")[0]),
 )
 THEORY = sorted((DOCS / "theory").glob("*.md"))
-PUBLIC = (
-    *("layers", "posteriors", "priors", "kl", "losses"),
-    *("callbacks", "reports", "plots", "deployment"),
-)
 
 
 def load_solutions():
@@ -39,23 +36,6 @@ def load_solutions():
 
 
 solutions = load_solutions()
-
-
-def public_names():
-    """Every public name, as it is imported."""
-    yield from (f"keras_vd.{name}" for name in keras_vd.__all__)
-    yield from (f"keras_vd.layers.{name}" for name in layers._LATER)
-    for part in PUBLIC:
-        module = importlib.import_module(f"keras_vd.{part}")
-        defined = [
-            name
-            for name, value in vars(module).items()
-            if getattr(value, "__module__", None) == module.__name__
-            and not name.startswith("_")
-            and callable(value)
-        ]
-        for name in getattr(module, "__all__", defined):
-            yield f"keras_vd.{part}.{name}"
 
 
 def test_there_are_thirteen_pages_and_each_ends_with_an_exercise():

@@ -12,7 +12,7 @@ import pytest
 import keras_vd
 from keras_vd.pipeline import compressing
 from tests.helpers.deployment import measure_quickly
-from tests.helpers.package import MODULES
+from tests.helpers.package import MODULES, public_names
 from tools import layer_table
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -253,6 +253,28 @@ def test_docstring_examples(name):
     for example in finder.find(module, name, extraglobs=names):
         runner.run(example)
     assert runner.failures == 0
+
+
+def test_every_entry_of_the_reference_has_an_example():
+    """The examples run in the test above, where their modules are."""
+    missing = []
+    for name in public_names():
+        path, _, last = name.rpartition(".")
+        # A library that is not here may be what it extends.
+        try:
+            value = getattr(importlib.import_module(path), last)
+        except ImportError:
+            assert last in keras_vd.layers._LATER
+            continue
+        if not callable(value):
+            # Constants and modules.
+            continue
+        # Of the class itself, as Keras' own docstring may be inherited.
+        shown = doctest.DocTestParser().get_examples(value.__doc__ or "")
+        if not shown or "Example" not in value.__doc__:
+            missing.append(name)
+        assert value.__module__ in MODULES or value.__module__ == path
+    assert missing == []
 
 
 def test_the_table_of_layers_is_that_of_the_package():

@@ -56,6 +56,15 @@ def to_deterministic(model: keras.Model) -> keras.Model:
             that are not finite or a variational layer with a `call` of its
             own, or cannot be written out and creates variational layers by
             itself.
+
+    Example:
+    >>> model = keras.Sequential([
+    ...     keras.Input((3,)),
+    ...     keras_vd.layers.VDDense(2),
+    ... ])
+    >>> plain = keras_vd.to_deterministic(model)
+    >>> type(plain.layers[0]) is keras.layers.Dense
+    True
     """
     check_model(model)
     required_posteriors(model)

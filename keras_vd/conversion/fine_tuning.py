@@ -64,6 +64,15 @@ def freeze_zeros(model: keras.Model) -> None:
         TypeError: if `model` is no Keras model.
         ValueError: if it is not built, or has LoRA or quantized weights, which
             are added to the zeros or stored otherwise.
+
+    Example:
+    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    >>> kernel = np.array([[0.0, 1.0], [2.0, 0.0], [0.0, 0.0]])
+    >>> model.set_weights([kernel, np.zeros(2)])
+    >>> keras_vd.freeze_zeros(model)
+    >>> constraint = model.layers[0].kernel_constraint
+    >>> int(np.count_nonzero(constraint(keras.ops.ones((3, 2)))))
+    2
     """
     check_model(model)
     check_built(model)

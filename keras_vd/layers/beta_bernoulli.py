@@ -44,6 +44,13 @@ class BetaBernoulliDropout(StructuredGate):
     Raises:
         TypeError: if a number is expected and something else came.
         ValueError: if a value is not allowed.
+
+    Example:
+    >>> gate = keras_vd.layers.BetaBernoulliDropout(kl_weight=1 / 60000)
+    >>> tuple(gate(np.ones((2, 300)), training=True).shape)
+    (2, 300)
+    >>> gate.n_active
+    300
     """
 
     def __init__(
@@ -149,6 +156,11 @@ class DependentBetaBernoulliDropout(BetaBernoulliDropout):
     Raises:
         TypeError: if a number is expected and something else came.
         ValueError: if a value is not allowed.
+
+    Example:
+    >>> gate = keras_vd.layers.DependentBetaBernoulliDropout(kl_weight=1e-4)
+    >>> tuple(gate(np.ones((2, 300)), training=True).shape)
+    (2, 300)
     """
 
     def __init__(

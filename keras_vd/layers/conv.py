@@ -304,32 +304,68 @@ class VDConv2D(_Convolution, keras.layers.Conv2D):
 
 @_register
 class VDConv3D(_Convolution, keras.layers.Conv3D):
-    """`keras.layers.Conv3D` with a posterior over its kernel."""
+    """`keras.layers.Conv3D` with a posterior over its kernel.
+
+    Example:
+    >>> layer = keras_vd.layers.VDConv3D(20, 3)
+    >>> tuple(layer(np.zeros((2, 8, 8, 8, 1))).shape)
+    (2, 6, 6, 6, 20)
+    """
 
 
 @_register
 class VDConv1DTranspose(_TransposedConvolution, keras.layers.Conv1DTranspose):
-    """`keras.layers.Conv1DTranspose` with a posterior over its kernel."""
+    """`keras.layers.Conv1DTranspose` with a posterior over its kernel.
+
+    Example:
+    >>> layer = keras_vd.layers.VDConv1DTranspose(20, 4, strides=2)
+    >>> tuple(layer(np.zeros((2, 8, 3))).shape)
+    (2, 18, 20)
+    """
 
 
 @_register
 class VDConv2DTranspose(_TransposedConvolution, keras.layers.Conv2DTranspose):
-    """`keras.layers.Conv2DTranspose` with a posterior over its kernel."""
+    """`keras.layers.Conv2DTranspose` with a posterior over its kernel.
+
+    Example:
+    >>> layer = keras_vd.layers.VDConv2DTranspose(20, 4, strides=2)
+    >>> tuple(layer(np.zeros((2, 8, 8, 3))).shape)
+    (2, 18, 18, 20)
+    """
 
 
 @_register
 class VDConv3DTranspose(_TransposedConvolution, keras.layers.Conv3DTranspose):
-    """`keras.layers.Conv3DTranspose` with a posterior over its kernel."""
+    """`keras.layers.Conv3DTranspose` with a posterior over its kernel.
+
+    Example:
+    >>> layer = keras_vd.layers.VDConv3DTranspose(5, 2, strides=2)
+    >>> tuple(layer(np.zeros((2, 4, 4, 4, 3))).shape)
+    (2, 8, 8, 8, 5)
+    """
 
 
 @_register
 class VDDepthwiseConv1D(_DepthwiseConvolution, keras.layers.DepthwiseConv1D):
-    """`keras.layers.DepthwiseConv1D` with a posterior over its kernel."""
+    """`keras.layers.DepthwiseConv1D` with a posterior over its kernel.
+
+    Example:
+    >>> layer = keras_vd.layers.VDDepthwiseConv1D(5)
+    >>> tuple(layer(np.zeros((2, 28, 3))).shape)
+    (2, 24, 3)
+    """
 
 
 @_register
 class VDDepthwiseConv2D(_DepthwiseConvolution, keras.layers.DepthwiseConv2D):
-    """`keras.layers.DepthwiseConv2D` with a posterior over its kernel."""
+    """`keras.layers.DepthwiseConv2D` with a posterior over its kernel.
+
+    Example:
+    >>> layer = keras_vd.layers.VDDepthwiseConv2D(5)
+    >>> tuple(layer(np.zeros((2, 28, 28, 3))).shape)
+    (2, 24, 24, 3)
+    """
 
 
 @_register
@@ -339,6 +375,11 @@ class VDSeparableConv1D(_SeparableConvolution, keras.layers.SeparableConv1D):
     Attributes:
         depthwise_kernel_posterior: `WeightPosterior`.
         pointwise_kernel_posterior: `WeightPosterior`.
+
+    Example:
+    >>> layer = keras_vd.layers.VDSeparableConv1D(20, 5)
+    >>> tuple(layer(np.zeros((2, 28, 3))).shape)
+    (2, 24, 20)
     """
 
 
@@ -349,4 +390,9 @@ class VDSeparableConv2D(_SeparableConvolution, keras.layers.SeparableConv2D):
     Attributes:
         depthwise_kernel_posterior: `WeightPosterior`.
         pointwise_kernel_posterior: `WeightPosterior`.
+
+    Example:
+    >>> layer = keras_vd.layers.VDSeparableConv2D(20, 5)
+    >>> tuple(layer(np.zeros((2, 28, 28, 3))).shape)
+    (2, 24, 24, 20)
     """

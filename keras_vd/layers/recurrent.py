@@ -252,6 +252,11 @@ class VDSimpleRNN(_Recurrent, keras.layers.SimpleRNN):
 
     Arguments, attributes and errors as for `VDLSTM`; there are no gates to
     group.
+
+    Example:
+    >>> layer = keras_vd.layers.VDSimpleRNN(4, return_sequences=True)
+    >>> tuple(layer(np.zeros((2, 10, 3))).shape)
+    (2, 10, 4)
     """
 
     _available_groups = ("input", "units")
@@ -323,6 +328,11 @@ class VDGRU(_Recurrent, keras.layers.GRU):
     """`keras.layers.GRU` with posteriors over kernel and recurrent kernel.
 
     Arguments, attributes and errors as for `VDLSTM`.
+
+    Example:
+    >>> layer = keras_vd.layers.VDGRU(4, groups=("units",), kl_weight=1e-4)
+    >>> tuple(layer(np.zeros((2, 10, 3)), training=True).shape)
+    (2, 4)
     """
 
     _num_gates, _candidate = 3, 2

@@ -53,6 +53,10 @@ def get(identifier: Any) -> WeightPosterior:
 
     Raises:
         ValueError: if `identifier` is none of these.
+
+    Example:
+    >>> keras_vd.posteriors.get("ard").threshold
+    3.0
     """
     return resolve("posterior", identifier, WeightPosterior, _NAMES)
 
@@ -70,6 +74,12 @@ def instantiate(
         name: Name of the new sub-layer.
         kl_weight: Initial KL weight; None leaves the template's.
         is_group: Whether it is for group variables rather than a weight.
+
+    Example:
+    >>> template = keras_vd.posteriors.SparseVD(threshold=2.0)
+    >>> posterior = keras_vd.posteriors.instantiate(template, "mine")
+    >>> posterior is template, posterior.threshold
+    (False, 2.0)
     """
     template = get(identifier)
     if kl_weight is None:
@@ -112,7 +122,13 @@ def layer_arguments(posterior: WeightPosterior) -> dict[str, Any]:
 
 
 def serialize(posterior: WeightPosterior) -> dict[str, Any]:
-    """Return a JSON-ready description of its options, for `get` to read."""
+    """Return a JSON-ready description of its options, for `get` to read.
+
+    Example:
+    >>> config = keras_vd.posteriors.serialize(keras_vd.posteriors.VD())
+    >>> config["class_name"]
+    'VD'
+    """
     with no_references():
         config = keras.saving.serialize_keras_object(posterior)
     # The description is for a template, which has no shape of its own.
@@ -125,5 +141,12 @@ def deserialize(config: dict[str, Any]) -> WeightPosterior:
 
     Raises:
         ValueError: if `config` describes something else.
+
+    Example:
+    >>> config = keras_vd.posteriors.serialize(
+    ...     keras_vd.posteriors.VD(alpha_init=0.5)
+    ... )
+    >>> keras_vd.posteriors.deserialize(config).alpha_init
+    0.5
     """
     return get(config)

@@ -64,6 +64,12 @@ class AdditiveGaussian(WeightPosterior):
     Raises:
         TypeError: if a number is expected and something else came.
         ValueError: if a value is not allowed.
+
+    Example:
+    >>> posterior = keras_vd.posteriors.AdditiveGaussian(
+    ...     log_sigma2_init=-8.0, prior="ard", threshold=3.0
+    ... )
+    >>> layer = keras_vd.layers.VDDense(10, posterior=posterior)
     """
 
     _shares = SHARES
@@ -218,6 +224,11 @@ class ARD(AdditiveGaussian):
 
     Args:
         **options: See `AdditiveGaussian` and `WeightPosterior`.
+
+    Example:
+    >>> layer = keras_vd.layers.VDDense(10, posterior="ard")
+    >>> options = keras_vd.posteriors.ARD(threshold=2.0, share="unit")
+    >>> layer = keras_vd.layers.VDDense(10, posterior=options)
     """
 
     def __init__(self, **options: Any) -> None:

@@ -27,6 +27,14 @@ def variational_weights(model: keras.layers.Layer) -> list[WeightPosterior]:
     Raises:
         TypeError: if `model` is no Keras layer or model.
         ValueError: if it is not built, so that its weights do not exist.
+
+    Example:
+    >>> model = keras.Sequential([
+    ...     keras.Input((3,)),
+    ...     keras_vd.layers.VDDense(2),
+    ... ])
+    >>> [tuple(x.log_alpha.shape) for x in keras_vd.variational_weights(model)]
+    [(3, 2)]
     """
     return [x for x in find_posteriors(model) if isinstance(x, WeightPosterior)]
 

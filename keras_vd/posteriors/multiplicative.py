@@ -56,6 +56,13 @@ class VD(WeightPosterior):
     Raises:
         TypeError: if a number is expected and something else came.
         ValueError: if a value, or a combination of values, is not allowed.
+
+    Example:
+    >>> rate = 0.2
+    >>> posterior = keras_vd.posteriors.VD(
+    ...     alpha_init=rate / (1 - rate), share="layer"
+    ... )
+    >>> layer = keras_vd.layers.VDDense(10, posterior=posterior)
     """
 
     def __init__(

@@ -48,6 +48,15 @@ class Posterior(keras.layers.Layer):
         keep_mask: Bool variable; False is pruned.
         label: Name in reports and messages.
         has_drawn: Whether it ever drew noise for training.
+
+    Example:
+    >>> layer = keras_vd.layers.VDDense(2, kl_weight=1e-4)
+    >>> layer.build((None, 3))
+    >>> posterior = layer.kernel_posterior
+    >>> isinstance(posterior, keras_vd.posteriors.Posterior)
+    True
+    >>> tuple(posterior.keep_mask.shape)
+    (3, 2)
     """
 
     label: str

@@ -90,6 +90,15 @@ class WeightPosterior(Posterior):
     Raises:
         TypeError: if a number is expected and something else came.
         ValueError: if a value is not allowed.
+
+    Example:
+    >>> template = keras_vd.posteriors.SparseVD(estimator="weight")
+    >>> layers = [
+    ...     keras_vd.layers.VDDense(n, posterior=template) for n in (5, 2)
+    ... ]
+    >>> model = keras.Sequential([keras.Input((3,)), *layers])
+    >>> [tuple(x.kernel_posterior.log_alpha.shape) for x in layers]
+    [(3, 5), (5, 2)]
     """
 
     binding: Binding

@@ -114,6 +114,19 @@ def shrink(
         ValueError: if the model is not built, cannot be written out, or has
             layers of `keras_vd` or weights that are not finite; if `tolerance`
             is negative or not finite, or `round_to` less than 1.
+
+    Example:
+    >>> model = keras.Sequential([
+    ...     keras.Input((3,)),
+    ...     keras.layers.Dense(4, activation="relu"),
+    ...     keras.layers.Dense(2),
+    ... ])
+    >>> kernel, bias, *others = model.get_weights()
+    >>> kernel[:, 1:] = 0  # units that read nothing
+    >>> model.set_weights([kernel, bias, *others])
+    >>> small = keras_vd.shrink(model, verbose=0)
+    >>> [layer.units for layer in small.layers]
+    [1, 2]
     """
     tolerance = check_number("tolerance", tolerance, 0.0)
     round_to = check_integer("round_to", round_to, 1)

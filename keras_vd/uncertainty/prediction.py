@@ -304,6 +304,17 @@ def predict_mc(
         TypeError: if an argument is of the wrong type.
         ValueError: if a value is not allowed, arguments and model contradict
             each other, or `task` or `from_logits` cannot be told.
+
+    Example:
+    >>> model = keras.Sequential([
+    ...     keras.Input((3,)),
+    ...     keras_vd.layers.VDDense(2),
+    ... ])
+    >>> prediction = keras_vd.predict_mc(
+    ...     model, np.ones((4, 3)), task="regression", num_samples=5, seed=0
+    ... )
+    >>> prediction.mean.shape
+    (4, 2)
     """
     check_model(model)
     required_posteriors(model)  # raises an error if there are none

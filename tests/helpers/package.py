@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+from collections.abc import Iterator
 
 import keras
 
@@ -29,3 +30,26 @@ MODULES = [
     for module in pkgutil.walk_packages(keras_vd.__path__, "keras_vd.")
     if _IS_POSSIBLE.get(module.name, True)
 ]
+
+# The modules of the reference.
+PUBLIC = (
+    *("layers", "posteriors", "priors", "kl", "losses"),
+    *("callbacks", "optimizers", "reports", "plots", "deployment"),
+)
+
+
+def public_names() -> Iterator[str]:
+    """Every public name, as it is imported."""
+    yield from (f"keras_vd.{name}" for name in keras_vd.__all__)
+    yield from (f"keras_vd.layers.{name}" for name in keras_vd.layers._LATER)
+    for part in PUBLIC:
+        module = importlib.import_module(f"keras_vd.{part}")
+        defined = [
+            name
+            for name, value in vars(module).items()
+            if getattr(value, "__module__", None) == module.__name__
+            and not name.startswith("_")
+            and callable(value)
+        ]
+        for name in getattr(module, "__all__", defined):
+            yield f"keras_vd.{part}.{name}"
