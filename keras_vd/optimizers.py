@@ -9,13 +9,11 @@ import keras
 from keras import ops
 
 from keras_vd import posteriors, priors
-from keras_vd._backend.keras_internals import (
-    flatten_layers,
-    uses_several_replicas,
-)
+from keras_vd._backend.keras_internals import uses_several_replicas
 from keras_vd._backend.types import Tensor
 from keras_vd._backend.validation import check_integer, check_number
 from keras_vd.conversion import to_variational
+from keras_vd.layers.base import has_bias
 from keras_vd.posteriors.finding import variational_weights
 
 # Arguments of Keras' optimizers that would change what the posterior is of.
@@ -236,14 +234,9 @@ class IVON(keras.optimizers.Optimizer):
         values = [ops.copy(x) for x in variables]
         prior = priors.Gaussian(self.prior_stddev)
         posterior = posteriors.Gaussian(**{"prior": prior, **options})
-        has_biases = any(
-            getattr(layer, "use_bias", False)
-            or getattr(layer, "bias", None) is not None
-            for layer in flatten_layers(model)
-        )
         arguments: dict[str, Any] = {
             "posterior": posterior,
-            "bias_posterior": posterior if has_biases else None,
+            "bias_posterior": lambda x: posterior if has_bias(x) else None,
             "kl_weight": 1.0 / self.num_examples,
             "verbose": 0,
         }

@@ -19,18 +19,20 @@ from keras_vd.rules.rule import RULES, Rule
 TEXT = """# Layers
 
 What each layer of Keras can do here. *Variational form*: what `to_variational`
-makes of it, and its `groups=`. *shrink*: whether it gets smaller, or lets what
-is dead pass; layers that are not listed are kept whole. *Factors*: whether
-`to_deterministic` can put the factors of a gate into its weights, or let them
-pass on to the layers after it. *MACs*: whether its multiplications are counted.
-This page is written by `python -m tools.layer_table docs/layers.md`.
+makes of it, and its `groups=`. *Bias*: whether `bias_posterior=` gives its bias
+a posterior; in attention, those of the projections. *shrink*: whether it gets
+smaller, or lets what is dead pass; layers that are not listed are kept whole.
+*Factors*: whether `to_deterministic` can put the factors of a gate into its
+weights, or let them pass on to the layers after it. *MACs*: whether its
+multiplications are counted. This page is written by
+`python -m tools.layer_table docs/layers.md`.
 
 `PositionEmbedding` of KerasHub becomes `VDPositionEmbedding`, whose groups are
 `"positions"` and `"features"`: it is there where KerasHub is installed.
 
 """
 HEADER = (
-    *("Keras layer", "variational form", "groups"),
+    *("Keras layer", "variational form", "groups", "bias"),
     *("shrink", "factors", "MACs"),
 )
 
@@ -66,6 +68,7 @@ def row(cls: type) -> tuple[str, ...]:
         f"`{NAMES[cls]}`",
         f"`{form.__name__}`" if form is not None else "",
         ", ".join(f'`"{group}"`' for group in groups),
+        "yes" if form is not None and form._knows_biases else "",
         "yes" if rule is not None else "",
         factors,
         "yes" if rule is not None and _has(rule, "macs") else "",

@@ -92,8 +92,9 @@ def get_for_bias(identifier: Any) -> WeightPosterior:
     """Return the posterior that `get` finds, if a bias may have it.
 
     Raises:
-        ValueError: if `identifier` is no posterior, or one whose noise is that
-            of inputs, which a bias has none of.
+        ValueError: if `identifier` is no posterior, one whose noise is that of
+            inputs, which a bias has none of, one that would keep new biases at
+            0, or one with a KL weight.
     """
     template = resolve(
         "bias_posterior", identifier, WeightPosterior, _NAMES, "posteriors"
@@ -109,6 +110,18 @@ def get_for_bias(identifier: Any) -> WeightPosterior:
             "Argument `bias_posterior` must have share='weight', 'unit' or "
             "'layer', as a bias has no inputs. Received: "
             f"share={template.share!r}."
+        )
+    if template.train_clip and getattr(template, "criterion", "snr") == "bmr":
+        raise ValueError(
+            "Argument `bias_posterior` must not have criterion='bmr' with "
+            "train_clip=True: Bayesian model reduction drops a bias of 0, as "
+            "most are at first, and training could not bring it back."
+        )
+    if template.initial_kl_weight is not None:
+        raise ValueError(
+            "Argument `bias_posterior` must have kl_weight=None, as a layer "
+            "has one KL weight for all that it has. Received: "
+            f"kl_weight={template.initial_kl_weight!r}."
         )
     return template
 

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_vd._backend.keras_internals import full_precision_value
 from keras_vd._backend.noise import standard_normal
 from keras_vd._backend.types import Tensor
 from keras_vd._backend.validation import check_choice, check_number
+from keras_vd.posteriors.additive import START_DISTANCE
 from keras_vd.posteriors.clipping import Clipped
 from keras_vd.posteriors.moments import THETA2_FLOOR
 from keras_vd.posteriors.sampling import is_sampling_at_inference
@@ -135,6 +137,16 @@ class VD(WeightPosterior):
         (log_alpha,) = parameters
         log_theta2 = ops.log(ops.square(theta) + THETA2_FLOOR)
         return log_alpha + log_theta2, log_alpha
+
+    def revive(self, is_wanted: np.ndarray) -> None:
+        if self.threshold is None or not self.learn_alpha:
+            return
+        current = ops.convert_to_numpy(self.shared_log_alpha)
+        sizes = zip(current.shape, is_wanted.shape, strict=True)
+        shared = tuple(i for i, (own, size) in enumerate(sizes) if own < size)
+        is_any = is_wanted.any(axis=shared, keepdims=True)
+        most = np.where(is_any, self.threshold - START_DISTANCE, np.inf)
+        self.shared_log_alpha.assign(np.minimum(current, most))
 
     def _is_kl_due(self) -> bool:
         # The divergence of a fixed alpha is a constant then, without a weight.

@@ -369,7 +369,11 @@ def _apply(resize: Resize, slots: dict[int, list[keras.Variable]]) -> None:
 
 
 def _shift_bias(layer: Any, shift: np.ndarray) -> None:
-    """Add constants to what the bias of a layer is at inference."""
+    """Add constants to what the bias of a layer is at inference.
+
+    A prior that is about the initial bias moves with it: what training has
+    changed stays the same, and so does the KL.
+    """
     bias = _owner(layer).bias
     value = ops.convert_to_numpy(bias)
     posterior = getattr(layer, "bias_posterior", None)
@@ -382,6 +386,10 @@ def _shift_bias(layer: Any, shift: np.ndarray) -> None:
     bias.assign(np.where(is_shifted, mean, value) + shift)
     mask = ops.convert_to_numpy(posterior.keep_mask)
     posterior.keep_mask.assign(mask | is_shifted)
+    if posterior.prior.is_about_initial:
+        posterior.prior_mean.assign(
+            ops.convert_to_numpy(posterior.prior_mean) + shift
+        )
     posterior.revive(is_shifted)
 
 

@@ -82,3 +82,98 @@ def test_without_a_distribution_function():
 def test_not_a_distribution():
     with pytest.raises(ValueError, match="has no `mean`"):
         predict(lambda outputs: outputs.tolist())
+
+
+def assert_mixture(found, parts):
+    """Compare with SciPy's distributions of all draws, averaged by hand."""
+    means = np.stack([part.mean() for part in parts])
+    np.testing.assert_allclose(found.mean, means.mean(0), rtol=1e-5)
+    variances = np.stack([part.var() for part in parts])
+    np.testing.assert_allclose(
+        found.aleatoric_variance, variances.mean(0), rtol=1e-5
+    )
+    y = random_inputs(*found.mean.shape)
+    logs = np.stack([part.logpdf(y).sum(-1) for part in parts])
+    np.testing.assert_allclose(
+        found.log_likelihood(y),
+        scipy.special.logsumexp(logs, axis=0) - np.log(len(parts)),
+        rtol=1e-4,
+    )
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow",
+    reason="TensorFlow Probability is a TensorFlow library",
+)
+@pytest.mark.parametrize("is_independent", [False, True])
+def test_heads_of_tensorflow_probability(is_independent):
+    """Oracle: SciPy's Student distributions of two columns."""
+    tfp = pytest.importorskip("tensorflow_probability")
+
+    def head(outputs):
+        scale = np.exp(outputs[:, 1:]) * np.array([1.0, 2.0], "float32")
+        made = tfp.distributions.StudentT(5.0, outputs[:, :1], scale)
+        if is_independent:
+            return tfp.distributions.Independent(made, 1)
+        return made
+
+    found = predict(head)
+    assert found.mean.shape == (4, 2)
+    parts = [
+        scipy.stats.t(5.0, x[:, :1], np.exp(x[:, 1:]) * [1.0, 2.0])
+        for x in found._outputs.astype("float64")
+    ]
+    assert_mixture(found, parts)
+    if is_independent:
+        # The distribution function of both columns at once.
+        with pytest.raises(ValueError, match="of each column"):
+            found.quantile(0.5)
+        return
+    lower, upper = found.interval(0.9)
+    for bound, q in ((lower, 0.05), (upper, 0.95)):
+        shares = [part.cdf(bound) for part in parts]
+        np.testing.assert_allclose(np.mean(shares, 0), q, atol=1e-5)
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow",
+    reason="TensorFlow Probability is a TensorFlow library",
+)
+def test_a_distribution_of_tensorflow_probability_without_cdf():
+    """Oracle: SciPy's normals, for the density that there is."""
+    tfp = pytest.importorskip("tensorflow_probability")
+
+    def head(outputs):
+        scales = np.exp(outputs[:, 1:]) * np.ones(2, "float32")
+        means = outputs[:, :1] + np.array([0.0, 1.0], "float32")
+        return tfp.distributions.MultivariateNormalDiag(means, scales)
+
+    found = predict(head)
+    parts = [
+        scipy.stats.norm(x[:, :1] + [0.0, 1.0], np.exp(x[:, 1:]) * np.ones(2))
+        for x in found._outputs.astype("float64")
+    ]
+    assert_mixture(found, parts)
+    with pytest.raises(ValueError, match="implements `cdf`"):
+        found.interval()
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="distributions of PyTorch"
+)
+def test_heads_of_torch():
+    """Oracle: SciPy's normals."""
+    torch = pytest.importorskip("torch")
+
+    def head(outputs):
+        location, scale = map(torch.as_tensor, (outputs[:, :1], outputs[:, 1:]))
+        return torch.distributions.Normal(location, torch.exp(scale))
+
+    found = predict(head)
+    parts = [
+        scipy.stats.norm(x[:, :1], np.exp(x[:, 1:]))
+        for x in found._outputs.astype("float64")
+    ]
+    assert_mixture(found, parts)
+    shares = [part.cdf(found.quantile(0.9)) for part in parts]
+    np.testing.assert_allclose(np.mean(shares, 0), 0.9, atol=1e-5)
