@@ -14,9 +14,9 @@ from experiments.uci import data, networks, training
 from experiments.uci.training import Recipe
 
 _BOTH = ("heteroscedastic", "homoscedastic")
-# Steps, batch size and kinds of noise by data set. Small sets need many epochs. Of
-# kin8nm and power one kind was better by far on held-out rows; of naval and protein
-# only one was tried.
+# Steps, batch size and kinds of noise by data set. Small sets need many epochs.
+# Of kin8nm and power one kind was better by far on held-out rows; of naval and
+# protein only one was tried.
 _SETTINGS = {
     "boston": (1000, 50, _BOTH),
     "concrete": (5000, 50, _BOTH),
