@@ -368,7 +368,8 @@ def _epoch_table(curves: Mapping[str, list[float]], epochs: int) -> str:
             columns[start] = [", ".join(pair) for pair in pairs]
         else:
             columns[start] = texts
-    headers = [_BY_LAYER.get(name, name) for name in columns]
+    labels = {**_ANNEALING, **_BY_LAYER}
+    headers = [labels.get(name, name) for name in columns]
     rows = zip(map(str, range(1, epochs + 1)), *columns.values(), strict=True)
     table = simple_table("Epochs", ["epoch", *headers], rows)
     return html_table(table, has_caption=False)

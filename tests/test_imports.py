@@ -35,6 +35,7 @@ LAYERS_OF_THE_PACKAGE = (
     ("pipeline",),
     ("deployment", "shrinking", "callbacks", "optimizers", "plots"),
     ("uncertainty",),
+    ("drawing",),
     ("conversion", "precision", "pruning"),
     ("decisions", "temperature", "regression"),
     ("calibration",),

@@ -272,3 +272,19 @@ def test_several_replicas_are_refused(monkeypatch):
     variable = keras.Variable(np.zeros(2, "float32"))
     with pytest.raises(ValueError, match="replicas"):
         IVON(10).build([variable])
+
+
+def test_a_bias_that_has_no_posterior():
+    """The only bias is that of a frozen layer, which is not converted."""
+    model = keras.Sequential(
+        [
+            keras.Input((3,)),
+            keras.layers.Dense(2, use_bias=False),
+            keras.layers.Dense(1, trainable=False),
+        ]
+    )
+    optimizer = IVON(4, seed=0)
+    model.compile(optimizer, "mse")
+    model.fit(np.ones((4, 3)), np.ones(4), verbose=0)
+    found = keras_vd.variational_weights(optimizer.to_variational(model))
+    assert [weight.is_bias for weight in found] == [False]
