@@ -96,6 +96,10 @@ def count_columns(shape: tuple[int, ...]) -> int:
 
     Raises:
         ValueError: if it is none.
+
+    Example:
+    >>> keras_vd.losses.count_columns((32, 6))
+    3
     """
     columns = shape[-1] if len(shape) > 1 else 1
     if columns % 2:

@@ -29,6 +29,11 @@ class Prior:
     A subclass implements `kl_divergence` and, if it takes arguments,
     `get_config`; register it with
     `keras.saving.register_keras_serializable` to save models that use it.
+
+    Example:
+    >>> prior = keras_vd.priors.get("log_uniform")
+    >>> isinstance(prior, keras_vd.priors.Prior)
+    True
     """
 
     @property
@@ -111,6 +116,10 @@ class LogUniform(Prior):
 
     Raises:
         ValueError: if `kl` is none of these.
+
+    Example:
+    >>> prior = keras_vd.priors.LogUniform(kl="exact")
+    >>> posterior = keras_vd.posteriors.SparseVD(prior=prior)
     """
 
     _forms: ClassVar[dict[str, Callable[[Any], Any]]] = {
@@ -143,6 +152,9 @@ class ARD(Prior):
     Its precision is set to the best value, 1 / (theta^2 + sigma2), which
     leaves KL = log(1 + 1/alpha) / 2 (Kharitonov et al. 2018,
     arXiv:1811.00596). Unlike the log-uniform prior it is proper.
+
+    Example:
+    >>> posterior = keras_vd.posteriors.SparseVD(prior=keras_vd.priors.ARD())
     """
 
     @property

@@ -131,6 +131,15 @@ def load_archive(path: str | os.PathLike[str]) -> keras.Model:
             are not known here or that an archive must not hold.
         ImportError: if the package `constriction` is missing.
         OSError: if it cannot be read.
+
+    Example:
+        >>> import os, tempfile
+        >>> from keras_vd import deployment
+        >>> path = os.path.join(tempfile.mkdtemp(), "small.kvd")
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> deployment.save_archive(model, path)  # doctest: +SKIP
+        >>> deployment.load_archive(path).count_params()  # doctest: +SKIP
+        10
     """
     require(*REQUIRED)
     content = Path(path).read_bytes()

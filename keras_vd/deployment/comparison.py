@@ -200,6 +200,12 @@ def deployment_report(
         ValueError: if one is not built, has layers of `keras_vd`, stateful
             ones or weights that are not finite, if their inputs differ, `x`
             has another shape, or `batch_sizes` is empty.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> report = keras_vd.deployment.deployment_report(  # doctest: +SKIP
+        ...     model, np.ones((64, 4)), batch_sizes=[1]
+        ... )
     """
     sizes = tuple(check_integer("batch_sizes", n, 1) for n in batch_sizes)
     if not sizes:
