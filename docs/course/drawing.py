@@ -5,7 +5,6 @@ import logging
 import matplotlib.pyplot as plt
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-
 # Of all that is no curve: it can be read on white and on black.
 GREY = "#7a7a7a"
 

@@ -159,6 +159,7 @@ class Sharing:
         return keras.Sequential(made)
 
 
+@pytest.mark.integration
 def test_layers_that_differ_share_no_kernel(monkeypatch):
     """Oracle: what TensorFlow computes without compiled kernels."""
     compare(Sharing(), monkeypatch, 1e-3)
@@ -171,6 +172,7 @@ def count_functions(make):
     return sum(map(len, fusing._FUNCTIONS.values()))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("share", ["weight", "unit"])
 def test_equal_layers_share_kernels(share, monkeypatch):
     """As many functions for four layers as for one."""

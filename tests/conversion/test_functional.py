@@ -505,6 +505,7 @@ def test_inputs_of_subclassed_models():
     assert sorted(functional.output) == ["a", "b"]
 
 
+@pytest.mark.integration
 @pytest.mark.core
 def test_shrinking_the_guide():
     """Half of the hidden units are dead: what a model of half the width has."""

@@ -102,6 +102,7 @@ def test_predictions_stay(build):
         np.testing.assert_array_equal(to_numpy(weight), value)
 
 
+@pytest.mark.integration
 @parametrize
 def test_closed_channels_go(build):
     """Oracles: the gated model, and one that was built at half the width."""
