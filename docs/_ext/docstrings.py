@@ -32,12 +32,6 @@ def _plain(lines: list[str]) -> list[str]:
     is_text, is_example, is_formula = True, False, False
     for line in lines:
         is_indented = line.startswith("    ")
-        if line == "Example:":
-            # Unindented, it is no section of napoleon's, and its first line
-            # would go on with a paragraph.
-            result += [".. rubric:: Example", ""]
-            is_text = False
-            continue
         if _SECTION.match(line):
             is_text = False
         is_example = line.strip().startswith((">>>", "...")) or (
