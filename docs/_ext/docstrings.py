@@ -30,7 +30,17 @@ def _plain(lines: list[str]) -> list[str]:
     """Return the lines of a docstring as reST."""
     result: list[str] = []
     is_text, is_example, is_formula = True, False, False
+    is_shown = False
     for line in lines:
+        if line == "Example:":
+            # Its lines may be indented or not, and are no part of a paragraph.
+            result += [".. rubric:: Example", ""]
+            is_text, is_shown = False, True
+            continue
+        if _SECTION.match(line):
+            is_shown = False
+        if is_shown:
+            line = line.removeprefix("    ")
         is_indented = line.startswith("    ")
         if _SECTION.match(line):
             is_text = False
