@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 
 import keras
 import numpy as np
+import rich.console
+import rich.table
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
@@ -115,6 +117,21 @@ def spread(values: Sequence[float], digits: int) -> str:
     if len(values) > 1:
         text += f" ± {np.std(values, ddof=1):,.{digits}f}"
     return text
+
+
+def print_table(
+    title: str,
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    width: int,
+) -> None:
+    """Print a table whose columns are figures, but for the first one."""
+    table = rich.table.Table(title=title)
+    for i, name in enumerate(header):
+        table.add_column(name, justify="right" if i else "left")
+    for row in rows:
+        table.add_row(*row)
+    rich.console.Console(width=width).print(table)
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

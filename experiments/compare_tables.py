@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rich.console
-import rich.table
 from matplotlib.figure import Figure
 
-from experiments.common import markdown, spread
+from experiments.common import markdown, print_table, spread
 
 # Accuracy in %, active units of 784-500-300: the course's table and, for the
 # papers, Neklyudov et al. 2017 and Lee et al. 2018.
@@ -114,12 +112,7 @@ def dense_parameters(units: Any) -> int:
 def show(rows: list[list[dict[str, Any]]], out: Path) -> None:
     """Print the table, write it as Markdown, and draw the picture."""
     cells = [row(runs) for runs in rows]
-    table = rich.table.Table(title=rows[0][0]["model"])
-    for number, name in enumerate(HEADER):
-        table.add_column(name, justify="right" if number else "left")
-    for line in cells:
-        table.add_row(*line)
-    rich.console.Console(width=180).print(table)
+    print_table(rows[0][0]["model"], HEADER, cells, width=180)
     text = markdown(HEADER, cells)
     (out / "table.md").write_text(text + "\n")
     print(text)

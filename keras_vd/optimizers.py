@@ -14,7 +14,10 @@ from keras_vd._backend.types import Tensor
 from keras_vd._backend.validation import check_integer, check_number
 from keras_vd.conversion import to_variational
 from keras_vd.layers.base import has_bias
-from keras_vd.posteriors.finding import variational_weights
+from keras_vd.posteriors.finding import (
+    find_posteriors,
+    variational_weights,
+)
 
 # Arguments of Keras' optimizers that would change what the posterior is of.
 _REFUSED = {
@@ -224,16 +227,28 @@ class IVON(keras.optimizers.Optimizer):
 
         Args:
             model: The model that it has trained. It stays as it is.
-            **options: Of `keras_vd.posteriors.Gaussian`.
+            **options: Of `keras_vd.posteriors.Gaussian`, but for `share`: each
+                weight has a variance of its own.
 
         Raises:
-            ValueError: if it has not trained this model.
+            ValueError: if it has not trained this model, the model has
+                variational layers, or `share` is given.
         """
+        if find_posteriors(model):
+            raise ValueError(
+                "Argument `model` must have no variational layers, as these "
+                f"have posteriors of their own. Received: '{model.name}'."
+            )
         variables = model.trainable_variables
         log_variances = [2.0 * ops.log(self.sigma(x)) for x in variables]
         values = [ops.copy(x) for x in variables]
         prior = priors.Gaussian(self.prior_stddev)
         posterior = posteriors.Gaussian(**{"prior": prior, **options})
+        if posterior.share != "weight":
+            raise ValueError(
+                "Argument `share` must be 'weight', as the optimizer has a "
+                f"variance for each weight. Received: {posterior.share!r}."
+            )
         arguments: dict[str, Any] = {
             "posterior": posterior,
             "bias_posterior": lambda x: posterior if has_bias(x) else None,

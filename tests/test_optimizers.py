@@ -259,6 +259,32 @@ def test_bad_arguments(arguments, message):
         IVON(**{"num_examples": 10, **arguments})
 
 
+def test_models_that_it_cannot_convert(regression):
+    model, optimizer, _ = regression
+    with pytest.raises(ValueError, match="`share` must be 'weight'"):
+        optimizer.to_variational(model, share="unit")
+    variational = optimizer.to_variational(model)
+    with pytest.raises(ValueError, match="no variational layers"):
+        optimizer.to_variational(variational)
+
+
+def test_frozen_layers_stay_plain():
+    keras.utils.set_random_seed(0)
+    frozen = keras.layers.Dense(3, trainable=False)
+    model = keras.Sequential([keras.Input((2,)), frozen, keras.layers.Dense(1)])
+    optimizer = IVON(16, seed=0)
+    model.compile(optimizer, keras_vd.losses.GaussianNLL(stddev=1.0))
+    x = np.random.default_rng(0).normal(size=(16, 2)).astype("float32")
+    model.fit(x, x[:, :1], verbose=0)
+    variational = optimizer.to_variational(model)
+    assert type(variational.layers[0]) is keras.layers.Dense
+    kernel = keras_vd.variational_weights(variational)[0]
+    sigma = as_array(optimizer.sigma(model.layers[1].kernel))
+    np.testing.assert_allclose(
+        np.exp(0.5 * as_array(kernel.log_sigma2)), sigma, rtol=1e-5
+    )
+
+
 def test_variables_of_others():
     variable = keras.Variable(np.zeros(2, "float32"))
     with pytest.raises(ValueError, match="has trained"):

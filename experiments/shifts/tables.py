@@ -6,8 +6,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import rich.console
-import rich.table
 
 from experiments import common
 
@@ -174,10 +172,5 @@ def _print(title: str, content: Table, is_markdown: bool) -> None:
     header, rows = content
     if is_markdown:
         print(f"\n{title}\n\n{common.markdown(header, rows)}")
-        return
-    drawn = rich.table.Table(title=title)
-    for i, text in enumerate(header):
-        drawn.add_column(text, justify="right" if i else "left")
-    for row in rows:
-        drawn.add_row(*row)
-    rich.console.Console(width=_WIDTH).print(drawn)
+    else:
+        common.print_table(title, header, rows, _WIDTH)

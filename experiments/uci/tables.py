@@ -6,8 +6,6 @@ import math
 from typing import Any
 
 import numpy as np
-import rich.console
-import rich.table
 
 from experiments import common
 from experiments.uci import networks
@@ -166,7 +164,6 @@ def count_rows(cells: Cells) -> list[list[str]]:
 
 def show(cells: Cells, is_markdown: bool) -> None:
     """Print all tables, and whether the goals are reached."""
-    console = rich.console.Console(width=150)
     tables = {
         title: (["", *FILES], rows) for title, rows in all_rows(cells).items()
     }
@@ -177,13 +174,8 @@ def show(cells: Cells, is_markdown: bool) -> None:
     for title, (header, rows) in tables.items():
         if is_markdown:
             print(f"\n{title}\n\n{common.markdown(header, rows)}")
-            continue
-        table = rich.table.Table(title=title)
-        for i, name in enumerate(header):
-            table.add_column(name, justify="right" if i else "left")
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
+        else:
+            common.print_table(title, header, rows, width=150)
     best = our_means(cells).get("best of ours", {})
     for published, goal in GOALS.items():
         count = count_better(best, published)
