@@ -9,6 +9,7 @@ from keras_vd import (
     drawing,
     layers,
     plots,
+    posteriors,
     prune,
     regression_calibration,
     risk_coverage,
@@ -144,6 +145,20 @@ def test_pixels_that_the_first_layer_reads():
 def test_pixels_need_a_shape_that_fits(shape):
     with pytest.raises(ValueError, match="`image_shape` must be"):
         plots.plot_kept_inputs(mlp(), shape)
+
+
+@pytest.mark.parametrize("share", ["layer", "unit", "input", "weight"])
+def test_histogram_counts_weights_that_share_alpha(share):
+    # Oracle: every weight has the alpha they begin with.
+    model = mlp(posteriors.VD(alpha_init=0.5, share=share))
+    panels = plots.plot_log_alpha(model, bins=3).axes
+    for panel, posterior in zip(
+        panels, variational_weights(model), strict=True
+    ):
+        _, kept = (bars.get_data() for bars in panel.patches)
+        count = np.prod(posterior.theta.shape)
+        np.testing.assert_array_equal(kept.values, [0, count, 0])
+        assert kept.edges[1] < np.log(0.5) < kept.edges[2]
 
 
 def test_histogram_has_no_line_without_a_threshold():

@@ -590,7 +590,8 @@ class WeightPosterior(Posterior):
         It has the values from which `prune` chose, as these stay in the
         variables.
         """
-        return self._current_moments().log_alpha
+        moments = self._current_moments()
+        return ops.broadcast_to(moments.log_alpha, ops.shape(moments.theta))
 
     def mean(self) -> Tensor:
         """Return the weight at inference: theta, and 0 where it is pruned.

@@ -397,6 +397,7 @@ def test_shapes_and_types(name):
     for tensor in (
         posterior.theta,
         posterior.log_alpha,
+        posterior.learned_log_alpha,
         posterior.mean(),
         posterior.sample(),
     ):
@@ -422,6 +423,7 @@ def test_shared_kl_counts_every_weight(name, share):
         log_sigma2 = np.broadcast_to(to_numpy(shared.log_sigma2), (4, 3))
         single.log_sigma2.assign(log_sigma2)
     assert_close(single.log_alpha, shared.log_alpha)
+    assert_close(single.learned_log_alpha, shared.learned_log_alpha)
     assert_close(single.kl_divergence(), shared.kl_divergence(), 1e-5)
 
 
