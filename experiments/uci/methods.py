@@ -31,11 +31,13 @@ _SETTINGS = {
 # Plain networks overfit, so that they may choose to stop early.
 _LENGTHS = {"mc_dropout": (0.2, 1.0), "ensemble": (0.2, 1.0)}
 _RATES = (0.01, 0.05)
+_HESSIANS = (50.0, 300.0)
 # What the KL divergence may be multiplied by, of plain networks the decay.
 _STRENGTHS = {
     "gaussian": (1.0, 0.3),
     "vd": (1.0, 0.3, 0.1),
     "sparse_vd": (1.0, 0.3, 0.1),
+    "ivon": (1.0, 0.3),
     "mc_dropout": (10.0, 1.0),
     "ensemble": (10.0, 1.0),
 }
@@ -61,14 +63,20 @@ def grid_of(method: str, name: str, factor: float) -> Grid:
     units = 100 if name == "protein" else 50
     if method in networks.PLAIN:
         kinds = _BOTH[:1]
-    rates = _RATES if method == "mc_dropout" else (0.0,)
+    options: list[dict[str, float]] = [{}]
+    if method == "mc_dropout":
+        options = [{"rate": rate} for rate in _RATES]
+    elif method == "ivon":
+        options = [
+            {"hessian_init": start, "learning_rate": 0.1} for start in _HESSIANS
+        ]
     lengths = [
         max(1, round(factor * part * steps))
         for part in _LENGTHS.get(method, (1.0,))
     ]
     recipes = tuple(
-        Recipe(units, kind, length, batch_size, rate=rate)
-        for kind, length, rate in itertools.product(kinds, lengths, rates)
+        Recipe(units, kind, length, batch_size, **own)
+        for kind, length, own in itertools.product(kinds, lengths, options)
     )
     return Grid(recipes, _STRENGTHS[method])
 
@@ -96,6 +104,7 @@ def run(
         "noise": [grid.recipes[i].noise for i in recipes],
         "steps": [grid.recipes[i].steps for i in recipes],
         "rate": [grid.recipes[i].rate for i in recipes],
+        "hessian_init": [grid.recipes[i].hessian_init for i in recipes],
         "strength": [grid.strengths[i] for i in strengths],
         "candidates": (-scores.mean(axis=0)).tolist(),
         "seconds": time.perf_counter() - start,

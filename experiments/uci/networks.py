@@ -17,7 +17,8 @@ import keras_vd.losses
 import keras_vd.posteriors
 import keras_vd.priors
 
-OURS = ("gaussian", "vd", "sparse_vd")
+VARIATIONAL = ("gaussian", "vd", "sparse_vd")
+OURS = (*VARIATIONAL, "ivon")
 PLAIN = ("mc_dropout", "ensemble")
 METHODS = (*OURS, *PLAIN)
 
@@ -39,7 +40,8 @@ def build(
         noise: `"heteroscedastic"` (a second output) or `"homoscedastic"` (a
             number that each network learns).
         rate: Dropout rate of `"mc_dropout"`; it drops hidden units.
-        decay: Factor of the squares of plain weights in the loss.
+        decay: Factor of the squares of weights in the loss, of methods that
+            have no prior.
     """
     networks, columns = shape
     outputs = 2 if noise == "heteroscedastic" else 1
@@ -74,13 +76,10 @@ def _dense(
         ),
     }
     equation, outputs = "esi,siu->esu", (networks, units)
-    if method in PLAIN:
-        return keras.layers.EinsumDense(
-            equation,
-            outputs,
-            kernel_regularizer=keras.regularizers.L2(decay),
-            **options,
-        )
+    if method not in VARIATIONAL:
+        if method in PLAIN:
+            options["kernel_regularizer"] = keras.regularizers.L2(decay)
+        return keras.layers.EinsumDense(equation, outputs, **options)
     return keras_vd.layers.VDEinsumDense(
         equation, outputs, posterior=_posterior(method, inputs), **options
     )

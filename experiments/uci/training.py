@@ -11,6 +11,7 @@ import numpy as np
 import keras_vd
 import keras_vd.callbacks
 import keras_vd.losses
+import keras_vd.optimizers
 from experiments.uci import networks
 from experiments.uci.data import Stack
 from keras_vd.uncertainty import MonteCarloPrediction
@@ -32,8 +33,9 @@ class Recipe:
         noise: `"heteroscedastic"` or `"homoscedastic"`.
         steps: Of the optimizer.
         batch_size: Rows in a step.
-        learning_rate: Of Adam at the start; it falls to 0 on a cosine.
+        learning_rate: Of the optimizer at the start; it falls to 0 on a cosine.
         rate: Dropout rate.
+        hessian_init: Of `IVON`, for the mean loss of one network.
     """
 
     units: int
@@ -42,6 +44,7 @@ class Recipe:
     batch_size: int
     learning_rate: float = 1e-2
     rate: float = 0.0
+    hessian_init: float = 1.0
 
 
 def train(
@@ -74,10 +77,18 @@ def train(
     schedule = keras.optimizers.schedules.CosineDecay(
         recipe.learning_rate, steps * PHASES
     )
-    model.compile(
-        keras.optimizers.Adam(schedule), keras_vd.losses.GaussianNLL()
+    # The loss is a mean over networks, to which all their rows count.
+    optimizer = (
+        keras_vd.optimizers.IVON(
+            rows * count,
+            schedule,
+            hessian_init=recipe.hessian_init / count,
+            seed=seed,
+        )
+        if method == "ivon"
+        else keras.optimizers.Adam(schedule)
     )
-    # The loss is a mean over networks and a sum of their divergences.
+    model.compile(optimizer, keras_vd.losses.GaussianNLL())
     annealing = keras_vd.callbacks.KLAnnealing(
         rows * count, start_epoch=0, warmup_epochs=WARM_UP, verbose=0
     )
@@ -86,8 +97,11 @@ def train(
         steps_per_epoch=steps,
         epochs=PHASES,
         verbose=0,
-        callbacks=[annealing] if method in networks.OURS else [],
+        callbacks=[annealing] if method in networks.VARIATIONAL else [],
     )
+    if method == "ivon":
+        model = optimizer.to_variational(model)
+        model.compile(loss=keras_vd.losses.GaussianNLL())
     if method == "sparse_vd":
         keras_vd.prune(model)
     return model

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+import keras_vd
 from experiments.uci import __main__ as uci
 from experiments.uci import data, methods, networks, tables, training
 from experiments.uci.training import Recipe
@@ -104,6 +105,20 @@ def test_networks_side_by_side_share_nothing(noise):
     assert np.any(before[:, 1] != after[:, 1])
 
 
+@pytest.mark.parametrize("copies", [1, 3])
+def test_ivon_counts_the_rows_of_one_network(yacht, copies):
+    """Its variance starts at 1 / (rows h_0 + 1), however many there are."""
+    stack = data.stack(yacht, yacht.trainings, yacht.tests).repeated(copies)
+    recipe = Recipe(4, "heteroscedastic", 20, 10, hessian_init=1e5)
+    strengths = np.ones(copies * SPLITS)
+    model = training.train("ivon", recipe, stack, strengths, seed=0)
+    rows = ROWS - len(yacht.tests[0])
+    for weight in keras_vd.variational_weights(model):
+        variance = np.exp(keras.ops.convert_to_numpy(weight.log_sigma2))
+        # 20 steps of a decay of 0.999 forget 2% of h_0.
+        np.testing.assert_allclose(variance, 1 / (rows * 1e5 + 1), rtol=0.05)
+
+
 def test_test_rows_do_not_change_the_choice(yacht, monkeypatch):
     monkeypatch.setattr(training, "DRAWS", 2)
     grid = methods.Grid((Recipe(3, "heteroscedastic", 20, 10),), (1.0, 0.1))
@@ -145,6 +160,7 @@ def test_counts_are_of_lower_likelihoods():
         "boston/gaussian": cell([2.0, 3.0], [1.0, 2.0]),
         "boston/vd": cell([2.5, 2.4], [1.5, 1.0]),
         "boston/sparse_vd": cell([2.6, 2.6], [9.0, 9.0]),
+        "boston/ivon": cell([2.7, 2.7], [9.0, 9.0]),
         # PBP 1.63
         "yacht/ensemble": cell([1.0, 1.2], [1.0, 1.0]),
     }
