@@ -21,7 +21,12 @@ from experiments.shifts.measures import (
 )
 from experiments.shifts.recipes import Recipe
 
-METHODS = ("plain", "dropout", "gaussian", "vd", "sparse_vd")
+METHODS = (
+    *("plain", "dropout", "gaussian", "gaussian_first", "gaussian_last"),
+    *("vd", "sparse_vd"),
+)
+# Of the layers with a kernel or a table, the one that alone is variational.
+PARTS = {"gaussian_first": 0, "gaussian_last": -1}
 HIDDEN_UNITS = (300, 100)
 FEATURES, FILTERS, WIDTH = 16, 32, 5  # of a word, of the convolution
 PREDICTION_BATCH = 1000
@@ -100,8 +105,12 @@ def train(
     number = len(problem.x_train)
     callbacks = []
     if method not in ("plain", "dropout"):
+        weighted = [x.name for x in model.layers if x.trainable_weights]
         model = keras_vd.to_variational(
-            model, posterior(method, recipe), verbose=0
+            model,
+            posterior(method, recipe),
+            include=weighted[PARTS[method]] if method in PARTS else None,
+            verbose=0,
         )
         annealing = keras_vd.callbacks.KLAnnealing(
             number,
@@ -271,7 +280,8 @@ def _networks(
     if method == "dropout":
         yield "MC dropout", (own, _nonzero(model))
         return
-    yield method, (own, _nonzero(keras_vd.to_deterministic(model)))
+    name = method.replace("_", ", ") if method in PARTS else method
+    yield name, (own, _nonzero(keras_vd.to_deterministic(model)))
     if method == "sparse_vd":
         keras_vd.prune(model)
         plain = keras_vd.to_deterministic(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +53,18 @@ def _candidates(
     longest = max(plain, key=lambda recipe: recipe.epochs)
     weights = {"kl_weight": (0.03, 0.1, 0.3)}
     sparse = dataclasses.replace(variational, learning_rate=sparse_rate)
+    # Layers without a posterior overfit as those of the plain network do.
+    lengths = {recipe.epochs for recipe in (plain[0], longest)}
+    epochs, strengths = zip(
+        *itertools.product(sorted(lengths), (0.1, 1.0)), strict=True
+    )
+    partial = _variants(variational, epochs=epochs, kl_weight=strengths)
     return {
         "plain": plain,
         "dropout": _variants(longest, dropout_rate=(0.1, 0.3, 0.5)),
         "gaussian": _variants(variational, **weights),
+        "gaussian_first": partial,
+        "gaussian_last": partial,
         "vd": _variants(variational, **weights),
         "sparse_vd": _variants(sparse, **weights),
     }

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+import keras_vd
 from experiments.shifts import data, measures, methods, tables
 from experiments.shifts.recipes import CANDIDATES, Recipe
 
@@ -165,6 +166,21 @@ def test_the_best_candidate_is_chosen(digits, monkeypatch):
     assert found == pytest.approx(list(scores.values()))
 
 
+@pytest.mark.parametrize(
+    ("method", "units"), [("gaussian_first", 300), ("gaussian_last", 10)]
+)
+def test_one_layer_alone_is_variational(method, units, digits):
+    """The others are of the plain network."""
+    model = methods.train(digits, method, QUICK, 0)
+    (posterior,) = keras_vd.variational_weights(model)
+    assert posterior.theta.shape[-1] == units
+    assert sum(type(x) is keras.layers.Dense for x in model.layers) == 2
+    row = methods.run(digits, method, (QUICK,), SETTINGS, 0)
+    name = method.replace("_", ", ")
+    assert list(row["networks"]) == [name]
+    assert row["networks"][name]["rotated AUROC MI"] > 0.5
+
+
 @pytest.mark.integration
 @pytest.mark.filterwarnings("ignore:The likelihood of `labels`")
 def test_texts_meet_every_method():
@@ -197,6 +213,7 @@ def test_it_runs_goes_on_and_prints_what_it_says(tmp_path, capsys):
     options = [
         *("--methods", "plain", "sparse_vd", "--epochs", "3"),
         *("--num-samples", "3", "--members", "2", "--output", str(file)),
+        *("--limit", "200"),
     ]
 
     def run(*more):
