@@ -60,8 +60,8 @@ def test_every_block_of_code_runs():
                 assert info == "", (path, info)
                 assert SHELL.match(code), (path, code)
     # Who adds a page adds to these figures.
-    assert len(PAGES) == 15
-    assert sum(len(python_of(path)) for path in PAGES.values()) == 38
+    assert len(PAGES) == 16
+    assert sum(len(python_of(path)) for path in PAGES.values()) == 40
     for page, test in RUN_ELSEWHERE.items():
         assert page in PAGES
         assert page in (ROOT / test).read_text()
@@ -122,6 +122,18 @@ def test_the_code_of_a_page(page, tmp_path, monkeypatch):
     for code in python_of(PAGES[page]):
         exec(compile(code, page, "exec"), names)
     CHECKS[page](names)
+
+
+def check_partial(names):
+    partly, features = names["partly"], names["features"]
+    (posterior,) = keras_vd.variational_weights(partly)
+    assert posterior.theta.shape == (50, 10)
+    assert names["accuracy"] > 0.85
+    mean = names["prediction"].mean
+    drawn = keras_vd.predict_mc(
+        names["head"], features[1400:], seed=0, verbose=0
+    ).mean
+    np.testing.assert_allclose(drawn, mean, atol=1e-5)
 
 
 def check_variational_model(names):
@@ -207,6 +219,7 @@ CHECKS = {
     "howto/target.md": check_target,
     "howto/shrinking.md": check_shrinking,
     "howto/looking.md": check_looking,
+    "howto/partial.md": check_partial,
     "howto/predicting.md": check_predicting,
     "howto/resuming.md": check_resuming,
     "howto/deploying.md": check_deploying,
