@@ -31,6 +31,26 @@ MODULES = [
     if _IS_POSSIBLE.get(module.name, True)
 ]
 
+# From the top down; an import may only point down, or stay on its line.
+LAYERS_OF_THE_PACKAGE = (
+    ("keras_vd", "__main__"),
+    ("reports", "html"),
+    ("pipeline",),
+    ("deployment", "shrinking", "callbacks", "optimizers", "plots"),
+    ("uncertainty",),
+    ("drawing",),
+    ("conversion", "precision", "pruning"),
+    ("decisions", "temperature", "regression"),
+    ("calibration",),
+    ("sparsity",),
+    ("layers", "rules"),
+    ("posteriors",),
+    ("priors",),
+    ("kl", "losses"),
+    ("divergences",),
+    ("_backend", "version"),
+)
+
 # The modules of the reference.
 PUBLIC = (
     *("layers", "posteriors", "priors", "kl", "losses"),
