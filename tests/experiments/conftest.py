@@ -7,9 +7,17 @@ import keras
 import pytest
 
 
+@pytest.fixture
+def compiled_steps():
+    """Asked for by tests with so many steps that tracing pays."""
+
+
 @pytest.fixture(autouse=True)
 def train_eagerly(monkeypatch, request):
-    is_long = request.node.get_closest_marker("slow")
+    is_long = (
+        request.node.get_closest_marker("slow")
+        or "compiled_steps" in request.fixturenames
+    )
     if keras.backend.backend() == "tensorflow" and not is_long:
         fit = keras.Model.fit
 

@@ -11,7 +11,7 @@ from keras_vd.reports import ArtifactRow
 
 @pytest.mark.integration
 @pytest.mark.filterwarnings("ignore:KLTarget")  # few steps
-def test_rows_are_written(tmp_path, capsys, monkeypatch):
+def test_rows_are_written(tmp_path, capsys, monkeypatch, compiled_steps):
     # Without the process that measures files.
     files = [ArtifactRow(x, "Keras", bytes=1) for x in ("dense", "compressed")]
     monkeypatch.setattr(compressing, "keras_files", lambda *_: files)

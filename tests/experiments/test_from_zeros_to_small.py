@@ -8,7 +8,7 @@ from experiments import from_zeros_to_small
 
 
 @pytest.mark.integration
-def test_the_picture_has_what_is_printed(tmp_path, capsys):
+def test_the_picture_has_what_is_printed(tmp_path, capsys, compiled_steps):
     """Oracles: the layers' sizes, counts by NumPy, equal predictions."""
     out = tmp_path / "pipeline.png"
     stages = from_zeros_to_small.main(["--epochs", "15", "--out", str(out)])
