@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 
 # A fork changes this line; nothing else names the place.
 URL = "https://github.com/keras-vd/keras-vd"
+OWNER, NAME = URL.split("/")[-2:]
 
 ROOT = Path(__file__).parent
 VERSION = (ROOT / "keras_vd" / "version.py").read_text().split('"')[-2]
@@ -66,7 +67,7 @@ setup(
     author="keras_vd contributors",
     url=URL,
     project_urls={
-        "Documentation": f"{URL}/tree/main/docs",
+        "Documentation": f"https://{OWNER}.github.io/{NAME}/",
         "Source": URL,
         "Issues": f"{URL}/issues",
         "Changelog": f"{URL}/blob/main/CHANGELOG.md",

@@ -80,7 +80,9 @@ def test_one_place_names_the_repository(metadata, packed):
     root = metadata["Home-page"]
     links = [x.split(", ")[1] for x in metadata.get_all("Project-URL")]
     assert len(links) == 4
-    assert all(x == root or x.startswith(f"{root}/") for x in links)
+    owner, name = root.split("/")[-2:]
+    pages = f"https://{owner}.github.io/{name}/"
+    assert all(x in (root, pages) or x.startswith(f"{root}/") for x in links)
     naming = {
         name
         for name in packed
@@ -169,6 +171,33 @@ def test_workflows_may_do_little_and_pin_what_they_use(path):
         for step in job.get("steps", ()):
             if "uses" in step:
                 assert re.search(r"@(release/)?v\d+$", step["uses"]), step
+
+
+def test_a_tag_publishes_packages_and_book():
+    """Nothing is published that was not built and compared with the tag."""
+    (release,) = (x for x in WORKFLOWS if x.name == "release.yml")
+    workflow = yaml.safe_load(release.read_text())
+    jobs = workflow["jobs"]
+    # YAML 1.1 reads `on` as true.
+    assert workflow[True] == {"push": {"tags": ["v*"]}}
+
+    def before(name):
+        needs = jobs[name].get("needs", [])
+        direct = [needs] if isinstance(needs, str) else needs
+        return {*direct, *(x for other in direct for x in before(other))}
+
+    for action, built in (
+        ("pypa/gh-action-pypi-publish", {"packages", "book"}),
+        ("actions/deploy-pages", {"book"}),
+    ):
+        (name,) = (
+            name
+            for name, job in jobs.items()
+            for step in job.get("steps", ())
+            if step.get("uses", "").startswith(action)
+        )
+        assert before(name) >= built | {"version"}
+        assert jobs[name]["permissions"]["id-token"] == "write"
 
 
 def test_backends_in_the_matrix_are_extras(metadata):
