@@ -9,6 +9,7 @@ import re
 import keras
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 import keras_vd
 from keras_vd.pipeline import compressing
@@ -59,9 +60,9 @@ def test_every_block_of_code_runs():
             elif not info.startswith(("{", "python")):
                 assert info == "", (path, info)
                 assert SHELL.match(code), (path, code)
-    # Who adds a page adds to these figures.
+    # Who adds a page or a block adds to these figures.
     assert len(PAGES) == 16
-    assert sum(len(python_of(path)) for path in PAGES.values()) == 40
+    assert sum(len(python_of(path)) for path in PAGES.values()) == 42
     for page, test in RUN_ELSEWHERE.items():
         assert page in PAGES
         assert page in (ROOT / test).read_text()
@@ -154,6 +155,13 @@ def check_trained_model(names):
     assert {"VDSeparableConv2D", "VDDense"} <= converted
     assert type(names["variational"].get_layer("stem")) is keras.layers.Conv2D
     assert keras_vd.sparsity_report(names["gated"]).gates
+    plain = keras_vd.to_deterministic(names["variational"])
+    images = names["images"]
+    np.testing.assert_allclose(
+        *(x.predict(images, verbose=0) for x in (names["small"], plain)),
+        atol=1e-4,
+    )
+    assert pathlib.Path("small/saved_model.pb").exists()
     divergence = keras_vd.kl_divergence(names["bayesian"])
     assert np.isfinite(divergence)
 
@@ -161,6 +169,7 @@ def check_trained_model(names):
 def check_target(names):
     small = keras.models.load_model("small_digits.keras")
     assert small.input_shape == (None, 64)
+    assert pathlib.Path("small_digits/saved_model.pb").exists()
     assert isinstance(names["report"], keras_vd.reports.CompressionReport)
 
 
@@ -176,8 +185,14 @@ def check_looking(names):
 
 def check_predicting(names):
     prediction = names["prediction"]
-    assert np.mean(prediction.mean.argmax(-1) == names["y"][1400:]) > 0.8
+    digits = load_digits().target[1400:]
+    assert np.mean(prediction.mean.argmax(-1) == digits) > 0.8
     assert (prediction.mutual_information > -1e-5).all()
+    # Oracle: the targets. Normal ones, without inputs, need 2 x 1.645.
+    targets, lower, upper = (names[x] for x in ("y", "lower", "upper"))
+    inside = (lower < targets[342:]) & (targets[342:] < upper)
+    assert np.mean(inside) == pytest.approx(0.9, abs=0.08)
+    assert np.mean(upper - lower) < 3.0
 
 
 def check_resuming(names):
@@ -198,6 +213,7 @@ def check_deploying(names):
 def check_tfmot(names):
     kernel = names["model"].layers[0].get_weights()[0]
     assert np.mean(kernel == 0) == pytest.approx(0.8, abs=0.02)
+    assert pathlib.Path("small.tflite").exists()
     report = keras_vd.sparsity_report(names["variational"])
     assert report.nonzero_ratio == pytest.approx(10.0, rel=0.05)
 

@@ -1,6 +1,7 @@
 """`compress`: what was wished for is there, by counts of the small model."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import math
@@ -701,6 +702,18 @@ def test_the_report_is_text_json_and_a_page(outcome):
     assert page.count("<h2>") == 4
     assert "1/4: train the plain network, 2 epochs" in printed
     assert "2/4: train to nonzero_ratio=6, 7 epochs" in printed
+
+
+@pytest.mark.integration
+def test_a_budget_that_brought_little_says_what_else_to_ask_for(outcome):
+    _, _, report, _, _ = outcome
+    size = dataclasses.replace(report, nonzero=report.weights)
+    assert "Few" not in str(size)
+    nothing = dataclasses.replace(size, wish={"budget": 0.01})
+    assert "Few weights" in nothing.lead()
+    assert "Few weights" in str(nothing)
+    half = dataclasses.replace(nothing, nonzero=report.weights // 2)
+    assert "Few" not in str(half)
 
 
 @pytest.mark.integration

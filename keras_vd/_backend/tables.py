@@ -92,19 +92,24 @@ class Report:
         )
 
     def __str__(self) -> str:
-        text = io.StringIO()
-        console = rich.console.Console(
-            file=text,
-            width=WIDTH,
-            color_system=None,
-            # Names of layers are no markup, and not what notebooks show apart
-            # from what is printed.
-            markup=False,
-            emoji=False,
-            force_jupyter=False,
-        )
-        console.print(self.to_table())
-        return text.getvalue()
+        return table_text(self.to_table())
+
+
+def table_text(table: rich.table.Table) -> str:
+    """Return a table as `print` shows it."""
+    text = io.StringIO()
+    console = rich.console.Console(
+        file=text,
+        width=WIDTH,
+        color_system=None,
+        # Names of layers are no markup, and not what notebooks show apart
+        # from what is printed.
+        markup=False,
+        emoji=False,
+        force_jupyter=False,
+    )
+    console.print(table)
+    return text.getvalue()
 
 
 def as_lists(value: Any) -> Any:

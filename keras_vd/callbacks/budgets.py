@@ -21,6 +21,8 @@ _PLAIN = 0.25
 # w at first and at most, and how many of its logs a third of the epochs can
 # cover.
 _START, _HIGHEST, _RANGE = math.exp(-4.0), math.exp(3.0), 8.0
+# Below this w the KL is as good as absent, so that less of it is no help.
+_ABSENT = math.exp(-7.0)
 # How much of what is left goes in each epoch of the end that allows it: a tenth
 # or, where there are few, as much as makes it 20 times smaller if all do.
 _STEP, _END = 0.1, math.log(20.0)
@@ -30,7 +32,9 @@ class BudgetCourse:
     """The way to the smallest model whose quality stays within a budget.
 
     The KL weight is a dual variable, which grows while the budget holds and
-    falls while it does not. It is remembered in the posteriors.
+    falls while it does not. It is remembered in the posteriors. Where it has
+    come to nothing and the model overfits, a stronger KL is what is missing,
+    and the weight begins again at 1 / N.
 
     Args:
         budget: By how much the metric may be worse.
@@ -125,8 +129,19 @@ class BudgetCourse:
         excess = self._sign * (value - self._limit)
         self._remember(excess)
         if epoch + 1 < self._epochs:
-            self._adapt(epoch, excess)
+            self._adapt(epoch, excess, self._overfits(logs, excess))
         return self._limit, value
+
+    def _overfits(self, logs: dict[str, Any], excess: float) -> bool:
+        """Tell whether the budget holds on the training data alone."""
+        assert self.monitor is not None
+        name = self.monitor.removeprefix("val_")
+        if excess <= 0.0 or name == self.monitor or name not in logs:
+            return False
+        value = float(logs[name])
+        if name == "loss":
+            value -= self._penalty()
+        return self._sign * (value - self._limit) <= 0.0
 
     def _penalty(self) -> float:
         """Compute what the KL adds to the training loss, as it is now."""
@@ -168,7 +183,7 @@ class BudgetCourse:
             self._best_rank = rank
             self._best = self._model.get_weights()
 
-    def _adapt(self, epoch: int, excess: float) -> None:
+    def _adapt(self, epoch: int, excess: float, overfits: bool) -> None:
         """Set the KL weight for the next epoch, or prune before it."""
         if epoch + 1 > self._cut:
             if excess <= 0.0:
@@ -180,6 +195,8 @@ class BudgetCourse:
             step = min(1.0, 3.0 * _RANGE / self._epochs)
             error = np.clip(-excess / max(self.budget, 1e-12), -1.0, 1.0)
             weight = min(_HIGHEST, self._current() * math.exp(step * error))
+            if overfits and weight < _ABSENT:
+                weight = 1.0
             for posterior in required_posteriors(self._model):
                 posterior.kl_weight.assign(weight / self._num_examples)
 

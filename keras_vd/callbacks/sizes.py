@@ -64,11 +64,15 @@ class SizeCourse:
         ranking = Ranking(model, self.wish.is_by_unit)
         least = ranking.least_size(self._measure)
         if not least <= self._most < self._total:
+            name, value = self.wish.name, self.wish.value
+            wished = f"{name}={value!r}"
+            if name != "nonzero_ratio" and self._most != value:
+                wished += f", which is {self._most:,.0f}"
             raise ValueError(
-                f"Argument `{self.wish.name}` must be possible: '{model.name}' "
-                f"begins with {self._describe(self._total)} and keeps at least "
-                f"{self._describe(least)}, one unit or weight of each layer. "
-                f"Received: {self.wish.name}={self.wish.value!r}."
+                f"Argument `{name}` must be possible: '{model.name}' "
+                f"begins with {self._describe(self._total)} and can come to "
+                f"{self._describe(least)}, with one unit or weight of each "
+                f"layer. Received: {wished}."
             )
 
     def _measure(self) -> int:

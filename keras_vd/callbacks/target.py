@@ -41,7 +41,9 @@ class KLTarget(KLWeightCallback):
     after each epoch that is within the budget, or more where few epochs are
     left. At the end the model gets the weights of the smallest state that was
     (by `nonzero_ratio`), which are kept in memory meanwhile.
-    The metric of the validation is that of the pruned model.
+    The metric of the validation is that of the pruned model. Where the KL
+    weight has fallen to 1e-3 / N and the metric is out of the budget in the
+    validation alone, the model overfits, and the weight begins again at 1 / N.
 
     What `ShrinkWhileTraining` removes cannot come back: with `parameters` or
     `macs` start it at `cut_epoch(epochs)`. The other sizes also count weights

@@ -16,6 +16,8 @@ from keras_vd.shrinking.report import ShrinkReport
 from keras_vd.sparsity import SparsityReport
 
 _RUNTIME = "Keras on one thread, in a process of its own"
+# Weights per non-zero one below which a budget has brought little.
+_FEW = 1.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,17 +187,23 @@ class CompressionReport(Report):
             "weights not zero": (self.weights, self.nonzero),
             "parameters": (self.parameters, self.kept_parameters),
             "MACs per example": (self.macs, self.kept_macs),
-            "bytes of the file": (dense.bytes, small.bytes),
+            "bytes, .keras file": (dense.bytes, small.bytes),
         }
 
     def lead(self) -> str:
         ((name, value), *details) = self.wish.items()
         told = "".join(f", {key}: {_figure(x)}" for key, x in details)
         outcome = "met" if self.is_met else "not met"
-        return (
+        text = (
             f"Wish: {name}={value:g}{told}; reached: "
             f"{self.reached:.4g}, {outcome}."
         )
+        if name == "budget" and self.nonzero_ratio < _FEW:
+            text += (
+                " Few weights could go within it: allow a larger "
+                "budget, or ask for a size, such as parameters=0.1."
+            )
+        return text
 
     def _caption(self) -> str:
         trained = " + ".join(

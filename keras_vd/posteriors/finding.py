@@ -69,7 +69,8 @@ def required_posteriors(model: keras.layers.Layer) -> list[Posterior]:
         raise ValueError(
             "Argument `model` must have at least one variational layer, such "
             "as `keras_vd.layers.VDDense`. Received the plain model "
-            f"'{model.name}', of type {type(model).__name__}."
+            f"'{model.name}', of type {type(model).__name__}: "
+            "`keras_vd.to_variational(model)` makes its layers variational."
         )
     return found
 

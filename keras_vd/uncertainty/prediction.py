@@ -24,6 +24,7 @@ from keras_vd._backend.keras_internals import (
     functional_part,
     input_batches,
 )
+from keras_vd._backend.tables import simple_table, table_text
 from keras_vd._backend.validation import (
     check_finite_model,
     check_integer,
@@ -91,6 +92,29 @@ class MonteCarloPrediction:
     _outputs: np.ndarray | None = dataclasses.field(default=None, repr=False)
     # In 64 bits: in 32 a probability of 1e-8 is 0 after it is taken from 1.
     _class_mean: np.ndarray | None = dataclasses.field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        """Return a table of the statistics over all examples and columns."""
+        found = {
+            "mean": self.mean,
+            "standard deviation": self.standard_deviation,
+            "aleatoric variance": self.aleatoric_variance,
+            "epistemic variance": self.epistemic_variance,
+            "predictive entropy, nats": self.predictive_entropy,
+            "mutual information, nats": self.mutual_information,
+        }
+        shape = "x".join(map(str, self.mean.shape))
+        table = simple_table(
+            f"{self.task}, {shape}, {self.num_samples} draws",
+            ("over all entries", "smallest", "mean", "largest"),
+            [
+                (name, *(f"{f(x):.4g}" for f in (np.min, np.mean, np.max)))
+                for name, x in found.items()
+                if x is not None and x.size
+            ],
+        )
+        text = table_text(table)
+        return text if self.calibration is None else f"{text}{self.calibration}"
 
     @property
     def epistemic_variance(self) -> np.ndarray | None:

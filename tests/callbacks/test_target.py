@@ -7,6 +7,7 @@ import pytest
 import keras_vd
 from keras_vd import layers, posteriors, priors
 from keras_vd.callbacks import KLAnnealing, KLTarget, ShrinkWhileTraining
+from keras_vd.callbacks.budgets import BudgetCourse
 from keras_vd.callbacks.ranking import Ranking
 from tests.helpers.arrays import random_inputs, to_float64
 from tests.helpers.models import (
@@ -352,10 +353,12 @@ def test_bad_arguments_are_named(options, error, message):
     ("wish", "message"),
     [
         # One weight of each layer, or one input, stays.
-        ({"nonzero_ratio": 377.0}, "keeps at least nonzero_ratio=376,"),
-        ({"n_active": 2}, "keeps at least n_active=3,"),
+        ({"nonzero_ratio": 377.0}, "can come to nonzero_ratio=376,"),
+        ({"n_active": 2}, "can come to n_active=3,"),
         ({"n_active": 66}, "begins with n_active=66 and"),
-        ({"parameters": 5}, "keeps at least parameters="),
+        ({"parameters": 5}, "can come to parameters=.*parameters=5[.]"),
+        # A share is also told as the number that it is compared with.
+        ({"macs": 1e-3}, "macs=0.001, which is 1[.]"),
         ({"parameters": 1177}, "begins with parameters=1,177 and"),
         ({"macs": 1200}, "begins with macs=1,128 and"),
     ],
@@ -520,6 +523,42 @@ def test_a_budget_of_the_training_loss():
 
 
 @pytest.mark.integration
+@pytest.mark.parametrize(
+    ("monitor", "trained", "is_back"),
+    [
+        ("val_accuracy", 0.9, True),
+        # The training data is out of the budget, too: the KL is in the way.
+        ("val_accuracy", 0.2, False),
+        # What is monitored is of the training data itself.
+        ("accuracy", 0.2, False),
+    ],
+)
+def test_the_kl_comes_back_where_the_model_overfits(monitor, trained, is_back):
+    """Oracle: w after epochs that are out of the budget all the time."""
+    model = network()
+    compile_quickly(model, metrics=["accuracy"])
+    model.fit(*data(), verbose=0, callbacks=[KLAnnealing(EXAMPLES, verbose=0)])
+    course = BudgetCourse(0.1, monitor, 0.8, EXAMPLES)
+    course.begin(model, 0, 100)
+    logs = {"accuracy": trained, "val_accuracy": 0.2}
+    weights = []
+    for epoch in range(70):
+        weights.append(course.weight_of(epoch))
+        for posterior in keras_vd.variational_weights(model):
+            posterior.kl_weight.assign(weights[-1] / EXAMPLES)
+        course.judge(epoch, logs)
+    first = np.flatnonzero(weights)[0]
+    assert weights[first] < 0.02
+    rises = np.flatnonzero(np.diff(weights[first:]) > 0)
+    assert bool(rises.size) == is_back
+    if is_back:
+        after = weights[first + rises[0] + 1]
+        assert weights[first + rises[0]] < 2e-3
+        assert after == pytest.approx(1.0)
+    else:
+        assert weights[-1] < 1e-3
+
+
 def test_a_budget_that_cannot_be_kept_is_told():
     model = network()
     target = KLTarget(EXAMPLES, budget=0.0, reference=-1.0, verbose=0)

@@ -97,6 +97,25 @@ def test_statistics_of_given_draws(known_draws):
     assert prediction.expected_calibration_error == pytest.approx(expected)
 
 
+def test_print_sums_up_what_may_be_long(known_draws):
+    """Oracle: smallest, mean and largest of the arrays, and few lines."""
+    known_draws(np.random.default_rng(0).normal(size=(3, 500, 2)))
+    model = sequential((6,), layers.VDDense(2))
+    # All at once, as the draws are.
+    prediction = predict_mc(
+        *(model, random_inputs(500, 6), 3),
+        batch_size=500,
+        task="regression",
+    )
+    text = str(prediction)
+    for x in (prediction.mean, prediction.epistemic_variance):
+        for figure in (x.min(), x.mean(), x.max()):
+            assert f"{figure:.4g}" in text
+    assert "500x2" in text
+    assert "entropy" not in text
+    assert len(text.splitlines()) < 12
+
+
 def test_statistics_of_logits(known_draws):
     logits = 3.0 * np.random.default_rng(0).normal(size=(9, 4, 3))
     known_draws(100.0 + logits)  # a softmax does not see a shift
