@@ -31,7 +31,8 @@ _SETTINGS = {
 # Plain networks overfit, so that they may choose to stop early.
 _LENGTHS = {"mc_dropout": (0.2, 1.0), "ensemble": (0.2, 1.0)}
 _RATES = (0.01, 0.05)
-_HESSIANS = (50.0, 300.0)
+# Learning rate and h_0 of IVON; smaller ones of h_0 diverged on some splits.
+_STARTS = ((0.1, 1000.0), (0.2, 3000.0))
 # What the KL divergence may be multiplied by, of plain networks the decay.
 _STRENGTHS = {
     "gaussian": (1.0, 0.3),
@@ -68,7 +69,8 @@ def grid_of(method: str, name: str, factor: float) -> Grid:
         options = [{"rate": rate} for rate in _RATES]
     elif method == "ivon":
         options = [
-            {"hessian_init": start, "learning_rate": 0.1} for start in _HESSIANS
+            {"learning_rate": rate, "hessian_init": start}
+            for rate, start in _STARTS
         ]
     lengths = [
         max(1, round(factor * part * steps))
