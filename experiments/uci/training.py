@@ -77,18 +77,15 @@ def train(
     schedule = keras.optimizers.schedules.CosineDecay(
         recipe.learning_rate, steps * PHASES
     )
-    # The loss is a mean over networks, to which all their rows count.
-    optimizer = (
-        keras_vd.optimizers.IVON(
-            rows * count,
-            schedule,
-            hessian_init=recipe.hessian_init / count,
-            seed=seed,
+    optimizer = keras.optimizers.Adam(schedule)
+    if method == "ivon":
+        optimizer = keras_vd.optimizers.IVON(
+            rows, schedule, hessian_init=recipe.hessian_init, seed=seed
         )
-        if method == "ivon"
-        else keras.optimizers.Adam(schedule)
-    )
+        # Each network has the gradients of its own mean.
+        strengths = strengths / count
     model.compile(optimizer, keras_vd.losses.GaussianNLL())
+    # The loss is a mean over networks, to which all their rows count.
     annealing = keras_vd.callbacks.KLAnnealing(
         rows * count, start_epoch=0, warmup_epochs=WARM_UP, verbose=0
     )
