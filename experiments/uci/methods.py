@@ -33,7 +33,7 @@ _LENGTHS = {"mc_dropout": (0.2, 1.0), "ensemble": (0.2, 1.0)}
 _RATES = (0.01, 0.05)
 # Learning rate and h_0 of IVON. At a rate of 0.01 networks with two outputs
 # diverged on held-out rows of yacht and energy.
-_STARTS = ((0.005, 1000.0), (0.003, 1000.0))
+_STARTS = ((0.005, 1000.0), (0.003, 1000.0), (0.001, 1000.0))
 # What the KL divergence may be multiplied by, of plain networks the decay.
 _STRENGTHS = {
     "gaussian": (1.0, 0.3),
@@ -121,7 +121,8 @@ def score_candidates(
     """Train on a part of each training split, and predict the rest of it.
 
     Returns:
-        Mean log likelihoods, `(splits, recipes, strengths)`.
+        Mean log likelihoods, `(splits, recipes, strengths)`; minus infinity
+        for all that were trained together, if one diverged.
     """
     stack = data.stack(dataset, *data.hold_out(dataset.trainings, seed))
     splits, count = stack.x.shape[1], len(grid.strengths)
@@ -130,7 +131,11 @@ def score_candidates(
     scores = []
     for recipe in grid.recipes:
         keras.backend.clear_session()
-        model = training.train(method, recipe, copies, strengths, seed)
+        try:
+            model = training.train(method, recipe, copies, strengths, seed)
+        except training.DivergedError:
+            scores.append(np.full((count, splits), -np.inf))
+            continue
         prediction = training.predict(method, model, copies.x_new, seed)
         logs = training.log_likelihoods(prediction, copies)
         scores.append(logs.reshape(count, splits))

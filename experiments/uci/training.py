@@ -47,6 +47,10 @@ class Recipe:
     hessian_init: float = 1.0
 
 
+class DivergedError(Exception):
+    """Some network has weights that are not finite."""
+
+
 def train(
     method: str, recipe: Recipe, stack: Stack, strengths: np.ndarray, seed: int
 ) -> keras.Sequential:
@@ -60,6 +64,9 @@ def train(
             multiplied by (of plain networks, the Gaussian prior of unit width
             that weight decay stands for).
         seed: Of the weights, the noise and the order of the rows.
+
+    Raises:
+        DivergedError: if training has, of any network.
     """
     if method == "ensemble":
         stack, strengths = stack.repeated(MEMBERS), np.tile(strengths, MEMBERS)
@@ -96,6 +103,8 @@ def train(
         verbose=0,
         callbacks=[annealing] if method in networks.VARIATIONAL else [],
     )
+    if not all(np.all(np.isfinite(x)) for x in model.get_weights()):
+        raise DivergedError
     if method == "ivon":
         model = optimizer.to_variational(model)
         model.compile(loss=keras_vd.losses.GaussianNLL())

@@ -132,6 +132,17 @@ def test_test_rows_do_not_change_the_choice(yacht, monkeypatch):
     assert np.all(scores[0][1] != scores[1][1])
 
 
+def test_what_diverges_is_not_chosen(yacht):
+    recipes = (
+        Recipe(3, "homoscedastic", 20, 10, learning_rate=1e30),
+        Recipe(3, "homoscedastic", 20, 10, learning_rate=1e-3),
+    )
+    grid = methods.Grid(recipes, (1.0,))
+    scores = methods.score_candidates("ensemble", yacht, grid, 0)
+    assert np.all(scores[:, 0] == -np.inf)
+    assert np.all(np.isfinite(scores[:, 1]))
+
+
 def test_splits_are_tested_with_what_they_chose(yacht, monkeypatch):
     trained = []
 
