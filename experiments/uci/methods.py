@@ -97,10 +97,18 @@ def run(
     """
     start = time.perf_counter()
     scores = score_candidates(method, dataset, grid, seed)
-    chosen = scores.reshape(len(scores), -1).argmax(axis=1)
-    recipes, strengths = np.divmod(chosen, len(grid.strengths))
     searched = time.perf_counter()
-    found = _test(method, dataset, grid, (recipes, strengths), seed)
+    while True:
+        chosen = scores.reshape(len(scores), -1).argmax(axis=1)
+        recipes, strengths = np.divmod(chosen, len(grid.strengths))
+        try:
+            found = _test(method, dataset, grid, (recipes, strengths), seed)
+            break
+        except training.DivergedError as error:
+            # On all rows: the next best takes its place.
+            scores[:, grid.recipes.index(error.recipe)] = -np.inf
+            if np.all(scores == -np.inf):
+                raise
     return {
         **{name: values.tolist() for name, values in found.items()},
         "held_out_nll": (-scores.max(axis=(1, 2))).tolist(),

@@ -48,7 +48,11 @@ class Recipe:
 
 
 class DivergedError(Exception):
-    """Some network has weights that are not finite."""
+    """Some network that was trained by `recipe` has no finite weights."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(f"Training has diverged: {recipe}")
+        self.recipe = recipe
 
 
 def train(
@@ -104,7 +108,7 @@ def train(
         callbacks=[annealing] if method in networks.VARIATIONAL else [],
     )
     if not all(np.all(np.isfinite(x)) for x in model.get_weights()):
-        raise DivergedError
+        raise DivergedError(recipe)
     if method == "ivon":
         model = optimizer.to_variational(model)
         model.compile(loss=keras_vd.losses.GaussianNLL())

@@ -143,6 +143,26 @@ def test_what_diverges_is_not_chosen(yacht):
     assert np.all(np.isfinite(scores[:, 1]))
 
 
+def test_what_diverges_on_all_rows_gives_way(yacht, monkeypatch):
+    """Also where it was the best on the held-out ones, and to an end."""
+    recipes = tuple(
+        Recipe(3, "homoscedastic", 20, 10, learning_rate=rate)
+        for rate in (1e30, 1e-3)
+    )
+    scores = np.zeros((SPLITS, 2, 1))
+    scores[:, 0] = 1.0
+
+    def score(method, dataset, grid, seed):
+        return scores[:, : len(grid.recipes)].copy()
+
+    monkeypatch.setattr(methods, "score_candidates", score)
+    found = methods.run("ensemble", yacht, methods.Grid(recipes, (1.0,)), 0)
+    assert found["held_out_nll"] == [0.0] * SPLITS
+    assert np.all(np.isfinite(found["nll"]))
+    with pytest.raises(training.DivergedError, match="1e\\+30"):
+        methods.run("ensemble", yacht, methods.Grid(recipes[:1], (1.0,)), 0)
+
+
 def test_splits_are_tested_with_what_they_chose(yacht, monkeypatch):
     trained = []
 
