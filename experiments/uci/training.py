@@ -91,7 +91,12 @@ def train(
     optimizer = keras.optimizers.Adam(schedule)
     if method == "ivon":
         optimizer = keras_vd.optimizers.IVON(
-            rows, schedule, hessian_init=recipe.hessian_init, seed=seed
+            rows,
+            schedule,
+            hessian_init=recipe.hessian_init,
+            # It must forget h_0: the average is of a fifth of the steps.
+            beta_2=1.0 - 5.0 / (steps * PHASES),
+            seed=seed,
         )
         # Each network has the gradients of its own mean.
         strengths = strengths / count
