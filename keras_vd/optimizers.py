@@ -59,7 +59,8 @@ class IVON(keras.optimizers.Optimizer):
             seen at first, and steps may diverge.
         beta_1: Decay of the average of gradients, in [0, 1).
         beta_2: Decay of the average h, in [0, 1); the closer to 1, the less
-            noise there is in h, and the more steps it takes.
+            noise there is in h, and the more steps it takes: after t steps h_0
+            still has the weight beta_2^t. Take 1 - 5 / steps if there are few.
         seed: Int or None: of what is drawn.
         name: Of the optimizer.
         **options: Of Keras' optimizers, such as `clipnorm`.
