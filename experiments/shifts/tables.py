@@ -143,6 +143,8 @@ def show(rows: list[dict[str, Any]], is_markdown: bool) -> None:
         columns = columns_of(figures)
         scores = [x for x in columns if "AUROC" in x]
         others = [x for x in columns if "AUROC" not in x]
+        # The plain network says how many weights there were.
+        stages = ("plain", *STAGES) if STAGES[0] in figures else ()
         for title, content in (
             ("with labels", table(figures, figures, others)),
             (
@@ -151,7 +153,7 @@ def show(rows: list[dict[str, Any]], is_markdown: bool) -> None:
             ),
             (
                 "what is lost by leaving the posterior",
-                table(figures, STAGES, [*others, SIZE]),
+                table(figures, stages, [*others, SIZE]),
             ),
         ):
             if content[1]:

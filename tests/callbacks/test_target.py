@@ -559,6 +559,7 @@ def test_the_kl_comes_back_where_the_model_overfits(monitor, trained, is_back):
         assert weights[-1] < 1e-3
 
 
+@pytest.mark.integration
 def test_a_budget_that_cannot_be_kept_is_told():
     model = network()
     target = KLTarget(EXAMPLES, budget=0.0, reference=-1.0, verbose=0)

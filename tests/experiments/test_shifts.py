@@ -237,6 +237,11 @@ def test_it_runs_goes_on_and_prints_what_it_says(tmp_path, capsys):
     assert f"| plain | {mean:.2f} ± {spread:.2f} |" in printed
     for name in ("ensemble of 2", "plain, temperature", *tables.STAGES):
         assert f"| {name} |" in printed
+    # How many weights there were stands above how many are left.
+    lost = printed[printed.index("what is lost") :]
+    sizes = [row["networks"]["plain"][tables.SIZE] for row in rows[::2]]
+    plain = next(x for x in lost.splitlines() if x.startswith("| plain |"))
+    assert plain.endswith(f"| {np.mean(sizes):,.0f} |")
     with pytest.raises(SystemExit):
         run("--limit", "100")
     assert "was written with" in capsys.readouterr().err
