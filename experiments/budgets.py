@@ -105,17 +105,17 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parsed
 
 
-def cancer(parsed: argparse.Namespace) -> Problem:
-    """Three fifths to train on, one to hold out and one to test."""
+def cancer(parsed: argparse.Namespace, seed: int) -> Problem:
+    """Three fifths to train on, one to hold out and one to test, by seed."""
     from sklearn.datasets import load_breast_cancer
     from sklearn.model_selection import train_test_split
 
     x, y = load_breast_cancer(return_X_y=True)
     rows, test = train_test_split(
-        np.arange(len(y)), test_size=0.2, random_state=0, stratify=y
+        np.arange(len(y)), test_size=0.2, random_state=seed, stratify=y
     )
     train, valid = train_test_split(
-        rows, test_size=0.25, random_state=0, stratify=y[rows]
+        rows, test_size=0.25, random_state=seed, stratify=y[rows]
     )
     x = ((x - x[train].mean(axis=0)) / x[train].std(axis=0)).astype("float32")
     pairs = ((x[part], y[part]) for part in (train, valid, test))
@@ -137,7 +137,7 @@ def shortest(x: np.ndarray, y: np.ndarray, texts: int) -> Pair:
     return x[chosen], y[chosen]
 
 
-def reviews(name: str, parsed: argparse.Namespace) -> Problem:
+def reviews(name: str, parsed: argparse.Namespace, seed: int) -> Problem:
     """The shortest texts, read by the network of the example."""
     # All words of a text, so that the shortest ones can be told.
     texts = imdb_data.load(
@@ -164,7 +164,7 @@ def reviews(name: str, parsed: argparse.Namespace) -> Problem:
     )
 
 
-def cifar10(parsed: argparse.Namespace) -> Problem:
+def cifar10(parsed: argparse.Namespace, seed: int) -> Problem:
     """The first images, and a fifth as many of the last ones to hold out."""
     images = image_data.load("cifar10", None)
     held_out = images.held_out(-(-parsed.images // 5))
@@ -184,7 +184,7 @@ def cifar10(parsed: argparse.Namespace) -> Problem:
     )
 
 
-PROBLEMS: dict[str, Callable[[argparse.Namespace], Problem]] = {
+PROBLEMS: dict[str, Callable[[argparse.Namespace, int], Problem]] = {
     "cancer": cancer,
     "reviews": functools.partial(reviews, "imdb"),
     "synthetic": functools.partial(reviews, "synthetic"),
@@ -259,11 +259,14 @@ def run(parsed: argparse.Namespace) -> list[dict[str, Any]]:
     common.prepare_folder(parsed.out)
     results = []
     for dataset in parsed.dataset:
-        problem = PROBLEMS[dataset](parsed)
-        parts = (problem.train, problem.valid, problem.test)
-        counts = ", ".join(str(len(labels)) for _, labels in parts)
-        print(f"{dataset}: {counts} to train on, hold out, test", flush=True)
         for seed in parsed.seeds:
+            problem = PROBLEMS[dataset](parsed, seed)
+            parts = (problem.train, problem.valid, problem.test)
+            counts = ", ".join(str(len(labels)) for _, labels in parts)
+            print(
+                f"{dataset}, seed {seed}: {counts} to train on, hold out, test",
+                flush=True,
+            )
             for row in rows(problem, parsed.epochs, parsed.budget, seed):
                 results.append({"dataset": dataset, "seed": seed, **row})
             content = {

@@ -154,6 +154,8 @@ def draw_log_alpha(
         bins: Number of bars.
     """
     log_alpha = ops.convert_to_numpy(posterior.learned_log_alpha).ravel()
+    # Bars between neighbours of a shorter type would have no width.
+    log_alpha = log_alpha.astype("float64")
     kept = ops.convert_to_numpy(posterior.mean()).ravel() != 0.0
     is_known = np.isfinite(log_alpha)
     is_apart = is_known & (log_alpha >= MAX_ABS_LOG_ALPHA)

@@ -81,6 +81,20 @@ def test_histogram_holds_every_weight(model):
         assert panel.get_yscale() == "log"
 
 
+def test_histogram_of_weights_that_hardly_differ():
+    # Oracle: all 30 are there; 79 numbers do not fit between two of float32.
+    model = mlp()
+    first = variational_weights(model)[0]
+    first.weight.assign(np.ones((6, 5), "float32"))
+    values = np.full((6, 5), -5.0, "float32")
+    values[0, 0] = np.nextafter(values[0, 0], np.float32(0.0))
+    first.log_sigma2.assign(values)
+    panel = plots.plot_log_alpha(model).axes[0]
+    zero, kept = (bars.get_data().values for bars in panel.patches)
+    assert (kept[0], kept[-1]) == (29, 1)
+    assert zero.sum() == 0
+
+
 def test_histogram_of_pruned_weights_is_that_of_before():
     # Oracle: the variables, which pruning leaves alone.
     model = mlp()

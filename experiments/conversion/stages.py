@@ -43,6 +43,7 @@ CHANGES = (
     "kl_weight",
     "threshold",
     "share",
+    "groups",
 )
 
 
@@ -63,6 +64,7 @@ class Recipe:
         threshold: log_alpha at which a weight is pruned at the end; the
             Gaussian posterior has Bayesian model reduction instead.
         share: Which weights share a variance, see `posteriors.SparseVD`.
+        groups: Names of groups of weights, see `to_variational`.
         kl_scales: Factors of the KL of some layers, by their names.
         wish: Arguments of `KLTarget`, which then takes the place of
             `kl_weight`.
@@ -79,6 +81,7 @@ class Recipe:
     warmup_share: float = 0.5
     threshold: float = 3.0
     share: str = "weight"
+    groups: tuple[str, ...] = ()
     kl_scales: dict[str, float] = dataclasses.field(default_factory=dict)
     wish: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -272,7 +275,8 @@ def add_arguments(parser: argparse.ArgumentParser, posterior: str) -> None:
     add = parser.add_argument
     add("--posterior", choices=METHODS, default=posterior)
     add("--share", choices=SHARES, help="default: the recipe's")
-    for name in CHANGES[:-1]:
+    add("--groups", nargs="*", metavar="NAME", help="of weights, to remove")
+    for name in CHANGES[:-2]:
         kind = int if name.endswith(("epochs", "size")) else float
         option = "--" + name.replace("_", "-")
         add(option, type=kind, help="default: the recipe's")
@@ -355,7 +359,10 @@ def run(
     stages.add("dense", dense, **_size(dense))
     dense.save(out / "dense.keras")
     model, conversion = keras_vd.to_variational(
-        dense, recipe.posterior(method), return_report=True
+        dense,
+        recipe.posterior(method),
+        groups=tuple(recipe.groups),
+        return_report=True,
     )
     stages.add("converted", model)
     history = task.fit(

@@ -111,9 +111,15 @@ def train_variational(
     annealing = recipe.annealing(len(images.x_train))
     whole = keras_vd.sparsity_report(model)
     callbacks = [annealing]
-    if recipe.shrink_every:
+    # A budget goes back to weights from before.
+    if recipe.shrink_every and "budget" not in recipe.wish:
+        start_epoch = 0
+        if isinstance(annealing, keras_vd.callbacks.KLTarget):
+            start_epoch = annealing.cut_epoch(recipe.epochs)
         callbacks.append(
-            keras_vd.callbacks.ShrinkWhileTraining(recipe.shrink_every)
+            keras_vd.callbacks.ShrinkWhileTraining(
+                recipe.shrink_every, start_epoch
+            )
         )
     history = fit(
         model, images, recipe.epochs, recipe, recipe.learning_rate, callbacks

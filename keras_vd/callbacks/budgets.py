@@ -21,8 +21,8 @@ _PLAIN = 0.25
 # w at first and at most, and how many of its logs a third of the epochs can
 # cover.
 _START, _HIGHEST, _RANGE = math.exp(-4.0), math.exp(3.0), 8.0
-# Below this w the KL is as good as absent, so that less of it is no help.
-_ABSENT = math.exp(-7.0)
+# Up to this w a KL that grows is a remedy for a model that overfits.
+_BOUND = 1.0
 # How much of what is left goes in each epoch of the end that allows it: a tenth
 # or, where there are few, as much as makes it 20 times smaller if all do.
 _STEP, _END = 0.1, math.log(20.0)
@@ -32,9 +32,8 @@ class BudgetCourse:
     """The way to the smallest model whose quality stays within a budget.
 
     The KL weight is a dual variable, which grows while the budget holds and
-    falls while it does not. It is remembered in the posteriors. Where it has
-    come to nothing and the model overfits, a stronger KL is what is missing,
-    and the weight begins again at 1 / N.
+    falls while it does not. It is remembered in the posteriors. Where the
+    model overfits, a stronger KL is what is missing, and it grows as well.
 
     Args:
         budget: By how much the metric may be worse.
@@ -65,6 +64,7 @@ class BudgetCourse:
         self._limit = math.nan
         self._best = None
         self._best_rank = (math.inf, math.inf)
+        self._plain_value = self._trained = math.nan
         if first and self._given is None:
             raise ValueError(
                 "Argument `reference` must be given where a run is continued, "
@@ -74,17 +74,19 @@ class BudgetCourse:
             )
 
     def memory(self) -> dict[str, Any]:
-        """Return the best state so far, which the model does not hold."""
+        """Return what the model does not hold, with the best state so far."""
         if self._best is None:
             return {}
         weights = {f"weight/{i}": x for i, x in enumerate(self._best)}
-        return {"rank": np.array(self._best_rank), **weights}
+        plain = np.array([self._plain_value, self._trained])
+        return {"rank": np.array(self._best_rank), "plain": plain, **weights}
 
     def recall(self, memory: dict[str, Any]) -> None:
         """Remember what `memory` returned in a run that was interrupted."""
         rest = dict(memory)
         first, second = map(float, rest.pop("rank"))
         self._best_rank = first, second
+        self._plain_value, self._trained = map(float, rest.pop("plain"))
         self._best = [rest[f"weight/{i}"] for i in range(len(rest))]
 
     def weight_of(self, epoch: int) -> float:
@@ -122,8 +124,8 @@ class BudgetCourse:
         if not self._sign:
             larger = is_better_when_larger(self._model, str(self.monitor))
             self._sign = -1.0 if larger else 1.0
-        if self._given is None and epoch < self._start:
-            self._measure_plain(value)
+        if epoch < self._start:
+            self._measure_plain(value, self._read_training(logs))
         assert self._reference is not None
         self._limit = self._reference + self._sign * self.budget
         excess = self._sign * (value - self._limit)
@@ -133,15 +135,20 @@ class BudgetCourse:
         return self._limit, value
 
     def _overfits(self, logs: dict[str, Any], excess: float) -> bool:
-        """Tell whether the budget holds on the training data alone."""
+        """Tell whether it is out of budget and has learned more than before."""
+        if not excess > 0.0:
+            return False
+        # False where one of them is not known.
+        return self._sign * (self._read_training(logs) - self._trained) < 0.0
+
+    def _read_training(self, logs: dict[str, Any]) -> float:
+        """Read the metric of the training data, NaN if that is not known."""
         assert self.monitor is not None
         name = self.monitor.removeprefix("val_")
-        if excess <= 0.0 or name == self.monitor or name not in logs:
-            return False
+        if name == self.monitor or name not in logs:
+            return math.nan
         value = float(logs[name])
-        if name == "loss":
-            value -= self._penalty()
-        return self._sign * (value - self._limit) <= 0.0
+        return value - self._penalty() if name == "loss" else value
 
     def _penalty(self) -> float:
         """Compute what the KL adds to the training loss, as it is now."""
@@ -155,10 +162,12 @@ class BudgetCourse:
             for numbers in factors
         )
 
-    def _measure_plain(self, value: float) -> None:
-        """Make a value the reference if it is the best so far."""
-        before = self._reference
-        if before is None or self._sign * (value - before) < 0.0:
+    def _measure_plain(self, value: float, trained: float) -> None:
+        """Remember the values of the plain network's best epoch so far."""
+        if self._sign * (value - self._plain_value) >= 0.0:
+            return
+        self._plain_value, self._trained = value, trained
+        if self._given is None:
             self._reference = value
             # What was within the budget of a worse one may not be any more.
             self._best_rank = (math.inf, math.inf)
@@ -194,9 +203,10 @@ class BudgetCourse:
         elif epoch >= self._start:
             step = min(1.0, 3.0 * _RANGE / self._epochs)
             error = np.clip(-excess / max(self.budget, 1e-12), -1.0, 1.0)
-            weight = min(_HIGHEST, self._current() * math.exp(step * error))
-            if overfits and weight < _ABSENT:
-                weight = 1.0
+            current, highest = self._current(), _HIGHEST
+            if overfits:
+                error, highest = 1.0, max(current, _BOUND)
+            weight = min(highest, current * math.exp(step * error))
             for posterior in required_posteriors(self._model):
                 posterior.kl_weight.assign(weight / self._num_examples)
 

@@ -15,7 +15,7 @@ from keras_vd.posteriors.finding import required_posteriors
 
 # A size that is at most this share below what is allowed needs no search.
 _CLOSE = 0.995
-# How many single candidates are tried to come closer to a size.
+# How many posteriors are tried, one by one, to come closer to a size.
 _TRIES = 16
 
 
@@ -75,20 +75,60 @@ class Ranking:
         Returns:
             The size of the model now.
         """
-        low, high, size = 0, self._size + 1, 0
-        while high - low > 1 and not _CLOSE * most <= size <= most:
-            count = (low + high) // 2
-            size = self._measure_with(self._order[:count], measure)
-            low, high = (count, high) if size <= most else (low, count)
-        chosen = self._order[:low]
-        # Where the next one is too large, some after it may not be.
-        for index in self._order[low : low + _TRIES]:
-            if _CLOSE * most <= size <= most:
-                return size
-            more = np.append(chosen, index)
-            size = self._measure_with(more, measure)
-            chosen = more if size <= most else chosen
+        chosen, size = self._most_of(
+            self._order[: self._size], self._order[:0], measure, most
+        )
+        if not _is_close(size, most):
+            chosen = self._filled(chosen, measure, most)
         return self._measure_with(chosen, measure)
+
+    def _filled(
+        self, chosen: np.ndarray, measure: Callable[[], int], most: float
+    ) -> np.ndarray:
+        """Choose others where the next candidate of all would be too much.
+
+        It may be one of many sizes, or make others count for more, as `shrink`
+        picks out inputs only where at most half of them are left. Other
+        posteriors may have something that fits, or that can go in its place.
+        """
+        order = self._order[: self._size]
+        if chosen.size == order.size:
+            return chosen
+        parts = np.repeat(
+            np.arange(len(self._parts)), [x.scores.size for x in self._parts]
+        )[order]
+        found = chosen
+        # Of each posterior, in the order of their best candidates.
+        for part in list(dict.fromkeys(parts[chosen.size :]))[:_TRIES]:
+            own = order[chosen.size :][parts[chosen.size :] == part]
+            found, size = self._most_of(own, found, measure, most)
+            if _is_close(size, most):
+                return found
+        is_own = parts == parts[chosen.size]
+        whole, size = self._most_of(
+            order[~is_own], order[is_own], measure, most
+        )
+        return whole if _is_close(size, most) else found
+
+    def _most_of(
+        self,
+        candidates: np.ndarray,
+        others: np.ndarray,
+        measure: Callable[[], int],
+        most: float,
+    ) -> tuple[np.ndarray, int]:
+        """Add as many of the candidates to others as a size allows.
+
+        Returns:
+            What is chosen, and the size that was measured last.
+        """
+        low, high, size = 0, candidates.size + 1, 0
+        while high - low > 1 and not _is_close(size, most):
+            count = (low + high) // 2
+            more = np.append(others, candidates[:count])
+            size = self._measure_with(more, measure)
+            low, high = (count, high) if size <= most else (low, count)
+        return np.append(others, candidates[:low]), size
 
     def _measure_with(
         self, chosen: np.ndarray, measure: Callable[[], int]
@@ -107,6 +147,10 @@ class Ranking:
             kept[np.argmax(part.scores)] = True
             part.restore()
             part.keep(kept)
+
+
+def _is_close(size: float, most: float) -> bool:
+    return _CLOSE * most <= size <= most
 
 
 class _Part:

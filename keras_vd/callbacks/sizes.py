@@ -18,11 +18,14 @@ _CUT = 0.7
 # Share of the wish, as logs, that the KL shall have reached by then. The rest
 # is left to the ranking, because what the KL has removed has lost its value.
 _AIM = 0.8
-# How fast the log of the KL weight falls ahead of the plan, per wish. The log
-# of a ratio at the end grows by about 0.7 per log of the weight, so that a
-# network of 100x needs a weight of e^-4 to become one of 5x; it has that when
-# it is 0.13 wishes ahead.
-_FALL = 30.0
+# The log of what is left to the ranking, at most: what the KL has not made
+# useless is missed when it goes.
+_REST = 0.25
+# How fast the log of the KL weight falls ahead of the plan, per wish, and rises
+# behind it, and the most that it rises to. The log of a ratio at the end grows
+# by about 0.7 per log of the weight, so that a network of 100x needs a weight
+# of e^-4 to become one of 5x; it has that when it is 0.13 wishes ahead.
+_SLOPE, _HIGHEST = 30.0, 2.0
 TOLERANCE = 0.05
 
 
@@ -87,10 +90,17 @@ class SizeCourse:
             self._settle(is_cut=epoch == self._cut)
             return 0.0
         share = self._warmup.share(epoch, self._epochs)
-        done = math.log(self._total / max(self._size, 1))
-        plan = _AIM * (1.0 - (1.0 - (epoch + 1) / self._cut) ** 2.5)
-        lead = done / math.log(self._total / self._most) - plan
-        return share * math.exp(-_FALL * max(lead, 0.0))
+        wished = math.log(self._total / self._most)
+        done = math.log(self._total / max(self._size, 1)) / wished
+        aim = max(_AIM, 1.0 - _REST / wished)
+        time = (epoch + 1) / self._cut
+        plan = aim * (1.0 - (1.0 - time) ** 2.5)
+        # At first it is behind for want of time.
+        highest = _HIGHEST ** max(0.0, 2.0 * time - 1.0)
+        factor = min(highest, math.exp(_SLOPE * (plan - done)))
+        # Nothing is left of the weight where the wish is reached.
+        left = min(1.0, max(1.0 - done, 0.0) / (1.0 - plan))
+        return share * factor * left**2
 
     def _settle(self, is_cut: bool) -> None:
         """Fix what is zero, or keep to what is fixed.

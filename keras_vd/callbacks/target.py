@@ -23,12 +23,13 @@ class KLTarget(KLWeightCallback):
     model has it within 5%, or it warns and says why not.
 
     **A size.** For the first 70% of the epochs of `fit` the KL weight has the
-    warm-up of `KLAnnealing`, and less than that where the model gets smaller
-    faster than a plan that ends somewhat short of the wish. Then what is left
-    is ranked by its signal-to-noise ratio: as much as the wish allows stays,
-    with less noise where it would not count otherwise, and all else is pruned
-    for good. What stays is trained on without a KL, and its variances are no
-    posterior any more: for uncertainties train on with `KLAnnealing`.
+    warm-up of `KLAnnealing`, less where the model gets small faster than a plan
+    that ends somewhat short of the wish, and up to twice as much where it is
+    behind that plan late. Then what is left is ranked by its signal-to-noise
+    ratio: as much as the wish allows stays, with less noise where it would not
+    count otherwise, and all else is pruned for good. What stays is trained on
+    without a KL, and its variances are no posterior any more: for uncertainties
+    train on with `KLAnnealing`.
     Of each weight, group and gate layer one entry stays at least. For
     `n_active`, `parameters` and `macs` whole input units are ranked, by the
     sum of what their weights say.
@@ -41,9 +42,9 @@ class KLTarget(KLWeightCallback):
     after each epoch that is within the budget, or more where few epochs are
     left. At the end the model gets the weights of the smallest state that was
     (by `nonzero_ratio`), which are kept in memory meanwhile.
-    The metric of the validation is that of the pruned model. Where the KL
-    weight has fallen to 1e-3 / N and the metric is out of the budget in the
-    validation alone, the model overfits, and the weight begins again at 1 / N.
+    The metric of the validation is that of the pruned model. A model that is
+    out of the budget there, but better on the training data than the plain
+    network was in its best epoch, overfits: the weight grows up to 1 / N then.
 
     What `ShrinkWhileTraining` removes cannot come back: with `parameters` or
     `macs` start it at `cut_epoch(epochs)`. The other sizes also count weights
@@ -52,7 +53,8 @@ class KLTarget(KLWeightCallback):
     Warm-up, logs, printed lines, TensorBoard and warnings are those of
     `KLAnnealing`. A run that is resumed, as with `BackupAndRestore`, goes on as
     if it had not been interrupted; with `budget` list this callback before
-    others that save the model, and note that states from before are forgotten.
+    others that save the model, and note that states from before are forgotten,
+    and whether the model overfits, unless `recall` gives back `memory`.
 
     Args:
         num_examples: Int >= 1: as of `KLAnnealing`.

@@ -1,5 +1,7 @@
 """KLTarget: what was wished for is there after `fit`, by independent counts."""
 
+import math
+
 import keras
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ from keras_vd import layers, posteriors, priors
 from keras_vd.callbacks import KLAnnealing, KLTarget, ShrinkWhileTraining
 from keras_vd.callbacks.budgets import BudgetCourse
 from keras_vd.callbacks.ranking import Ranking
+from keras_vd.callbacks.sizes import SizeCourse
+from keras_vd.callbacks.wishes import Wish
 from tests.helpers.arrays import random_inputs, to_float64
 from tests.helpers.models import (
     Kill,
@@ -178,15 +182,37 @@ def test_a_size_is_met_while_the_model_shrinks():
 @pytest.mark.core
 @pytest.mark.integration
 def test_the_kl_weight():
-    # It never exceeds that of the usual warm-up, and is 0 from the cut on.
+    # At most twice that of the usual warm-up, and 0 from the cut on.
     target = KLTarget(EXAMPLES, nonzero_ratio=5.0, verbose=0)
     history = fit(network(), target, epochs=12)
     assert target.cut_epoch(12) == 8
     usual = KLAnnealing(EXAMPLES)
     for epoch, weight in enumerate(history["kl_weight"]):
-        limit = usual.weight_at(epoch, 12) if epoch < 8 else 0.0
+        limit = 2.0 * usual.weight_at(epoch, 12) if epoch < 8 else 0.0
         assert 0.0 <= weight <= limit
     assert max(history["kl_weight"]) > 0.0
+
+
+@pytest.mark.parametrize(
+    ("ratio", "rest"), [(3.0, 0.2 * math.log(3.0)), (100.0, 0.25)]
+)
+def test_what_the_kl_leaves_to_the_ranking(ratio, rest):
+    """Oracle: w in the last epoch before the cut, for models of some sizes."""
+    model = network()
+    weights = []
+    for left in (5.0 * rest, 1.05 * rest, 0.5 * rest, -0.1):
+        for posterior in keras_vd.variational_weights(model):
+            set_kept(posterior, np.ones(posterior.weight.shape, bool))
+        course = SizeCourse(Wish("nonzero_ratio", ratio))
+        course.begin(model, 0, 100)
+        size = round(1128 / ratio * math.exp(left))
+        Ranking(model, is_by_unit=False).fix(lambda: nonzero(model), size)
+        course.judge(68, {})
+        weights.append(course.weight_of(69))
+    assert weights[0] == pytest.approx(2.0)
+    assert 1.0 < weights[1] < 2.0
+    assert 0.0 < weights[2] < 0.25
+    assert weights[3] == 0.0
 
 
 def scatter(found):
@@ -267,6 +293,29 @@ def test_the_ranking_by_evidence(kept):
             else ~is_used[value > 0.0]
         )
         assert np.count_nonzero(wrong) <= 1 + 0.005 * kept
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("units", "most", "expected"),
+    # Where the rest of the second weight fits, and where all of the first does.
+    [(480, 100_000, (300, 333)), (250, 120_000, (600, 200))],
+)
+def test_the_ranking_where_a_size_jumps(units, most, expected):
+    """Oracle: a size that all 600 count for if more than 300 are kept."""
+    model = network()
+    found = keras_vd.variational_weights(model)[:2]
+    scatter(found)
+
+    def kept():
+        return [np.count_nonzero(inference_weight(x)) for x in found]
+
+    def measure():
+        first, second = kept()
+        return (first if first <= 300 else 600) * min(second, units)
+
+    Ranking(model, is_by_unit=False).fix(measure, most)
+    np.testing.assert_allclose(kept(), expected, rtol=0.005)
 
 
 @pytest.mark.core
@@ -524,39 +573,40 @@ def test_a_budget_of_the_training_loss():
 
 @pytest.mark.integration
 @pytest.mark.parametrize(
-    ("monitor", "trained", "is_back"),
+    ("monitor", "trained", "first", "grows"),
     [
-        ("val_accuracy", 0.9, True),
-        # The training data is out of the budget, too: the KL is in the way.
-        ("val_accuracy", 0.2, False),
+        ("val_accuracy", 0.9, 0, True),
+        # The training data is known less well, too: the KL is in the way.
+        ("val_accuracy", 0.5, 0, False),
         # What is monitored is of the training data itself.
-        ("accuracy", 0.2, False),
+        ("accuracy", 0.9, 0, False),
+        # How well the plain network had learned it is not known.
+        ("val_accuracy", 0.9, 9, False),
     ],
 )
-def test_the_kl_comes_back_where_the_model_overfits(monitor, trained, is_back):
-    """Oracle: w after epochs that are out of the budget all the time."""
+def test_the_kl_grows_where_the_model_overfits(monitor, trained, first, grows):
+    """Oracle: the law of w, for epochs that are out of the budget."""
     model = network()
     compile_quickly(model, metrics=["accuracy"])
     model.fit(*data(), verbose=0, callbacks=[KLAnnealing(EXAMPLES, verbose=0)])
-    course = BudgetCourse(0.1, monitor, 0.8, EXAMPLES)
-    course.begin(model, 0, 100)
-    logs = {"accuracy": trained, "val_accuracy": 0.2}
+    for posterior in keras_vd.variational_weights(model):
+        posterior.kl_weight.assign(math.exp(-4.0) / EXAMPLES)
+    course = BudgetCourse(0.1, monitor, 1.1, EXAMPLES)
+    course.begin(model, first, 100)
     weights = []
-    for epoch in range(70):
+    for epoch in range(first, 60):
         weights.append(course.weight_of(epoch))
         for posterior in keras_vd.variational_weights(model):
             posterior.kl_weight.assign(weights[-1] / EXAMPLES)
-        course.judge(epoch, logs)
-    first = np.flatnonzero(weights)[0]
-    assert weights[first] < 0.02
-    rises = np.flatnonzero(np.diff(weights[first:]) > 0)
-    assert bool(rises.size) == is_back
-    if is_back:
-        after = weights[first + rises[0] + 1]
-        assert weights[first + rises[0]] < 2e-3
-        assert after == pytest.approx(1.0)
-    else:
-        assert weights[-1] < 1e-3
+        is_plain = epoch < 9
+        logs = {"accuracy": trained, "val_accuracy": 0.2}
+        course.judge(
+            epoch, {"accuracy": 0.6, "val_accuracy": 0.8} if is_plain else logs
+        )
+    steps = np.arange(60 - 9)
+    expected = np.exp(-4.0 + (1 if grows else -1) * 0.24 * steps)
+    found = weights[9 - first :]
+    np.testing.assert_allclose(found, np.minimum(expected, 1.0), rtol=1e-4)
 
 
 @pytest.mark.integration

@@ -31,8 +31,8 @@ def test_it_runs_and_writes_what_it_says(tmp_path, capsys, monkeypatch):
     printed = capsys.readouterr().out
     written = json.loads((tmp_path / "out" / "results.json").read_text())
     assert written["rows"] == rows
-    assert "reviews: 60, 8, 20 to train on, hold out, test" in printed
-    assert "cancer: 341, 114, 114 to train on" in printed
+    assert "reviews, seed 0: 60, 8, 20 to train on, hold out, test" in printed
+    assert "cancer, seed 0: 341, 114, 114 to train on" in printed
     assert [row["dataset"] for row in rows] == ["reviews"] * 3 + ["cancer"] * 3
     for plain, full, budget in (rows[:3], rows[3:]):
         assert plain["nonzero_ratio"] == 1.0
@@ -58,7 +58,7 @@ def test_means_are_those_of_a_network(capsys):
 
 def test_no_example_is_in_two_parts():
     parsed = budgets.parse_arguments([])
-    problem = budgets.cancer(parsed)
+    problem = budgets.cancer(parsed, 0)
     parts = [
         {row.tobytes() for row in x}
         for x, _ in (problem.train, problem.valid, problem.test)

@@ -141,9 +141,10 @@ def test_the_network_of_the_guide(tmp_path, monkeypatch):
         transformer,
         *("--dataset", "synthetic", "--limit", 64, "--out", tmp_path),
         *("--network", "guide", "--width", 8, "--units", 6),
-        *(*QUICK, "--no-deploy"),
+        *(*QUICK, "--no-deploy", "--groups", "vocabulary"),
     )
     check(results, tmp_path)
+    assert [x["groups"] for x in results["sparsity"]["groups"]] == [439, 25]
     kinds = {
         row["name"].rpartition("/")[2]: row["converted_to"]
         for row in results["conversion"]["rows"]

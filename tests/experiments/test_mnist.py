@@ -97,7 +97,7 @@ def test_a_wish_instead_of_a_kl_weight(wish, tmp_path):
     results = run(
         *("--dataset", "digits", "--limit", 128, "--epochs", 4),
         *("--finetune-epochs", 0, "--holdout", 64, "--out", tmp_path / "out"),
-        *("--" + name.replace("_", "-"), value),
+        *("--" + name.replace("_", "-"), value, "--shrink-every", 1),
     )
     ratio = results["sparsity"]["nonzero_ratio"]
     if name == "nonzero_ratio":
