@@ -209,7 +209,7 @@ DEPENDENT_MLP = dataclasses.replace(
     first=BETA_BERNOULLI_MLP,
 )
 HARD_CONCRETE_MLP = dataclasses.replace(
-    LOG_NORMAL_MLP, gate_factor=10.0, kl_scales=(10.0, 20.0, 10.0)
+    LOG_NORMAL_MLP, gate_factor=10.0, kl_scales=(60.0, 120.0, 60.0)
 )
 
 LOG_NORMAL_LENET_5 = dataclasses.replace(
