@@ -79,11 +79,15 @@ class Ranking:
             self._order[: self._size], self._order[:0], measure, most
         )
         if not _is_close(size, most):
-            chosen = self._filled(chosen, measure, most)
+            chosen = self._filled(chosen, size, measure, most)
         return self._measure_with(chosen, measure)
 
     def _filled(
-        self, chosen: np.ndarray, measure: Callable[[], int], most: float
+        self,
+        chosen: np.ndarray,
+        size: int,
+        measure: Callable[[], int],
+        most: float,
     ) -> np.ndarray:
         """Choose others where the next candidate of all would be too much.
 
@@ -101,14 +105,15 @@ class Ranking:
         # Of each posterior, in the order of their best candidates.
         for part in list(dict.fromkeys(parts[chosen.size :]))[:_TRIES]:
             own = order[chosen.size :][parts[chosen.size :] == part]
-            found, size = self._most_of(own, found, measure, most)
+            found, more = self._most_of(own, found, measure, most)
+            size = max(size, more)
             if _is_close(size, most):
                 return found
         is_own = parts == parts[chosen.size]
-        whole, size = self._most_of(
+        whole, other_size = self._most_of(
             order[~is_own], order[is_own], measure, most
         )
-        return whole if _is_close(size, most) else found
+        return whole if other_size > size else found
 
     def _most_of(
         self,
@@ -120,15 +125,18 @@ class Ranking:
         """Add as many of the candidates to others as a size allows.
 
         Returns:
-            What is chosen, and the size that was measured last.
+            What is chosen, and the size with it; 0 if no candidate is.
         """
-        low, high, size = 0, candidates.size + 1, 0
-        while high - low > 1 and not _is_close(size, most):
+        low, high, reached = 0, candidates.size + 1, 0
+        while high - low > 1 and not _is_close(reached, most):
             count = (low + high) // 2
             more = np.append(others, candidates[:count])
             size = self._measure_with(more, measure)
-            low, high = (count, high) if size <= most else (low, count)
-        return np.append(others, candidates[:low]), size
+            if size <= most:
+                low, reached = count, size
+            else:
+                high = count
+        return np.append(others, candidates[:low]), reached
 
     def _measure_with(
         self, chosen: np.ndarray, measure: Callable[[], int]

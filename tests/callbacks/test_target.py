@@ -298,8 +298,13 @@ def test_the_ranking_by_evidence(kept):
 @pytest.mark.core
 @pytest.mark.parametrize(
     ("units", "most", "expected"),
-    # Where the rest of the second weight fits, and where all of the first does.
-    [(480, 100_000, (300, 333)), (250, 120_000, (600, 200))],
+    # Where the rest of the second weight fits, and where all of the first does;
+    # one of the second more would be a percent too much in the last case.
+    [
+        (480, 100_000, (300, 333)),
+        (250, 120_000, (600, 200)),
+        (90, 51_500, (600, 85)),
+    ],
 )
 def test_the_ranking_where_a_size_jumps(units, most, expected):
     """Oracle: a size that all 600 count for if more than 300 are kept."""
