@@ -54,7 +54,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--model", type=Path, metavar="FILE.keras", help="trained, of yours")
     add("--dataset", choices=mnist_data.DATASETS, default="mnist")
     add("--data", type=Path, metavar="FILE.npz", help="images of your own")
-    stages.add_arguments(parser, "sparse_vd")
+    stages.add_arguments(parser, "sparse_vd", ("input", "output"))
     add("--shift", type=int, default=1, help="random shifts, in pixels")
     add("--holdout", type=int, help="report on that many training images")
     parsed = parser.parse_args(arguments)

@@ -33,7 +33,7 @@ COLUMNS = {
     "seconds": ("seconds", ".0f"),
 }
 METHODS = ("sparse_vd", "ard", "gaussian")
-# What the command line can change in a recipe; numbers, and the share.
+# What the command line can change in a recipe; numbers, share and groups.
 CHANGES = (
     "epochs",
     "variational_epochs",
@@ -270,12 +270,20 @@ class Stages:
         return table
 
 
-def add_arguments(parser: argparse.ArgumentParser, posterior: str) -> None:
-    """Options that both experiments have; `posterior` is the default."""
+def add_arguments(
+    parser: argparse.ArgumentParser, posterior: str, groups: tuple[str, ...]
+) -> None:
+    """Add the options that both experiments have.
+
+    Args:
+        parser: Where to add them.
+        posterior: The default of `--posterior`.
+        groups: Names of groups that layers of the network can have.
+    """
     add = parser.add_argument
     add("--posterior", choices=METHODS, default=posterior)
     add("--share", choices=SHARES, help="default: the recipe's")
-    add("--groups", nargs="*", metavar="NAME", help="of weights, to remove")
+    add("--groups", nargs="*", choices=groups, help="default: none")
     for name in CHANGES[:-2]:
         kind = int if name.endswith(("epochs", "size")) else float
         option = "--" + name.replace("_", "-")

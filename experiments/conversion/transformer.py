@@ -35,6 +35,7 @@ SIZES: dict[str, dict[str, int]] = {
     "guide": {"words": 20_000, "length": 200, "heads": 2, "units": 32},
 }
 SYNTHETIC_LENGTH = 25
+GROUPS = ("vocabulary", "features", "heads", "input", "output")
 RECIPE = stages.Recipe(
     epochs=2,
     variational_epochs=8,
@@ -61,7 +62,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--heads", type=int, help="of the attention; default: 4, or 2")
     add("--blocks", type=int, default=1, help="of attention and feed-forward")
     add("--units", type=int, help="of the feed-forward layers; default: 64, 32")
-    stages.add_arguments(parser, "gaussian")
+    stages.add_arguments(parser, "gaussian", GROUPS)
     add("--holdout", action="store_true", help="report on held-out texts")
     parsed = parser.parse_args(arguments)
     defaults = SIZES[parsed.network]

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_vd.callbacks.wishes import TOLERANCE
 from keras_vd.layers.structured import StructuredGate
 from keras_vd.posteriors import Posterior, WeightPosterior
 from keras_vd.posteriors.finding import required_posteriors
@@ -78,8 +79,9 @@ class Ranking:
         chosen, size = self._most_of(
             self._order[: self._size], self._order[:0], measure, most
         )
-        if not _is_close(size, most):
-            chosen = self._filled(chosen, size, measure, most)
+        if _is_close(size, most):
+            return size
+        chosen = self._filled(chosen, size, measure, most)
         return self._measure_with(chosen, measure)
 
     def _filled(
@@ -93,7 +95,8 @@ class Ranking:
 
         It may be one of many sizes, or make others count for more, as `shrink`
         picks out inputs only where at most half of them are left. Other
-        posteriors may have something that fits, or that can go in its place.
+        posteriors may have something that fits. If that is not enough, they
+        lose more in its place, against the order, to meet the wish.
         """
         order = self._order[: self._size]
         if chosen.size == order.size:
@@ -105,10 +108,15 @@ class Ranking:
         # Of each posterior, in the order of their best candidates.
         for part in list(dict.fromkeys(parts[chosen.size :]))[:_TRIES]:
             own = order[chosen.size :][parts[chosen.size :] == part]
+            # Most often not even one fits.
+            if self._measure_with(np.append(found, own[:1]), measure) > most:
+                continue
             found, more = self._most_of(own, found, measure, most)
             size = max(size, more)
             if _is_close(size, most):
                 return found
+        if size >= (1.0 - TOLERANCE) * most:
+            return found
         is_own = parts == parts[chosen.size]
         whole, other_size = self._most_of(
             order[~is_own], order[is_own], measure, most

@@ -10,7 +10,7 @@ from keras import ops
 
 from keras_vd.callbacks.ranking import Ranking
 from keras_vd.callbacks.schedules import Schedule
-from keras_vd.callbacks.wishes import Wish
+from keras_vd.callbacks.wishes import TOLERANCE, Wish
 from keras_vd.posteriors.finding import required_posteriors
 
 # Share of the epochs after which it is fixed what is zero.
@@ -26,7 +26,6 @@ _REST = 0.25
 # by about 0.7 per log of the weight, so that a network of 100x needs a weight
 # of e^-4 to become one of 5x; it has that when it is 0.13 wishes ahead.
 _SLOPE, _HIGHEST = 30.0, 2.0
-TOLERANCE = 0.05
 
 
 def cut_epoch(epochs: int) -> int:

@@ -58,6 +58,8 @@ _SIZES: dict[str, Callable[[keras.Model], Sizes]] = {
 }
 # All wishes that there are, as arguments are named.
 NAMES = (*_SIZES, "budget")
+# A size is met if it is off by this share at most.
+TOLERANCE = 0.05
 
 
 @dataclasses.dataclass(frozen=True)

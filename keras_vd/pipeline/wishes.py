@@ -9,8 +9,8 @@ import keras
 
 from keras_vd._backend.keras_internals import is_better_when_larger
 from keras_vd.callbacks import KLTarget
-from keras_vd.callbacks.sizes import TOLERANCE, SizeCourse
-from keras_vd.callbacks.wishes import NAMES, Wish, units_of
+from keras_vd.callbacks.sizes import SizeCourse
+from keras_vd.callbacks.wishes import NAMES, TOLERANCE, Wish, units_of
 from keras_vd.shrinking.report import ShrinkReport
 from keras_vd.sparsity import SparsityReport
 

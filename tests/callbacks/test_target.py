@@ -299,11 +299,13 @@ def test_the_ranking_by_evidence(kept):
 @pytest.mark.parametrize(
     ("units", "most", "expected"),
     # Where the rest of the second weight fits, and where all of the first does;
-    # one of the second more would be a percent too much in the last case.
+    # one of the second more would be a percent too much in the third case. In
+    # the last one all of the second is close enough to keep to the order.
     [
         (480, 100_000, (300, 333)),
         (250, 120_000, (600, 200)),
         (90, 51_500, (600, 85)),
+        (250, 78_000, (300, 480)),
     ],
 )
 def test_the_ranking_where_a_size_jumps(units, most, expected):
