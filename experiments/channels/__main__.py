@@ -7,13 +7,15 @@ Takes a trained classifier (--model, of Keras; without it a small residual
 network is trained first). Trains it on as it is; with log-normal gates on all
 channels that can go, while those with the most noise are closed; and while
 channels with the smallest kernels go, down to the same shares of its MACs. All
-train for as many epochs. Writes results.json, a picture of accuracy against
+train for as many epochs; with --distill, from the outputs of the first as well
+as from labels. Writes results.json, a picture of accuracy against
 MACs and the models to --out.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import random
 import sys
@@ -35,7 +37,8 @@ from experiments.rates import LearningRates, make_optimizer
 
 KEPT = (
     *("seed", "epochs", "finetune_epochs", "learning_rate", "gate_factor"),
-    *("kl_weight", "batch_size", "shift", "limit", "holdout"),
+    *("distill", "parameters", "kl_weight", "batch_size"),
+    *("shift", "limit", "holdout"),
 )
 HEADER = (
     *("method", "accuracy %", "MACs", "times fewer"),
@@ -54,6 +57,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--data", type=Path, metavar="FILE.npz", help="images of your own")
     add("--scale", type=float, default=1.0, help="what the model calls white")
     add("--macs", type=float, nargs="+", default=[0.6, 0.4], help="shares left")
+    add("--parameters", type=float, default=1.0, help="by gates: share left")
+    add("--distill", action="store_true", help="learn from the dense one")
     add("--kl-weight", type=float, default=4.0)
     add("--epochs", type=int, default=20, help="in which channels go")
     add("--finetune-epochs", type=int, default=10)
@@ -70,6 +75,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     minima |= dict.fromkeys(("finetune_epochs", "shift", "seed"), 0)
     common.check_minima(parsed, minima)
     common.check_positive(parsed, "scale", "kl_weight", "macs")
+    common.check_positive(parsed, "parameters")
     common.check_positive(parsed, "learning_rate", "gate_factor")
     return parsed
 
@@ -95,13 +101,18 @@ def build(shape: tuple[int, ...], classes: int) -> keras.Model:
 
 
 class Trainer:
-    """Trains and judges classifiers of the same images."""
+    """Trains and judges classifiers of the same images.
+
+    Attributes:
+        teacher: A network that those without gates learn from, if any.
+    """
 
     def __init__(
         self, images: mnist_data.Images, arguments: argparse.Namespace
     ) -> None:
         self.images = images
         self.arguments = arguments
+        self.teacher: keras.Model | None = None
 
     def fit(
         self,
@@ -114,16 +125,28 @@ class Trainer:
         if not epochs:
             return
         given = self.arguments
+        is_logits = not _ends_in_softmax(model)
+        rate = given.gate_factor if methods.has_gates(model) else 1.0
+        if self.teacher and not methods.has_gates(model):
+            # By its name, Keras would take the divergence of the logits.
+            loss = (
+                keras.losses.KLDivergence()
+                if is_logits
+                else keras.losses.CategoricalCrossentropy()
+            )
+            model = keras.distillation.Distiller(
+                self.teacher,
+                model,
+                keras.distillation.LogitsDistillation(1.0, loss),
+            )
         model.compile(
             make_optimizer(
                 given.learning_rate,
-                given.gate_factor if methods.has_gates(model) else 1.0,
+                rate,
                 r".*_gate(_\d+)?",
                 global_clipnorm=1.0,
             ),
-            keras.losses.SparseCategoricalCrossentropy(
-                from_logits=not _ends_in_softmax(model)
-            ),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=is_logits),
         )
         batches = mnist_data.ShiftedBatches(
             self.images, given.batch_size, given.shift, random.randrange(2**31)
@@ -180,28 +203,35 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         trainer.fit(start, epochs, decays=True)
     rows: list[dict[str, Any]] = []
 
-    def add(method: str, model: keras.Model) -> None:
-        macs, parameters = methods.macs_of(model), model.count_params()
+    def add(method: str, model: keras.Model) -> methods.Size:
+        size = methods.size_of(model)
         row = {
             "method": method,
             "accuracy_percent": trainer.accuracy_percent(model),
-            "macs": macs,
-            "parameters": parameters,
+            **dataclasses.asdict(size),
         }
         rows.append(row)
         print(common.markdown(HEADER, [cells(row, rows[0])]), flush=True)
-        model.save(out / f"{method.replace(' ', '-')}-{macs}.keras")
+        model.save(out / f"{method.replace(' ', '-')}-{size.macs}.keras")
+        return size
 
-    add("as it came", start)
+    whole = add("as it came", start)
     dense = keras.models.clone_model(start)
     dense.set_weights(start.get_weights())
     trainer.fit(dense, epochs, decays=True)
     add("trained on", dense)
+    if arguments.distill:
+        trainer.teacher = dense
     options = len(images.x_train), arguments.kl_weight
+    how = trainer.fit, schedule
     for share in arguments.macs:
-        wish = trainer.fit, schedule, int(share * rows[0]["macs"])
-        add("gates", methods.by_noise(start, *wish, *options))
-        add("magnitude", methods.by_magnitude(start, *wish))
+        wish = methods.Size(
+            int(share * whole.macs),
+            int(arguments.parameters * whole.parameters),
+        )
+        size = add("gates", methods.by_noise(start, *how, wish, *options))
+        wish = methods.Size(size.macs, whole.parameters)
+        add("magnitude", methods.by_magnitude(start, *how, wish))
     print(common.describe_device())
     print(common.markdown(HEADER, [cells(x, rows[0]) for x in rows]))
     draw(rows, out / "channels.png")

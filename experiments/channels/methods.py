@@ -21,6 +21,27 @@ Fit = Callable[..., Any]
 
 
 @dataclasses.dataclass(frozen=True)
+class Size:
+    """What a network takes.
+
+    Attributes:
+        macs: Multiplications of an example.
+        parameters: Number of weights.
+    """
+
+    macs: int
+    parameters: int
+
+    def __le__(self, other: Size) -> bool:
+        return self.macs <= other.macs and self.parameters <= other.parameters
+
+    def cost(self, smaller: Size) -> float:
+        """Both shares that a smaller network has less of, summed."""
+        macs = (self.macs - smaller.macs) / self.macs
+        return macs + (self.parameters - smaller.parameters) / self.parameters
+
+
+@dataclasses.dataclass(frozen=True)
 class Schedule:
     """How long to train.
 
@@ -34,16 +55,26 @@ class Schedule:
     finetune_epochs: int
     steps: int = 5
 
-    def steps_to(self, whole: int, macs: int) -> list[tuple[int, int]]:
-        """Epochs of each step, and the MACs that may be left in it.
+    def steps_to(self, whole: Size, wish: Size) -> list[tuple[int, Size]]:
+        """Epochs of each step, and the size that may be left in it.
 
         What is to go falls with the cube of the time that is left (Zhu and
         Gupta 2017, arXiv:1710.01878).
         """
         parts = np.array_split(np.arange(self.epochs), self.steps)
+        left = [(1.0 - i / self.steps) ** 3 for i in range(1, self.steps + 1)]
         return [
-            (len(x), int(macs + (whole - macs) * (1.0 - i / self.steps) ** 3))
-            for i, x in enumerate(parts, 1)
+            (
+                len(part),
+                Size(
+                    int(wish.macs + x * (whole.macs - wish.macs)),
+                    int(
+                        wish.parameters
+                        + x * (whole.parameters - wish.parameters)
+                    ),
+                ),
+            )
+            for part, x in zip(parts, left, strict=True)
         ]
 
 
@@ -51,41 +82,45 @@ def by_noise(
     model: keras.Model,
     fit: Fit,
     schedule: Schedule,
-    macs: int,
+    wish: Size,
     num_examples: int,
     kl_weight: float,
 ) -> keras.Model:
     """Train on with log-normal gates, and close those with the most noise.
 
-    Step by step, as `by_magnitude` does; the score of a channel is the
-    signal-to-noise ratio of its gate (Neklyudov et al. 2017, arXiv:1705.07283).
+    Step by step, as `by_magnitude` does. A gate is as noisy as the loss lets it
+    be, so that the square of its signal-to-noise ratio (Neklyudov et al. 2017,
+    arXiv:1705.07283) is about what the loss gains when it closes. The score of
+    a channel is that gain for what the channel costs.
 
     Args:
         model: The network; stays as it is.
         fit: Trains a network.
         schedule: How long.
-        macs: Multiplications of an example that may be left.
+        wish: What may be left.
         num_examples: Number of training examples.
         kl_weight: Factor of the gates' KL.
     """
-    gated, _ = _gated(model)
+    gated, _ = with_gates(model)
     annealing = keras_vd.callbacks.KLAnnealing(
         num_examples, start_epoch=0, warmup_epochs=0, max_weight=kl_weight
     )
-    for epochs, allowed in schedule.steps_to(macs_of(model), macs):
+    for epochs, allowed in schedule.steps_to(size_of(model), wish):
         fit(gated, epochs, False, [annealing])
+        costs = channel_costs(gated)
         # Those that are closed have 0.
-        signal = {
-            x.name: keras.ops.convert_to_numpy(x.snr()) for x in _gates(gated)
+        scores = {
+            x.name: keras.ops.convert_to_numpy(x.snr()) ** 2 / costs[x.name]
+            for x in _gates(gated)
         }
-        _close_least(gated, signal, allowed)
+        _close_least(gated, scores, allowed)
     smaller, _ = _removed(gated)
     fit(smaller, schedule.finetune_epochs, True)
     return smaller
 
 
 def by_magnitude(
-    model: keras.Model, fit: Fit, schedule: Schedule, macs: int
+    model: keras.Model, fit: Fit, schedule: Schedule, wish: Size
 ) -> keras.Model:
     """Remove the channels of smallest kernels, step by step, and train on.
 
@@ -97,10 +132,10 @@ def by_magnitude(
         model: The network; stays as it is.
         fit: Trains a network.
         schedule: As for gates, for as long.
-        macs: Multiplications of an example that may be left.
+        wish: What may be left.
     """
-    for epochs, allowed in schedule.steps_to(macs_of(model), macs):
-        gated, made_by = _gated(model)
+    for epochs, allowed in schedule.steps_to(size_of(model), wish):
+        gated, made_by = with_gates(model)
         sizes = {
             name: _sizes([model.get_layer(x) for x in layers])
             for name, layers in made_by.items()
@@ -112,7 +147,7 @@ def by_magnitude(
     return model
 
 
-def _gated(model: keras.Model) -> tuple[keras.Model, dict[str, Any]]:
+def with_gates(model: keras.Model) -> tuple[keras.Model, dict[str, Any]]:
     """Put gates on all channels; tell of what layers, by the gates' names."""
     gated, report = keras_vd.to_variational(
         model,
@@ -125,14 +160,14 @@ def _gated(model: keras.Model) -> tuple[keras.Model, dict[str, Any]]:
 
 
 def _close_least(
-    gated: keras.Model, scores: dict[str, np.ndarray], macs: int
+    gated: keras.Model, scores: dict[str, np.ndarray], wish: Size
 ) -> None:
-    """Close as few gates, of the least score, as reach so many MACs.
+    """Close as few gates, of the least score, as reach a size.
 
     Args:
         gated: A network with gates.
         scores: Of each gate's channels, by its name.
-        macs: Multiplications that may be left.
+        wish: What may be left.
     """
     order = np.argsort(np.concatenate(list(scores.values())), kind="stable")
     ends = np.cumsum([len(x) for x in scores.values()])
@@ -144,7 +179,7 @@ def _close_least(
         middle = (low + high) // 2
         _close(gated, ranks, middle)
         _, left = _removed(gated)
-        if left <= macs:
+        if left <= wish:
             high = middle
         else:
             low = middle + 1
@@ -170,11 +205,26 @@ def _sizes(layers: list[keras.layers.Layer]) -> np.ndarray:
     return sizes / sizes.mean()
 
 
-def _removed(gated: keras.Model) -> tuple[keras.Model, int]:
-    """Return a network without the channels that are closed, and its MACs."""
+def channel_costs(gated: keras.Model) -> dict[str, float]:
+    """What one channel of each gate takes, by the gate's name; above 0."""
+    _, whole = _removed(gated)
+    costs = {}
+    for gate in _gates(gated):
+        mask = keras.ops.convert_to_numpy(gate.keep_mask)
+        fewer = mask.copy()
+        fewer[np.argmax(mask)] = False
+        gate.keep_mask.assign(fewer)
+        _, left = _removed(gated)
+        gate.keep_mask.assign(mask)
+        costs[gate.name] = max(whole.cost(left), 1e-9)
+    return costs
+
+
+def _removed(gated: keras.Model) -> tuple[keras.Model, Size]:
+    """Return a network without the channels that are closed, and its size."""
     plain = keras_vd.to_deterministic(gated)
     smaller, report = keras_vd.shrink(plain, return_report=True, verbose=0)
-    return smaller, int(report.kept_macs or 0)
+    return smaller, Size(int(report.kept_macs or 0), smaller.count_params())
 
 
 def _gates(model: keras.Model) -> list[keras_vd.layers.LogNormalDropout]:
@@ -186,7 +236,6 @@ def has_gates(model: keras.Model) -> bool:
     return bool(_gates(model))
 
 
-def macs_of(model: keras.Model) -> int:
-    """Multiplications for one example."""
+def size_of(model: keras.Model) -> Size:
     _, report = keras_vd.shrink(model, return_report=True, verbose=0)
-    return int(report.macs or 0)
+    return Size(int(report.macs or 0), model.count_params())
