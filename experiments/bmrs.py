@@ -68,7 +68,7 @@ RECIPES = {
         epochs=40,
         finetune_epochs=110,
         warmup_epochs=7,
-        kl_scales=(260.0, *(22.0,) * (MLP_LAYERS - 1)),
+        kl_scales=(260.0, *(24.0,) * (MLP_LAYERS - 1)),
     ),
 }
 

@@ -90,8 +90,8 @@ def by_noise(
 
     Step by step, as `by_magnitude` does. A gate is as noisy as the loss lets it
     be, so that the square of its signal-to-noise ratio (Neklyudov et al. 2017,
-    arXiv:1705.07283) is about what the loss gains when it closes. The score of
-    a channel is that gain for what the channel costs.
+    arXiv:1705.07283) stands for what is lost when it closes. The score of a
+    channel is that square over the channel's cost, in MACs and parameters.
 
     Args:
         model: The network; stays as it is.
