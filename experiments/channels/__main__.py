@@ -77,6 +77,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     common.check_positive(parsed, "scale", "kl_weight", "macs")
     common.check_positive(parsed, "parameters")
     common.check_positive(parsed, "learning_rate", "gate_factor")
+    if parsed.distill and not hasattr(keras, "distillation"):
+        common.fail(
+            f"--distill needs Keras 3.12 or newer, not {keras.__version__}"
+        )
     return parsed
 
 
@@ -126,8 +130,8 @@ class Trainer:
             return
         given = self.arguments
         is_logits = not _ends_in_softmax(model)
-        rate = given.gate_factor if methods.has_gates(model) else 1.0
-        if self.teacher and not methods.has_gates(model):
+        has_gates = methods.has_gates(model)
+        if self.teacher and not has_gates:
             # By its name, Keras would take the divergence of the logits.
             loss = (
                 keras.losses.KLDivergence()
@@ -142,7 +146,7 @@ class Trainer:
         model.compile(
             make_optimizer(
                 given.learning_rate,
-                rate,
+                given.gate_factor if has_gates else 1.0,
                 r".*_gate(_\d+)?",
                 global_clipnorm=1.0,
             ),

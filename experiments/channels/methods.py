@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 import keras_vd
+from keras_vd.rules.costs import count_macs
 
 # Trains a model for that many epochs; the learning rate decays, or stays. Takes
 # callbacks.
@@ -34,6 +35,13 @@ class Size:
 
     def __le__(self, other: Size) -> bool:
         return self.macs <= other.macs and self.parameters <= other.parameters
+
+    def on_the_way_to(self, larger: Size, share: float) -> Size:
+        """The size that is that share of the way from this one."""
+        pairs = zip(
+            dataclasses.astuple(self), dataclasses.astuple(larger), strict=True
+        )
+        return Size(*(int(x + share * (y - x)) for x, y in pairs))
 
     def cost(self, smaller: Size) -> float:
         """Both shares that a smaller network has less of, summed."""
@@ -64,16 +72,7 @@ class Schedule:
         parts = np.array_split(np.arange(self.epochs), self.steps)
         left = [(1.0 - i / self.steps) ** 3 for i in range(1, self.steps + 1)]
         return [
-            (
-                len(part),
-                Size(
-                    int(wish.macs + x * (whole.macs - wish.macs)),
-                    int(
-                        wish.parameters
-                        + x * (whole.parameters - wish.parameters)
-                    ),
-                ),
-            )
+            (len(part), wish.on_the_way_to(whole, x))
             for part, x in zip(parts, left, strict=True)
         ]
 
@@ -237,5 +236,4 @@ def has_gates(model: keras.Model) -> bool:
 
 
 def size_of(model: keras.Model) -> Size:
-    _, report = keras_vd.shrink(model, return_report=True, verbose=0)
-    return Size(int(report.macs or 0), model.count_params())
+    return Size(count_macs(model) or 0, model.count_params())
