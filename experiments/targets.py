@@ -87,7 +87,7 @@ def figures(run: dict[str, Any]) -> dict[str, float]:
     """Read accuracy and sizes from the results of any of the experiments."""
     sparsity, shrunk = run["sparsity"], run["shrunk"]
     found = {
-        "parameters": shrunk["kept_parameters"],
+        "parameters": shrunk["kept_parameters"] + words_left_out(run),
         "macs": shrunk["kept_macs"],
         "n_active": sum(sparsity.get("n_active", ())) or None,
         "nonzero_ratio": sparsity.get("nonzero_ratio", sparsity.get("ratio")),
@@ -101,6 +101,21 @@ def figures(run: dict[str, Any]) -> dict[str, float]:
         accuracy = run["stages"][-1]["accuracy_percent"]
     found["accuracy"] = accuracy
     return {k: v for k, v in found.items() if v is not None}
+
+
+def words_left_out(run: dict[str, Any]) -> int:
+    """Count parameters of words that a run on texts has taken out.
+
+    `keras_vd.shrink` does not, and `KLTarget` counts as it does.
+    """
+    if "kept" not in run["sparsity"]:
+        return 0
+    (embedding,) = (
+        row for row in run["shrunk"]["rows"] if row["layer"] == "Embedding"
+    )
+    _, vocabulary = run["sparsity"]["kept"]["words"]
+    left_out: int = vocabulary - embedding["kept_inputs"]
+    return left_out * int(embedding["kept_outputs"])
 
 
 def last_of(run: dict[str, Any], name: str) -> float:

@@ -53,6 +53,7 @@ def describe_sparsity(
         "matrices": matrices,
         "weights": start.weights,
         "nonzero": end.nonzero,
+        "n_active": end.n_active,
         "ratio": start.weights / nonzero,
         "ratio_with_biases": (start.weights + start.biases) / with_biases,
         "ratio_to_published": lstm_weights(*PUBLISHED) / nonzero,

@@ -68,11 +68,23 @@ def test_figures_of_every_experiment():
     shrunk = {"kept_parameters": 8, "kept_macs": None}
     texts = {
         "accuracy_percent": {"trained": 80.0, "pruned": 79.0},
-        "sparsity": {"ratio": 9.0},
-        "shrunk": shrunk,
+        "sparsity": {
+            "ratio": 9.0,
+            "n_active": [3, 2],
+            "kept": {"words": [3, 100]},
+        },
+        "shrunk": {
+            **shrunk,
+            "rows": [
+                {"layer": "Embedding", "kept_inputs": 5, "kept_outputs": 2},
+                {"layer": "LSTM", "kept_inputs": 2, "kept_outputs": 4},
+            ],
+        },
     }
     assert targets.figures(texts) == {
-        "parameters": 8,
+        # 95 words of two features each, which `shrink` leaves in.
+        "parameters": 8 + 190,
+        "n_active": 5,
         "nonzero_ratio": 9.0,
         "accuracy": 79.0,
     }

@@ -13,6 +13,7 @@ import tensorflow as tf
 from keras_vd import (
     kl_divergence,
     layers,
+    posteriors,
     predict_mc,
     prune,
     sparsity_report,
@@ -21,6 +22,7 @@ from keras_vd.posteriors.posterior import Posterior
 from tests.helpers.distributed.steps import (
     EXAMPLES,
     KL_WEIGHT,
+    WISHES,
     assert_close,
     data,
     dense,
@@ -31,6 +33,7 @@ from tests.helpers.distributed.steps import (
     recurrent,
     run_documented,
     step,
+    train_to,
     values,
 )
 
@@ -191,6 +194,16 @@ def test_reports_and_files_do_not_know_of_the_strategy(strategy, tmp_path):
     np.testing.assert_allclose(
         samples.mean, predict_mc(plain, inputs, 3, seed=1).mean, rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("wish", WISHES, ids=lambda wish: next(iter(wish)))
+def test_a_wish_comes_true_on_all_replicas(strategy, wish):
+    with strategy.scope():
+        model = make(dense, posteriors.SparseVD())
+    train_to(wish, model)
+    for variable in model.weights:
+        one, other = strategy.experimental_local_results(variable.value)
+        np.testing.assert_array_equal(one, other)
 
 
 def test_what_the_page_says(strategy, monkeypatch):

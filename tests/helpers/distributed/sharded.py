@@ -19,6 +19,7 @@ from keras_vd import (
 )
 from tests.helpers.distributed.steps import (
     KL_WEIGHT,
+    WISHES,
     assert_close,
     data,
     dense,
@@ -27,6 +28,7 @@ from tests.helpers.distributed.steps import (
     recurrent,
     run_documented,
     step,
+    train_to,
     values,
 )
 
@@ -145,6 +147,18 @@ def test_reports_and_files_do_not_know_of_the_distribution(tmp_path):
     np.testing.assert_allclose(
         plain.predict(inputs, verbose=0), expected, rtol=1e-6
     )
+
+
+@pytest.mark.parametrize("distribution", [data_parallel, model_parallel])
+@pytest.mark.parametrize("wish", WISHES, ids=lambda wish: next(iter(wish)))
+def test_a_wish_comes_true_as_on_one_device(wish, distribution):
+    # Oracle: the same run, whose noise is the same, on one device.
+    single = make(dense, posteriors.SparseVD())
+    train_to(wish, single)
+    with distribution().scope():
+        model = make(dense, posteriors.SparseVD())
+        train_to(wish, model)
+    assert_close(values(model), values(single), rtol=1e-2, atol=1e-3)
 
 
 def test_what_the_page_says():

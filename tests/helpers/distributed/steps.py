@@ -8,9 +8,10 @@ import sys
 
 import keras
 import numpy as np
+import pytest
 
 from keras_vd import layers, posteriors, prune, sparsity_report
-from keras_vd.callbacks import KLAnnealing
+from keras_vd.callbacks import KLAnnealing, KLTarget
 from tests.helpers.arrays import to_float64
 from tests.helpers.models import (
     REPOSITORY,
@@ -82,6 +83,34 @@ def step(model):
         inputs, labels, batch_size=EXAMPLES, shuffle=False, verbose=0
     )
     return history.history["loss"][0]
+
+
+# What `KLTarget` is asked for, of the model that `dense` builds.
+WISHES = ({"nonzero_ratio": 3.0}, {"n_active": 11}, {"budget": 0.5})
+
+
+def train_to(wish, model):
+    """Train with `KLTarget`, and see to it that the wish came true."""
+    inputs, labels = data(model)
+    history = model.fit(
+        inputs,
+        labels,
+        batch_size=EXAMPLES // 2,
+        epochs=10,
+        shuffle=False,
+        verbose=0,
+        validation_data=(inputs, labels),
+        callbacks=[KLTarget(EXAMPLES, verbose=0, **wish)],
+    ).history
+    report = sparsity_report(model)
+    if "budget" in wish:
+        loss = model.evaluate(inputs, labels, EXAMPLES, verbose=0)
+        assert loss <= history["target"][-1]
+    elif "n_active" in wish:
+        assert sum(report.n_active) == wish["n_active"]
+    else:
+        found = report.nonzero_ratio
+        assert found == pytest.approx(wish["nonzero_ratio"], rel=0.05)
 
 
 def values(model):
