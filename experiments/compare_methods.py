@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -150,6 +151,17 @@ class Comparison:
             self.kept_by_sparse_vd = count_nonzero(final)
         return final
 
+    def kernels_at_first(self) -> list[keras.Variable]:
+        """Kernels of the network that nothing has been removed from."""
+        plain = mnist_models.build(
+            self.network,
+            "none",
+            self.images.x_train.shape[1:],
+            self.images.classes,
+            self.recipe("none"),
+        )
+        return pruning_baselines.kernels(plain)
+
     def accuracy(self, model: keras.Model) -> float:
         logits = mnist_training.predict(model, self.images)
         return 100.0 - mnist_training.error_percent(logits, self.images.y_test)
@@ -196,6 +208,10 @@ def measure(
     shrunk = common.shrink(
         final, images.x_test, folder / "shrunk.keras", results
     )
+    # `final` may have been shrunk while it was trained.
+    whole = [kernel.shape for kernel in comparison.kernels_at_first()]
+    units = [shape[-2] for shape in whole]
+    weights = sum(map(math.prod, whole))
     arrays = [
         keras.ops.convert_to_numpy(kernel)
         for kernel in pruning_baselines.kernels(final)
@@ -205,10 +221,8 @@ def measure(
         np.moveaxis(array, -2, 0).reshape(array.shape[-2], -1)
         for array in arrays
     ]
-    units = [len(array) for array in rows]
     active = [int(np.sum(np.any(array != 0, axis=1))) for array in rows]
     active = results.setdefault("n_active", active)
-    weights = sum(array.size for array in arrays)
     left = count_nonzero(shrunk)
     results.update(
         accuracy=comparison.accuracy(final),

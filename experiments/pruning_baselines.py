@@ -48,14 +48,15 @@ def sensitivity(
     weights = probe.get_weights()
     scores = [np.zeros(kernel.shape) for kernel in kernels(probe)]
     order = np.random.default_rng(0).permutation(len(images.x_train))
-    for chosen in np.array_split(order, SENSITIVITY_BATCHES):
+    batches = min(SENSITIVITY_BATCHES, len(order))
+    for chosen in np.array_split(order, batches):
         old = [keras.ops.convert_to_numpy(x) for x in kernels(probe)]
         probe.train_on_batch(images.x_train[chosen], images.y_train[chosen])
         for score, kernel, start in zip(
             scores, kernels(probe), old, strict=True
         ):
             gradient = start - keras.ops.convert_to_numpy(kernel)
-            score += np.abs(start * gradient) / SENSITIVITY_BATCHES
+            score += np.abs(start * gradient) / batches
         probe.set_weights(weights)
     return scores
 

@@ -212,13 +212,25 @@ HARD_CONCRETE_MLP = dataclasses.replace(
     LOG_NORMAL_MLP, gate_factor=10.0, kl_scales=(60.0, 120.0, 60.0)
 )
 
+PLAIN_LENET_5 = Recipe(
+    epochs=40, batch_size=200, plain_learning_rate=2e-3, shift=1
+)
+PRUNED_LENET_5 = dataclasses.replace(
+    PLAIN_LENET_5, pretrain_epochs=8, finetune_learning_rate=2e-3
+)
+# A network of so few channels learns slowly, and cheaply.
 LOG_NORMAL_LENET_5 = dataclasses.replace(
     LOG_NORMAL_MLP,
     pretrain_epochs=8,
-    finetune_epochs=12,
+    epochs=40,
+    finetune_epochs=80,
     batch_size=200,
     plain_learning_rate=2e-3,
-    kl_scales=(300.0, 100.0, 12.0, 12.0),
+    kl_scales=(900.0, 95.0, 8.0, 8.0),
+    shrink_every=5,
+)
+HARD_CONCRETE_LENET_5 = dataclasses.replace(
+    LOG_NORMAL_LENET_5, gate_factor=10.0, kl_scales=(2000.0, 500.0, 60.0, 60.0)
 )
 
 RECIPES: dict[tuple[str, str], Recipe] = {
@@ -236,7 +248,14 @@ RECIPES: dict[tuple[str, str], Recipe] = {
     ("lenet-300-100", "ard"): SPARSE_LENET_300_100,
     ("mlp", "sparse_vd"): SPARSE_MLP,
     ("mlp", "ard"): SPARSE_MLP,
+    **{
+        ("lenet-5", method): PLAIN_LENET_5
+        for method in ("none", "dropout", "gaussian_dropout")
+    },
+    ("lenet-5", "magnitude"): PRUNED_LENET_5,
+    ("lenet-5", "sensitivity"): PRUNED_LENET_5,
     ("lenet-5", "log_normal"): LOG_NORMAL_LENET_5,
+    ("lenet-5", "hard_concrete"): HARD_CONCRETE_LENET_5,
     ("lenet-5", "sparse_vd"): SPARSE_LENET_5,
     ("lenet-5", "ard"): SPARSE_LENET_5,
 }

@@ -1,5 +1,6 @@
 """The comparison of methods, shrunk to seconds."""
 
+import dataclasses
 import json
 import subprocess
 
@@ -161,6 +162,57 @@ def test_dependent_gates_count_what_is_on_for_an_image(images):
     figures = compare_methods.gate_figures(model, images)
     assert figures["n_active"] == [64, 500, 300]
     assert figures["active_per_example"] == [16.0, 125.0, 75.0]
+
+
+def test_what_training_has_removed_counts_as_removed(images, tmp_path):
+    """Oracle: a network that lost all but 12 and 4 units, counted by hand."""
+    arguments = compare_methods.parse_arguments(["--dataset", "digits"])
+    comparison = compare_methods.Comparison(arguments, images, seed=0)
+    keras.utils.set_random_seed(1)
+    final = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            keras.layers.Flatten(),
+            keras.layers.Dense(12, activation="relu"),
+            keras.layers.Dense(4, activation="relu"),
+            keras.layers.Dense(10),
+        ]
+    )
+    results = {}
+    compare_methods.measure(final, comparison, results, tmp_path)
+    assert results["units"] == [64, 500, 300]
+    assert results["n_active"] == [64, 12, 4]
+    assert results["weights"] == 64 * 500 + 500 * 300 + 300 * 10
+    left = 64 * 12 + 12 * 4 + 4 * 10
+    assert results["nonzero_ratio"] == results["weights"] / left
+
+
+@pytest.mark.integration
+def test_lenet_5_has_a_row_for_each_method(images, tmp_path, monkeypatch):
+    """Oracle: sizes of LeNet-5's kernels for images of 16x16, by hand."""
+    double = np.ones((1, 2, 2, 1))
+    large = dataclasses.replace(
+        images,
+        x_train=np.kron(images.x_train, double).astype("float32"),
+        x_test=np.kron(images.x_test, double).astype("float32"),
+    )
+    monkeypatch.setattr(mnist_data, "load", lambda *_: large)
+    methods = [
+        name
+        for network, name in mnist_recipes.RECIPES
+        if network == "lenet-5" and name != "none"
+    ]
+    options = ["--network", "lenet-5", "--limit", "32", "--epochs", "1"]
+    compare_methods.main(
+        compare_methods.parse_arguments(
+            [*options, "--out", str(tmp_path), "--methods", *methods]
+        )
+    )
+    for method in methods:
+        file = tmp_path / "seed0" / method / "results.json"
+        run = json.loads(file.read_text())
+        assert run["units"] == [1, 20, 50, 500]
+        assert run["weights"] == 25 * (20 + 20 * 50) + 50 * 500 + 500 * 10
 
 
 def test_table_averages_seeds():
