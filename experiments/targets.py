@@ -36,7 +36,10 @@ HEADER = (
 NETWORKS = {
     "digits": ("mnist", "--dataset", "digits", "--holdout", "300"),
     "mnist": ("mnist", "--holdout", "5000"),
-    "cnn": ("mnist", "--model", "lenet-5", "--holdout", "5000"),
+    "cnn": (
+        *("mnist", "--model", "lenet-5", "--method", "log_normal"),
+        *("--holdout", "5000"),
+    ),
     "lstm": ("imdb",),
     "transformer": (
         *("conversion.transformer", "--holdout", "--no-deploy"),

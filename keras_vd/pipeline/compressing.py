@@ -109,7 +109,8 @@ def compress(
             a data set that has an end and can be read several times.
         y: Labels, if `x` is arrays.
         validation_data: As `fit` takes it. By default a share of arrays is
-            held out, chosen at random by `seed`.
+            held out, chosen at random by `seed`. If `model` was trained on
+            them, its metric says too much: then pass others.
         epochs: Int >= 4: of all trainings together, of which the first has 15%
             and the last 10%. By default as many as have 8,000 steps in
             all, but 20 at least and 250 at most: the fewer examples, the more
