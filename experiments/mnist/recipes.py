@@ -222,11 +222,10 @@ PRUNED_LENET_5 = dataclasses.replace(
 LOG_NORMAL_LENET_5 = dataclasses.replace(
     LOG_NORMAL_MLP,
     pretrain_epochs=8,
-    epochs=40,
     finetune_epochs=80,
     batch_size=200,
     plain_learning_rate=2e-3,
-    kl_scales=(900.0, 95.0, 8.0, 8.0),
+    kl_scales=(600.0, 100.0, 8.0, 8.0),
     shrink_every=5,
 )
 HARD_CONCRETE_LENET_5 = dataclasses.replace(
