@@ -347,6 +347,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         accuracies["trained"] = accuracy_percent(
             predict(final, texts.x_test), texts.y_test
         )
+    texts = trained.texts  # with the ids of the words that are left
+    results["held_out_accuracy_percent"] = accuracy_percent(
+        predict(trained.model, texts.x_valid), texts.y_valid
+    )
     results["history"] = trained.history
     results["seconds"] = time.perf_counter() - start
     final = models.with_probabilities(final)

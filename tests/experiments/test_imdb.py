@@ -221,6 +221,10 @@ def test_a_run_leaves_models_and_words(
     )
     written = json.loads((out / "results.json").read_text())
     assert written["accuracy_percent"] == results["accuracy_percent"]
+    # Oracle: the accuracy that Keras logged in the last epoch.
+    assert written["held_out_accuracy_percent"] == pytest.approx(
+        100.0 * written["history"][-1]["val_accuracy"]
+    )
     lines = (out / "words.txt").read_text().splitlines()
     words = [line.split()[1] for line in lines]
     assert len(words) == results["sparsity"]["kept"]["words"][0]

@@ -68,6 +68,7 @@ def test_figures_of_every_experiment():
     shrunk = {"kept_parameters": 8, "kept_macs": None}
     texts = {
         "accuracy_percent": {"trained": 80.0, "pruned": 79.0},
+        "held_out_accuracy_percent": 78.5,
         "sparsity": {
             "ratio": 9.0,
             "n_active": [3, 2],
@@ -101,9 +102,37 @@ def test_figures_of_every_experiment():
         "accuracy": 89.0,
     }
     assert targets.lost_points(None, stages, 0, None) == 1.0
+    assert targets.held_out_accuracy(stages) == 89.0
+    assert targets.held_out_accuracy(texts) == 78.5
     logs = [{"target": 0.5}, {"target": 0.25}]
     assert targets.last_of({"history": logs}, "target") == 0.25
     assert targets.last_of({"history": {"target": [1, 2]}}, "target") == 2.0
+
+
+@pytest.mark.parametrize(
+    ("recipe", "plain"),
+    [
+        (
+            {"held_out_accuracy_percent": 78.5},
+            {"held_out_accuracy_percent": 80.0},
+        ),
+        (
+            {
+                "errors_percent": {"pruned": 21.5},
+                "sparsity": {"nonzero_ratio": 3.0},
+                "shrunk": {"kept_parameters": 8, "kept_macs": 7},
+            },
+            {"errors_percent": {"trained": 20.0}},
+        ),
+    ],
+    ids=["texts", "images"],
+)
+def test_a_budget_is_what_the_recipe_lost(recipe, plain, tmp_path):
+    """Oracle: a subtraction."""
+    (tmp_path / "plain").mkdir()
+    file = tmp_path / "plain" / "results.json"
+    file.write_text(json.dumps(plain))
+    assert targets.lost_points(None, recipe, 0, tmp_path) == 1.5
 
 
 def test_seeds_are_averaged_and_the_largest_miss_is_told():
