@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+from keras import ops
 
 
 class LearningRates(keras.callbacks.Callback):
@@ -28,6 +29,29 @@ class LearningRates(keras.callbacks.Callback):
     ) -> None:
         for optimizer, rate in zip(self.optimizers, self.initial, strict=True):
             optimizer.learning_rate = rate * self.share_at(epoch)
+
+
+class PiecewiseLinear(keras.optimizers.schedules.LearningRateSchedule):
+    """A learning rate that goes linearly from each of some values to the next.
+
+    Args:
+        values: The first rate, those that follow, and the last one, which
+            stays.
+        steps: Steps from one to the next.
+    """
+
+    def __init__(self, values: Sequence[float], steps: int) -> None:
+        self.values, self.steps = list(values), steps
+
+    def __call__(self, step: Any) -> Any:
+        last = len(self.values) - 1
+        place = ops.minimum(ops.cast(step, "float32") / self.steps, last)
+        places = ops.arange(last + 1, dtype="float32")
+        nearness = ops.maximum(1.0 - ops.abs(place - places), 0.0)
+        return ops.sum(nearness * ops.convert_to_tensor(self.values))
+
+    def get_config(self) -> dict[str, Any]:
+        return {"values": self.values, "steps": self.steps}
 
 
 def make_optimizer(

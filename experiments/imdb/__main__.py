@@ -28,6 +28,7 @@ import numpy as np
 import keras_vd
 from experiments import common, wishes
 from experiments.imdb import data, export, models, recipes, tables
+from experiments.rates import PiecewiseLinear
 from keras_vd.posteriors.sharing import SHARES
 
 
@@ -153,22 +154,16 @@ class Run:
     def _fit(self, stage: recipes.Stage, start: int, end: int) -> None:
         """Epochs `start` to `end` of a stage, with a new optimizer."""
 
-        def at(pair: tuple[float, float], epoch: float) -> float:
-            return pair[0] + (pair[1] - pair[0]) * epoch / stage.epochs
-
         def kl_weight(epoch: int) -> float:
-            return at(stage.kl_weight, epoch)
+            return stage.at(stage.kl_weight, epoch)
 
         x, y = self.texts.x_train, self.texts.y_train
+        rates = [
+            stage.at(stage.learning_rate, epoch)
+            for epoch in range(start, end + 1)
+        ]
         steps = -(-len(x) // self.batch_size)
-        compile_model(
-            self.model,
-            keras.optimizers.schedules.PolynomialDecay(
-                at(stage.learning_rate, start),
-                (end - start) * steps,
-                at(stage.learning_rate, end),
-            ),
-        )
+        compile_model(self.model, PiecewiseLinear(rates, steps))
         callbacks: list[keras.callbacks.Callback] = []
         if self.network.method in models.SPARSE and self.wish:
             callbacks.append(keras_vd.callbacks.KLTarget(len(x), **self.wish))

@@ -5,10 +5,15 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """Epochs of one kind. Pairs are values at the start and at the end.
+    """Epochs of one kind.
+
+    Values are those at the start, at the end and, if there are more, between,
+    at equal distances; they change linearly from each to the next.
 
     Attributes:
         epochs: Number of epochs.
@@ -20,11 +25,16 @@ class Stage:
     """
 
     epochs: int
-    learning_rate: tuple[float, float]
-    kl_weight: tuple[float, float] = (1.0, 1.0)
+    learning_rate: tuple[float, ...]
+    kl_weight: tuple[float, ...] = (1.0, 1.0)
     length: int | None = None
     structure_scale: float = 1.0
     shrink_every: int = 0
+
+    def at(self, values: tuple[float, ...], epoch: float) -> float:
+        """Read values of the stage where an epoch of it begins."""
+        places = np.linspace(0.0, self.epochs, len(values))
+        return float(np.interp(epoch, places, values))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +67,17 @@ class Recipe:
 
     def for_wish(self, wish: dict[str, Any]) -> Recipe:
         """The recipe with a single variational stage, as `KLTarget` needs."""
-        first, last = self.variational[0], self.variational[-1]
+        last = self.variational[-1]
+        rates = [
+            stage.at(stage.learning_rate, epoch)
+            for stage in self.variational
+            for epoch in range(stage.epochs)
+        ]
         stage = Stage(
-            sum(stage.epochs for stage in self.variational),
-            (first.learning_rate[0], last.learning_rate[1]),
+            len(rates),
+            (*rates, last.learning_rate[-1]),
             length=last.length,
+            structure_scale=last.structure_scale,
         )
         return dataclasses.replace(self, variational=(stage,), wish=wish)
 

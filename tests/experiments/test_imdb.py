@@ -15,6 +15,7 @@ from tests.helpers.models import run_python
 pytest.importorskip("tensorflow")
 from experiments.imdb import __main__ as imdb
 from experiments.imdb import data, models, recipes, summary, tables
+from experiments.rates import PiecewiseLinear
 
 IS_TORCH = keras.backend.backend() == "torch"
 NETWORK = models.Network("lstm", "sparse_vd", 12, 4, 5)
@@ -410,3 +411,30 @@ def test_the_kept_words_are_those_that_matter(tmp_path):
     assert {w for w in effects if effects[w] > 0} == set(data.GOOD)
     assert {w for w in effects if effects[w] < 0} == set(data.BAD)
     assert results["accuracy_percent"]["exported"] > 99.0
+
+
+def test_a_wish_has_the_learning_rates_of_the_recipe():
+    """Oracle: the rates of both stages, one after the other, by NumPy."""
+    recipe = recipes.RECIPES["quick"].for_wish({"nonzero_ratio": 9.0})
+    (stage,) = recipe.variational
+    assert stage.epochs == 12
+    rates = [stage.at(stage.learning_rate, x) for x in np.arange(13.0)]
+    expected = np.interp(np.arange(13), [0, 4, 12], [3e-3, 3e-3, 0.0])
+    np.testing.assert_allclose(rates, expected, atol=1e-12)
+    schedule = PiecewiseLinear(rates, steps=10)
+    steps = np.arange(150)
+    np.testing.assert_allclose(
+        [float(schedule(step)) for step in steps],
+        np.interp(steps / 10, np.arange(13), expected),
+        atol=1e-9,
+    )
+
+
+def test_a_stage_of_two_values_is_linear():
+    """Oracle: Keras' own linear schedule."""
+    linear = keras.optimizers.schedules.PolynomialDecay(3e-3, 40, 1e-3)
+    stage = recipes.Stage(4, (3e-3, 1e-3))
+    rates = [stage.at(stage.learning_rate, epoch) for epoch in range(5)]
+    ours = PiecewiseLinear(rates, steps=10)
+    for step in range(0, 60, 7):
+        assert float(ours(step)) == pytest.approx(float(linear(step)))
