@@ -111,8 +111,10 @@ def train_variational(
     annealing = recipe.annealing(len(images.x_train))
     whole = keras_vd.sparsity_report(model)
     callbacks = [annealing]
-    # A budget goes back to weights from before.
-    if recipe.shrink_every and "budget" not in recipe.wish:
+    # A budget goes back to weights from before, and other sizes count what
+    # nothing reads.
+    is_of_shrunk = recipe.wish.keys() <= {"parameters", "macs"}
+    if recipe.shrink_every and is_of_shrunk:
         start_epoch = 0
         if isinstance(annealing, keras_vd.callbacks.KLTarget):
             start_epoch = annealing.cut_epoch(recipe.epochs)

@@ -268,6 +268,34 @@ def test_a_shorter_run_warms_up_in_the_same_share_of_it():
     assert [share(epoch) for epoch in range(10)] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("wish", "shrinks"),
+    [
+        ({}, True),
+        ({"parameters": 0.5}, True),
+        ({"macs": 0.5}, True),
+        ({"nonzero_ratio": 2.0}, False),
+        ({"n_active": 0.5}, False),
+        ({"budget": 0.1}, False),
+    ],
+)
+def test_only_wishes_about_the_shrunk_model_shrink_it(
+    wish, shrinks, npz, monkeypatch
+):
+    # Oracle: what `KLTarget` says it counts.
+    given = []
+    monkeypatch.setattr(training, "fit", lambda *args: given.extend(args[-1]))
+    training.train_variational(
+        "mlp",
+        data.load("digits", npz()),
+        recipes.Recipe(shrink_every=2, wish=wish),
+        "sparse_vd",
+        None,
+    )
+    kinds = [type(callback).__name__ for callback in given]
+    assert ("ShrinkWhileTraining" in kinds) == shrinks
+
+
 def test_kl_schedule_of_a_recipe():
     # Oracle: by hand. Warm-up over 4 of 10 epochs, none in the last 20%.
     recipe = recipes.Recipe(epochs=10, warmup_epochs=4, free_share=0.2)
