@@ -83,6 +83,16 @@ def train_plain(
     return model
 
 
+def shrinks_while_training(recipe: recipes.Recipe, method: str) -> bool:
+    """Tell whether a network loses what is dead while it is trained."""
+    # A budget goes back to weights from before.
+    if not recipe.shrink_every or "budget" in recipe.wish:
+        return False
+    # Gates of dead channels count for the other wishes.
+    is_of_shrunk = recipe.wish.keys() <= {"parameters", "macs"}
+    return is_of_shrunk or method not in models.GATES
+
+
 def train_variational(
     network: str,
     images: Images,
@@ -111,10 +121,7 @@ def train_variational(
     annealing = recipe.annealing(len(images.x_train))
     whole = keras_vd.sparsity_report(model)
     callbacks = [annealing]
-    # A budget goes back to weights from before, and other sizes count what
-    # nothing reads.
-    is_of_shrunk = recipe.wish.keys() <= {"parameters", "macs"}
-    if recipe.shrink_every and is_of_shrunk:
+    if shrinks_while_training(recipe, method):
         start_epoch = 0
         if isinstance(annealing, keras_vd.callbacks.KLTarget):
             start_epoch = annealing.cut_epoch(recipe.epochs)
