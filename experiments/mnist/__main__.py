@@ -58,13 +58,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--threshold", type=float, help="default: the recipe's")
     add("--share", choices=SHARES, help="default: the recipe's")
     add("--shrink-every", type=int, help="default: the recipe's")
+    add("--more-bits", type=int, help="than the posterior asks for")
     add("--seed", type=int, default=0)
     common.add_image_options(parser)
     add("--out", type=Path, help="default: runs/MODEL-METHOD-DATA-seedSEED")
     parsed = parser.parse_args(arguments)
     minima = dict.fromkeys(("epochs", "batch_size", "limit", "holdout"), 1)
     minima |= dict.fromkeys(("pretrain_epochs", "finetune_epochs"), 0)
-    minima |= {"shift": 0, "seed": 0, "shrink_every": 0}
+    minima |= {"shift": 0, "seed": 0, "shrink_every": 0, "more_bits": 0}
     common.check_minima(parsed, minima)
     wishes.check(parsed, bool(parsed.holdout))
     sparse = models.SPARSE
@@ -75,6 +76,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         ("finetune_epochs", (*sparse, *models.GATES)),
         ("threshold", sparse),
         ("share", sparse),
+        ("more_bits", models.WEIGHTS),
     ):
         if getattr(parsed, name) is not None and parsed.method not in methods:
             option = "--" + name.replace("_", "-")
@@ -237,6 +239,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     shrunk = common.shrink(final, images.x_test, out / "shrunk.keras", results)
     results["shrunk"] |= results.pop("whole", {})
     bits = results.pop("bit_widths", 8)
+    if isinstance(bits, dict):
+        # Fine-tuned weights have left the middle of their posterior.
+        more = arguments.more_bits or 0
+        bits = {name: x + more for name, x in bits.items()}
     archived = common.archive(shrunk, out / "small.kvd", bits, results)
     if archived is not None:
         errors["archived"] = error_percent(

@@ -23,7 +23,8 @@ GATES = {
     "hard_concrete": keras_vd.layers.HardConcreteDropout,
 }
 GATE_NAME = "gate"
-VARIATIONAL = (*SPARSE, "vd", "gaussian", *GATES)
+WEIGHTS = (*SPARSE, "vd", "gaussian")
+VARIATIONAL = (*WEIGHTS, *GATES)
 METHODS = ("none", "dropout", "gaussian_dropout", *VARIATIONAL)
 
 HIDDEN_UNITS = {"mlp": (500, 300), "lenet-300-100": (300, 100)}

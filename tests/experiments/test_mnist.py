@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 
+import keras_vd
 from experiments import common
 from experiments.mnist import __main__ as mnist
 from experiments.mnist import data, models, recipes, summary, training
@@ -44,6 +45,7 @@ def test_every_method_runs_on_digits(method, tmp_path):
         *("--epochs", 2, "--out", tmp_path / "out"),
         *(("--pretrain-epochs", 1) if method in models.GATES else ()),
         *(("--finetune-epochs", 1) if is_fine_tuned else ()),
+        *(("--more-bits", 2) if method in models.WEIGHTS else ()),
     )
     # Oracle: what is on disk is what was returned, and loads again.
     written = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -57,9 +59,12 @@ def test_every_method_runs_on_digits(method, tmp_path):
     assert error == pytest.approx(results["errors_percent"][stage])
     pictures = {file.name for file in (tmp_path / "out").glob("*.png")}
     expected = {"training.png"} if is_variational else set()
-    if is_variational and method not in models.GATES:
+    if method in models.WEIGHTS:
         expected |= {"log_alpha.png", "kept_weights.png"}
     assert pictures == expected
+    if method in models.WEIGHTS:
+        bits = keras_vd.bit_widths(model)
+        assert results["archive_bits"] == {k: v + 2 for k, v in bits.items()}
     # Oracle: equal predictions, of a plain model that loads by itself.
     assert results["shrinking_difference"] < 1e-5
     shrunk = keras.models.load_model(tmp_path / "out" / "shrunk.keras")
@@ -136,6 +141,7 @@ def test_the_seed_decides_the_result(tmp_path, monkeypatch):
         (("--method", "none", "--kl-weight", 0.5), "--kl-weight goes with"),
         (("--method", "vd", "--threshold", 1), "--threshold goes with"),
         (("--method", "none", "--macs", 0.5), "--macs goes with"),
+        (("--method", "log_normal", "--more-bits", 1), "--more-bits goes with"),
         (("--macs", 0.5, "--kl-weight", 1), "finds by itself"),
         (("--n-active", -1), "`n_active` must be"),
         (("--budget", 1), "give --holdout"),
