@@ -229,7 +229,7 @@ LOG_NORMAL_LENET_5 = dataclasses.replace(
     shrink_every=5,
 )
 HARD_CONCRETE_LENET_5 = dataclasses.replace(
-    LOG_NORMAL_LENET_5, gate_factor=10.0, kl_scales=(2000.0, 500.0, 60.0, 60.0)
+    LOG_NORMAL_LENET_5, gate_factor=10.0, kl_scales=(4000.0, 700.0, 60.0, 60.0)
 )
 
 RECIPES: dict[tuple[str, str], Recipe] = {
