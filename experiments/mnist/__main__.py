@@ -181,9 +181,9 @@ def run_variational(
     plots.plot_training(history).savefig(out / "training.png")
     model.save(out / "model.keras")
     final = keras_vd.to_deterministic(model)
-    if arguments.method in models.GATES and recipe.shrink_every:
-        if not training.shrinks_while_training(recipe, arguments.method):
-            final = keras_vd.shrink(final, verbose=0)
+    is_whole = not training.shrinks_while_training(recipe, arguments.method)
+    if recipe.shrink_every and arguments.method in models.GATES and is_whole:
+        final = keras_vd.shrink(final, verbose=0)
     training.finetune(final, images, recipe)
     if recipe.finetune_epochs:
         errors["fine-tuned"] = error_percent(
