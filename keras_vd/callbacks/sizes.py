@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_vd.callbacks import advice
 from keras_vd.callbacks.ranking import Ranking
 from keras_vd.callbacks.schedules import Schedule
 from keras_vd.callbacks.wishes import TOLERANCE, Wish
@@ -21,6 +22,8 @@ _AIM = 0.8
 # The log of what is left to the ranking, at most: what the KL has not made
 # useless is missed when it goes.
 _REST = 0.25
+# How many times too large a model is that the KL had no time for.
+_SUDDEN = 10.0
 # How fast the log of the KL weight falls ahead of the plan, per wish, and rises
 # behind it, and the most that it rises to. The log of a ratio at the end grows
 # by about 0.7 per log of the weight, so that a network of 100x needs a weight
@@ -108,6 +111,14 @@ class SizeCourse:
             is_cut: Whether it is time to fix it. Later it is only done where a
                 run has begun after that, with another model.
         """
+        if is_cut and self._size > _SUDDEN * self._most:
+            advice.warn(
+                f"the model has {self._describe(self._size)} where what is "
+                f"left is pruned to {self._describe(self._most)}, and much of "
+                "that is in use: the KL has had too few steps. Train for more "
+                "epochs, or with a higher learning rate.",
+                "KLTarget",
+            )
         if is_cut or self._size > self._most:
             ranking = Ranking(self._model, self.wish.is_by_unit)
             self._size = ranking.fix(self._measure, self._most)

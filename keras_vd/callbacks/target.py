@@ -29,7 +29,8 @@ class KLTarget(KLWeightCallback):
     ratio: as much as the wish allows stays, with less noise where it would not
     count otherwise, and all else is pruned for good. What stays is trained on
     without a KL, and its variances are no posterior any more: for uncertainties
-    train on with `KLAnnealing`.
+    train on with `KLAnnealing`. Where less than a tenth of what is left may
+    stay, the KL has had too few steps, and it warns.
     Of each weight, group and gate layer one entry stays at least. For
     `n_active`, `parameters` and `macs` whole input units are ranked, by the
     sum of what their weights say.

@@ -488,9 +488,21 @@ def test_weights_from_before_are_told():
         def on_train_end(self, logs=None):
             self.model.set_weights(self.weights)
 
-    target = KLTarget(EXAMPLES, nonzero_ratio=50.0, verbose=0)
+    target = KLTarget(EXAMPLES, nonzero_ratio=5.0, verbose=0)
     with pytest.warns(UserWarning, match="KLTarget: .*another callback has"):
         fit(network(), target, Restore())
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("ratio", [9.0, 12.0])
+def test_a_kl_without_enough_steps_is_told(ratio, recwarn):
+    # Oracle: at a rate of 0 nothing becomes zero before the cut.
+    fit(network(), KLTarget(EXAMPLES, nonzero_ratio=ratio, verbose=0), rate=0.0)
+    told = [str(x.message) for x in recwarn if "too few steps" in str(x)]
+    assert len(told) == (ratio > 10.0)
+    if told:
+        assert "the model has nonzero_ratio=1.0" in told[0]
+        assert "to nonzero_ratio=12," in told[0]
 
 
 @pytest.mark.integration
