@@ -22,7 +22,7 @@ _AIM = 0.8
 # The log of what is left to the ranking, at most: what the KL has not made
 # useless is missed when it goes.
 _REST = 0.25
-# How many times too large a model is that the KL had no time for.
+# How many times too large a model is for which the KL may have had no time.
 _SUDDEN = 10.0
 # How fast the log of the KL weight falls ahead of the plan, per wish, and rises
 # behind it, and the most that it rises to. The log of a ratio at the end grows
@@ -114,9 +114,10 @@ class SizeCourse:
         if is_cut and self._size > _SUDDEN * self._most:
             advice.warn(
                 f"the model has {self._describe(self._size)} where what is "
-                f"left is pruned to {self._describe(self._most)}, and much of "
-                "that is in use: the KL has had too few steps. Train for more "
-                "epochs, or with a higher learning rate.",
+                f"left is pruned to {self._describe(self._most)}: the KL may "
+                "have had too few steps to make the rest useless. If the model "
+                "is worse from here on, train for more epochs, or with a "
+                "higher learning rate.",
                 "KLTarget",
             )
         if is_cut or self._size > self._most:

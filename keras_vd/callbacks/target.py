@@ -30,7 +30,7 @@ class KLTarget(KLWeightCallback):
     count otherwise, and all else is pruned for good. What stays is trained on
     without a KL, and its variances are no posterior any more: for uncertainties
     train on with `KLAnnealing`. Where less than a tenth of what is left may
-    stay, the KL has had too few steps, and it warns.
+    stay, it warns, as the KL may have had too few steps.
     Of each weight, group and gate layer one entry stays at least. For
     `n_active`, `parameters` and `macs` whole input units are ranked, by the
     sum of what their weights say.

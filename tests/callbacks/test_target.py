@@ -502,7 +502,7 @@ def test_a_kl_without_enough_steps_is_told(ratio, recwarn):
     assert len(told) == (ratio > 10.0)
     if told:
         assert "the model has nonzero_ratio=1.0" in told[0]
-        assert "to nonzero_ratio=12," in told[0]
+        assert "to nonzero_ratio=12:" in told[0]
 
 
 @pytest.mark.integration
