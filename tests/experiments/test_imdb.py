@@ -430,6 +430,14 @@ def test_a_wish_has_the_learning_rates_of_the_recipe():
     )
 
 
+def test_a_wish_has_the_last_kl_of_the_structure():
+    # Oracle: the recipe's last stage.
+    recipe = recipes.RECIPES["weights"]
+    assert recipe.variational[-1].structure_scale == 3.0
+    (stage,) = recipe.for_wish({"nonzero_ratio": 9.0}).variational
+    assert stage.structure_scale == 3.0
+
+
 def test_a_stage_of_two_values_is_linear():
     """Oracle: Keras' own linear schedule."""
     linear = keras.optimizers.schedules.PolynomialDecay(3e-3, 40, 1e-3)

@@ -106,6 +106,7 @@ def train_to(wish, model):
     if "budget" in wish:
         loss = model.evaluate(inputs, labels, EXAMPLES, verbose=0)
         assert loss <= history["target"][-1]
+        assert report.nonzero_ratio > 1.5
     elif "n_active" in wish:
         assert sum(report.n_active) == wish["n_active"]
     else:
